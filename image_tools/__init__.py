@@ -1,0 +1,1 @@
+"""2D image tools, usable alone and as guidance priors."""

@@ -1,0 +1,1 @@
+"""One diffusion prior around VAE, text encoder, denoiser and schedule."""

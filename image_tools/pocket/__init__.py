@@ -1,0 +1,1 @@
+"""The small latent diffusion model that ships with the studio."""

@@ -1,0 +1,1 @@
+"""Differentiable NeRF and mesh renderers."""

@@ -1,0 +1,1 @@
+"""Kernels for the discrete work of rendering, one module per backend."""

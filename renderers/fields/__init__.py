@@ -1,0 +1,1 @@
+"""Implicit scene representations."""

@@ -1,0 +1,1 @@
+"""Scene presets, the procedural toybox and object packs."""

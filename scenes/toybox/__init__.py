@@ -1,0 +1,1 @@
+"""A procedural world of captioned objects with exact ground truth."""

@@ -1,0 +1,1 @@
+"""The application: scene config files in, 3D assets out."""

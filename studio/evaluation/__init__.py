@@ -1,0 +1,1 @@
+"""Judges and metrics with known ground truth."""

@@ -1,0 +1,1 @@
+"""From a trained scene to GLB, OBJ and PLY files."""
