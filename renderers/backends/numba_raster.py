@@ -1,0 +1,346 @@
+"""Rasterisation kernels for the CPU: visibility, perspective-correct weights, interpolation.
+
+A z-buffer over bands of rows: each band belongs to one thread, visits the faces in order and
+keeps the nearest, so the picture does not depend on the number of threads. Backward passes that
+scatter to vertices write to one private buffer per band, with the number of bands given by the
+shapes alone, and add the buffers up in order: gradients are bit-identical from run to run.
+
+The arithmetic follows ``torch_raster`` operation by operation (no fused multiply-add), so both
+give the same triangle ids and depths bit for bit. Callers hold no lock; this module does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numba import njit, prange
+from torch import Tensor
+
+from renderers.backends.numba_runtime import KERNEL_LOCK
+
+__all__ = ["interpolate", "rasterize"]
+
+F32 = np.float32
+ZERO, HALF, ONE, TWO = F32(0.0), F32(0.5), F32(1.0), F32(2.0)
+MIN_W = F32(1e-6)  # the same as torch_raster.MIN_W
+TINY = F32(1e-12)  # the same as torch_raster.TINY
+ROWS_PER_BAND = 8
+MAX_BANDS = 32
+PIXELS_PER_BUFFER = 32768
+MAX_BUFFERS = 8
+
+_KERNEL = {
+    "parallel": True,
+    "fastmath": False,
+    "cache": True,
+    "error_model": "numpy",
+    "boundscheck": False,
+}
+
+
+@njit(**_KERNEL)
+def _project_faces(pos, tri, height, width, screen, box):
+    """Write screen x, y (pixels) and z/w of the corners, and the covered pixel centres' box."""
+    n_views, n_faces = screen.shape[0], screen.shape[1]
+    for i in prange(n_views * n_faces):
+        b, f = i // n_faces, i % n_faces
+        visible = True
+        x0, x1, y0, y1 = F32(1e30), F32(-1e30), F32(1e30), F32(-1e30)
+        for k in range(3):
+            v = tri[f, k]
+            w = pos[b, v, 3]
+            if not w > MIN_W:  # also true for NaN
+                visible = False
+                continue
+            x = (pos[b, v, 0] / w * HALF + HALF) * F32(width)
+            y = (pos[b, v, 1] / w * HALF + HALF) * F32(height)
+            z = pos[b, v, 2] / w
+            if not np.isfinite(x + y + z):
+                visible = False
+            screen[b, f, 3 * k] = x
+            screen[b, f, 3 * k + 1] = y
+            screen[b, f, 3 * k + 2] = z
+            x0, x1, y0, y1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y)
+        box[b, f, 0], box[b, f, 1], box[b, f, 2], box[b, f, 3] = 1, 0, 1, 0
+        if visible:
+            # Clamped as floats: a corner far outside must not overflow the integer.
+            box[b, f, 0] = int(min(max(np.ceil(x0 - HALF), ZERO), F32(width)))
+            box[b, f, 1] = int(max(min(np.floor(x1 - HALF), F32(width - 1)), -ONE))
+            box[b, f, 2] = int(min(max(np.ceil(y0 - HALF), ZERO), F32(height)))
+            box[b, f, 3] = int(max(min(np.floor(y1 - HALF), F32(height - 1)), -ONE))
+
+
+@njit(**_KERNEL)
+def _fill_bands(screen, box, n_bands, tri_id, zw):
+    """Z-buffer: nearest face of each pixel centre; of equal depths the lowest face wins."""
+    n_views, n_faces = screen.shape[0], screen.shape[1]
+    height, width = zw.shape[1], zw.shape[2]
+    rows = (height + n_bands - 1) // n_bands
+    for i in prange(n_views * n_bands):
+        b, first = i // n_bands, (i % n_bands) * rows
+        last = min(height, first + rows) - 1
+        for y in range(first, last + 1):
+            for x in range(width):
+                tri_id[b, y, x] = 0
+                zw[b, y, x] = ONE
+        for f in range(n_faces):
+            top, bottom = max(box[b, f, 2], first), min(box[b, f, 3], last)
+            left, right = box[b, f, 0], box[b, f, 1]
+            if top > bottom or left > right:
+                continue
+            ax, ay, az = screen[b, f, 0], screen[b, f, 1], screen[b, f, 2]
+            bx, by, bz = screen[b, f, 3], screen[b, f, 4], screen[b, f, 5]
+            cx, cy, cz = screen[b, f, 6], screen[b, f, 7], screen[b, f, 8]
+            area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+            if area == ZERO:
+                continue
+            sign = ONE if area > ZERO else -ONE
+            for y in range(top, bottom + 1):
+                py = F32(y) + HALF
+                for x in range(left, right + 1):
+                    px = F32(x) + HALF
+                    # Unnormalised edge functions are exact negations of the neighbour's across
+                    # a shared edge, so no pixel centre falls between two faces.
+                    e0 = ((bx - px) * (cy - py) - (by - py) * (cx - px)) * sign
+                    e1 = ((cx - px) * (ay - py) - (cy - py) * (ax - px)) * sign
+                    e2 = ((ax - px) * (by - py) - (ay - py) * (bx - px)) * sign
+                    if e0 >= ZERO and e1 >= ZERO and e2 >= ZERO:
+                        total = e0 + e1 + e2
+                        if total > ZERO:
+                            z = (e0 * az + e1 * bz + e2 * cz) / total
+                            if z < zw[b, y, x] and z >= -ONE:
+                                zw[b, y, x] = z
+                                tri_id[b, y, x] = f + 1
+
+
+@njit(inline="always", error_model="numpy")
+def _edge_functions(pos, b, i0, i1, i2, px, py):
+    """Clip-space edge functions of the pixel with ndc centre (px, py), and the vectors they use."""
+    ax, ay = pos[b, i0, 0] - px * pos[b, i0, 3], pos[b, i0, 1] - py * pos[b, i0, 3]
+    bx, by = pos[b, i1, 0] - px * pos[b, i1, 3], pos[b, i1, 1] - py * pos[b, i1, 3]
+    cx, cy = pos[b, i2, 0] - px * pos[b, i2, 3], pos[b, i2, 1] - py * pos[b, i2, 3]
+    e0, e1, e2 = bx * cy - by * cx, cx * ay - cy * ax, ax * by - ay * bx
+    total = e0 + e1 + e2
+    inverse = ONE / total if total != ZERO else ZERO
+    return e0 * inverse, e1 * inverse, e2 * inverse, inverse, ax, ay, bx, by, cx, cy
+
+
+@njit(inline="always", error_model="numpy")
+def _clamp01(value):
+    return min(max(value, ZERO), ONE) + TINY
+
+
+@njit(**_KERNEL)
+def _weights_forward(pos, tri, tri_id, bary):
+    n_views, height, width = tri_id.shape
+    for i in prange(n_views * height):
+        b, y = i // height, i % height
+        py = (F32(y) + HALF) * (TWO / F32(height)) - ONE
+        for x in range(width):
+            f = tri_id[b, y, x] - 1
+            bary[b, y, x, 0] = ZERO
+            bary[b, y, x, 1] = ZERO
+            if f < 0:
+                continue
+            px = (F32(x) + HALF) * (TWO / F32(width)) - ONE
+            edge = _edge_functions(pos, b, tri[f, 0], tri[f, 1], tri[f, 2], px, py)
+            c0, c1, c2 = _clamp01(edge[0]), _clamp01(edge[1]), _clamp01(edge[2])
+            total = c0 + c1 + c2
+            bary[b, y, x, 0] = c0 / total
+            bary[b, y, x, 1] = c1 / total
+
+
+@njit(**_KERNEL)
+def _weights_backward(pos, tri, tri_id, grad, n_buffers, grad_pos):
+    n_views, height, width = tri_id.shape
+    rows = (height + n_buffers - 1) // n_buffers
+    for i in prange(n_views * n_buffers):
+        b, k = i // n_buffers, i % n_buffers
+        for y in range(k * rows, min(height, (k + 1) * rows)):
+            py = (F32(y) + HALF) * (TWO / F32(height)) - ONE
+            for x in range(width):
+                f = tri_id[b, y, x] - 1
+                if f < 0:
+                    continue
+                px = (F32(x) + HALF) * (TWO / F32(width)) - ONE
+                i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+                edge = _edge_functions(pos, b, i0, i1, i2, px, py)
+                u0, u1, u2, inverse, ax, ay, bx, by, cx, cy = edge
+                c0, c1, c2 = _clamp01(u0), _clamp01(u1), _clamp01(u2)
+                total = c0 + c1 + c2
+                # Back through the renormalisation, the clamp, and the division by the sum.
+                g0, g1 = grad[b, y, x, 0], grad[b, y, x, 1]
+                mean = (g0 * c0 + g1 * c1) / total
+                d0 = (g0 - mean) / total if ZERO <= u0 <= ONE else ZERO
+                d1 = (g1 - mean) / total if ZERO <= u1 <= ONE else ZERO
+                d2 = -mean / total if ZERO <= u2 <= ONE else ZERO
+                mean = d0 * u0 + d1 * u1 + d2 * u2
+                d0, d1, d2 = (d0 - mean) * inverse, (d1 - mean) * inverse, (d2 - mean) * inverse
+                gx, gy = d2 * by - d1 * cy, d1 * cx - d2 * bx
+                grad_pos[b, k, i0, 0] += gx
+                grad_pos[b, k, i0, 1] += gy
+                grad_pos[b, k, i0, 3] -= px * gx + py * gy
+                gx, gy = d0 * cy - d2 * ay, d2 * ax - d0 * cx
+                grad_pos[b, k, i1, 0] += gx
+                grad_pos[b, k, i1, 1] += gy
+                grad_pos[b, k, i1, 3] -= px * gx + py * gy
+                gx, gy = d1 * ay - d0 * by, d0 * bx - d1 * ax
+                grad_pos[b, k, i2, 0] += gx
+                grad_pos[b, k, i2, 1] += gy
+                grad_pos[b, k, i2, 3] -= px * gx + py * gy
+
+
+@njit(**_KERNEL)
+def _interpolate_forward(attr, tri, tri_id, bary, out):
+    n_views, height, width = tri_id.shape
+    n_channels = attr.shape[2]
+    shared = attr.shape[0] == 1
+    for i in prange(n_views * height):
+        b, y = i // height, i % height
+        a = 0 if shared else b
+        for x in range(width):
+            f = tri_id[b, y, x] - 1
+            if f < 0:
+                for c in range(n_channels):
+                    out[b, y, x, c] = ZERO
+                continue
+            i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+            u, v = bary[b, y, x, 0], bary[b, y, x, 1]
+            w = ONE - u - v
+            for c in range(n_channels):
+                out[b, y, x, c] = u * attr[a, i0, c] + v * attr[a, i1, c] + w * attr[a, i2, c]
+
+
+@njit(**_KERNEL)
+def _interpolate_grad_bary(attr, tri, tri_id, grad, grad_bary):
+    n_views, height, width = tri_id.shape
+    n_channels = attr.shape[2]
+    shared = attr.shape[0] == 1
+    for i in prange(n_views * height):
+        b, y = i // height, i % height
+        a = 0 if shared else b
+        for x in range(width):
+            f = tri_id[b, y, x] - 1
+            gu, gv = ZERO, ZERO
+            if f >= 0:
+                i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+                for c in range(n_channels):
+                    g, last = grad[b, y, x, c], attr[a, i2, c]
+                    gu += g * (attr[a, i0, c] - last)
+                    gv += g * (attr[a, i1, c] - last)
+            grad_bary[b, y, x, 0] = gu
+            grad_bary[b, y, x, 1] = gv
+
+
+@njit(**_KERNEL)
+def _interpolate_grad_attr(tri, tri_id, bary, grad, n_buffers, grad_attr):
+    n_views, height, width = tri_id.shape
+    n_channels = grad.shape[3]
+    rows = (height + n_buffers - 1) // n_buffers
+    for i in prange(n_views * n_buffers):
+        b, k = i // n_buffers, i % n_buffers
+        for y in range(k * rows, min(height, (k + 1) * rows)):
+            for x in range(width):
+                f = tri_id[b, y, x] - 1
+                if f < 0:
+                    continue
+                i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+                u, v = bary[b, y, x, 0], bary[b, y, x, 1]
+                w = ONE - u - v
+                for c in range(n_channels):
+                    g = grad[b, y, x, c]
+                    grad_attr[b, k, i0, c] += g * u
+                    grad_attr[b, k, i1, c] += g * v
+                    grad_attr[b, k, i2, c] += g * w
+
+
+def _n_buffers(height: int, width: int) -> int:
+    return min(max(height * width // PIXELS_PER_BUFFER, 1), MAX_BUFFERS, height)
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().contiguous().numpy()
+
+
+def _visibility(
+    pos: np.ndarray, tri: np.ndarray, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    n_views, n_faces = pos.shape[0], tri.shape[0]
+    screen = np.empty((n_views, n_faces, 9), np.float32)
+    box = np.empty((n_views, n_faces, 4), np.int32)
+    tri_id = np.empty((n_views, height, width), np.int32)
+    zw = np.empty((n_views, height, width), np.float32)
+    n_bands = min(max(height // ROWS_PER_BAND, 1), MAX_BANDS)
+    _project_faces(pos, tri, height, width, screen, box)
+    _fill_bands(screen, box, n_bands, tri_id, zw)
+    return tri_id, zw
+
+
+class _Rasterize(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, pos_clip, tri, height, width):
+        pos, faces = _numpy(pos_clip), _numpy(tri)
+        with KERNEL_LOCK:
+            tri_id, zw = _visibility(pos, faces, height, width)
+            bary = np.empty((*tri_id.shape, 2), np.float32)
+            _weights_forward(pos, faces, tri_id, bary)
+        tri_id, zw, bary = torch.from_numpy(tri_id), torch.from_numpy(zw), torch.from_numpy(bary)
+        ctx.save_for_backward(pos_clip, tri, tri_id)
+        ctx.mark_non_differentiable(tri_id, zw)
+        return tri_id, zw, bary
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, _grad_id, _grad_zw, grad_bary):
+        pos_clip, tri, tri_id = ctx.saved_tensors
+        n_views, height, width = tri_id.shape
+        n_buffers = _n_buffers(height, width)
+        buffers = np.zeros((n_views, n_buffers, pos_clip.shape[1], 4), np.float32)
+        with KERNEL_LOCK:
+            _weights_backward(
+                _numpy(pos_clip), _numpy(tri), _numpy(tri_id), _numpy(grad_bary), n_buffers, buffers
+            )
+        return torch.from_numpy(buffers.sum(axis=1)), None, None, None
+
+
+class _Interpolate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, attr, tri, tri_id, bary):
+        out = np.empty((*tri_id.shape, attr.shape[2]), np.float32)
+        with KERNEL_LOCK:
+            _interpolate_forward(_numpy(attr), _numpy(tri), _numpy(tri_id), _numpy(bary), out)
+        ctx.save_for_backward(attr, tri, tri_id, bary)
+        return torch.from_numpy(out)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        attr, tri, tri_id, bary = ctx.saved_tensors
+        faces, ids, grad = _numpy(tri), _numpy(tri_id), _numpy(grad_out)
+        grad_attr = grad_bary = None
+        with KERNEL_LOCK:
+            if ctx.needs_input_grad[0]:
+                n_views, height, width = ids.shape
+                n_buffers = _n_buffers(height, width)
+                buffers = np.zeros((n_views, n_buffers, *attr.shape[1:]), np.float32)
+                _interpolate_grad_attr(faces, ids, _numpy(bary), grad, n_buffers, buffers)
+                total = buffers.sum(axis=1)
+                shared = attr.shape[0] == 1
+                grad_attr = torch.from_numpy(total.sum(axis=0, keepdims=True) if shared else total)
+            if ctx.needs_input_grad[3]:
+                weights = np.empty((*ids.shape, 2), np.float32)
+                _interpolate_grad_bary(_numpy(attr), faces, ids, grad, weights)
+                grad_bary = torch.from_numpy(weights)
+        return grad_attr, None, None, grad_bary
+
+
+def rasterize(
+    pos_clip: Tensor, tri: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``(tri_id, zw, bary)`` of float32 CPU tensors; ``bary`` carries gradients to ``pos_clip``."""
+    return _Rasterize.apply(pos_clip, tri, height, width)
+
+
+def interpolate(attr: Tensor, tri: Tensor, tri_id: Tensor, bary: Tensor) -> Tensor:
+    """Attributes ``[1 or b, V, C]`` at every pixel, ``[b, H, W, C]``; zero on the background."""
+    return _Interpolate.apply(attr, tri, tri_id, bary)
