@@ -1,0 +1,105 @@
+"""Configuration of the 2D priors and samplers: frozen dataclasses, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "DdimConfig",
+    "DiffusersPriorConfig",
+    "PocketPriorConfig",
+    "Precision",
+    "PriorConfig",
+    "PriorMemoryConfig",
+    "SingleFilePriorConfig",
+]
+
+Precision = Literal["float32", "float16", "bfloat16"]
+
+
+@dataclass(frozen=True)
+class PriorMemoryConfig:
+    """Ways to fit a prior into less memory. Each one trades time or precision for space."""
+
+    dtype: Precision = "float32"
+    """Number format of denoiser and text encoder. float16 halves memory on a GPU; on a CPU
+    float32 is both faster and exact."""
+    vae_dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format of the image encoder and decoder. auto is dtype, but float32 where the VAE's
+    own configuration says that it overflows in float16 (force_upcast)."""
+    vae_slicing: bool = False
+    """Encode and decode images one at a time."""
+    vae_tiling: bool = False
+    """Encode and decode large images in overlapping tiles."""
+    vae_checkpointing: bool = False
+    """Recompute the VAE encoder in the backward pass instead of storing its activations."""
+    attention_slicing: bool = False
+    """Compute the denoiser's attention in slices. Slower than the default fused attention."""
+    text_encoder: Literal["keep", "cpu", "drop"] = "keep"
+    """keep the text encoder on the device, run it on the cpu, or drop it after each encoding
+    (it is read again from disk when a new prompt comes)."""
+
+
+@dataclass(frozen=True)
+class PocketPriorConfig:
+    """The small latent diffusion model that ships with the package (64 px, runs on a CPU)."""
+
+    kind: Literal["pocket"] = "pocket"
+    path: str | None = None
+    """Folder of another pocket model in stock diffusers layout; empty for the shipped one."""
+    prompt_cache: str | None = None
+    """Folder in which text embeddings are kept between runs; empty keeps none."""
+    memory: PriorMemoryConfig = PriorMemoryConfig()
+    """Memory options."""
+
+
+@dataclass(frozen=True)
+class DiffusersPriorConfig:
+    """Stable Diffusion 1.x, 2.x (epsilon or v-prediction) or SDXL in stock diffusers layout."""
+
+    model: str
+    """A local folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5. Looked for
+    as a folder first, then in the Hugging Face cache, then on the hub unless HF_HUB_OFFLINE."""
+    kind: Literal["diffusers"] = "diffusers"
+    revision: str | None = None
+    """Branch, tag or commit of a hub id; empty for its default branch."""
+    variant: str | None = None
+    """Weight variant, for instance fp16 for files named *.fp16.safetensors."""
+    prompt_cache: str | None = None
+    """Folder in which text embeddings are kept between runs; empty keeps none."""
+    memory: PriorMemoryConfig = PriorMemoryConfig()
+    """Memory options."""
+
+
+@dataclass(frozen=True)
+class SingleFilePriorConfig:
+    """A Stable Diffusion checkpoint in one original-layout .safetensors file."""
+
+    path: str
+    """The .safetensors file. Pickled .ckpt, .pt and .bin files are refused."""
+    config: str
+    """Folder with the matching diffusers JSON files and tokenizer (no weights needed)."""
+    kind: Literal["single_file"] = "single_file"
+    prompt_cache: str | None = None
+    """Folder in which text embeddings are kept between runs; empty keeps none."""
+    memory: PriorMemoryConfig = PriorMemoryConfig()
+    """Memory options."""
+
+
+PriorConfig = PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig
+
+
+@dataclass(frozen=True)
+class DdimConfig:
+    """Denoising diffusion implicit models sampler (arXiv 2010.02502)."""
+
+    kind: Literal["ddim"] = "ddim"
+    steps: int = 50
+    """Number of denoising steps."""
+    guidance_scale: float = 7.5
+    """s in eps_u + s (eps_c - eps_u); 1 switches guidance off and halves the cost."""
+    guidance_rescale: float = 0.0
+    """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
+    eta: float = 0.0
+    """Noise added at each step, 0 = deterministic, 1 = as much as DDPM."""
