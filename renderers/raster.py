@@ -21,17 +21,15 @@ clipping; both sides of a face are drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from renderers.errors import BackendMissing, ShapeError, check_shape
+from renderers.backends import BackendName, resolve
+from renderers.errors import ShapeError, check_shape
 
 __all__ = ["Raster", "interpolate", "rasterize", "to_clip"]
-
-Backend = Literal["torch", "numba", "triton"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def rasterize(
     tri: Int[Tensor, "F 3"],
     size: tuple[int, int],
     *,
-    backend: Backend | None = None,
+    backend: BackendName | None = None,
 ) -> Raster:
     """Find the nearest face at every pixel centre.
 
@@ -82,7 +80,7 @@ def rasterize(
     if height < 1 or width < 1:
         raise ShapeError(f"size is {size}, expected a height and width of at least 1 pixel.")
     _check_indices("tri", tri, pos_clip.shape[1])
-    chosen = _choose(pos_clip, backend)
+    chosen = resolve(pos_clip.device, dtype=pos_clip.dtype, prefer=backend)
     if chosen == "numba":
         from renderers.backends import numba_raster
 
@@ -102,7 +100,7 @@ def interpolate(
     raster: Raster,
     tri: Int[Tensor, "F 3"],
     *,
-    backend: Backend | None = None,
+    backend: BackendName | None = None,
 ) -> Float[Tensor, "b H W C"]:
     """Vertex attributes at the point each pixel sees; zero on the background.
 
@@ -126,8 +124,7 @@ def interpolate(
         )
     check_shape("tri", tri, "F 3")
     _check_indices("tri", tri, batched.shape[1])
-    chosen = _choose(batched, backend)
-    if chosen == "numba":
+    if resolve(attr.device, dtype=attr.dtype, prefer=backend) == "numba":
         from renderers.backends import numba_raster as implementation
     else:
         from renderers.backends import torch_raster as implementation
@@ -147,15 +144,3 @@ def _check_indices(name: str, tri: Tensor, n_vertices: int) -> None:
             f"{name} holds indices {low}..{high}, expected 0..{n_vertices - 1} "
             f"for {n_vertices} vertices."
         )
-
-
-def _choose(tensor: Tensor, backend: Backend | None) -> Backend:
-    fits = tensor.dtype == torch.float32
-    if backend is None:
-        return "numba" if tensor.device.type == "cpu" and fits else "torch"
-    if backend == "numba" and not (tensor.device.type == "cpu" and fits):
-        raise BackendMissing(
-            f"backend 'numba' needs float32 tensors on the CPU, got {tensor.dtype} on "
-            f"{tensor.device}. Use backend 'torch' here."
-        )
-    return backend
