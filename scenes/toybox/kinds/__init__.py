@@ -1,0 +1,1 @@
+"""The kinds of toybox objects, one module per group."""

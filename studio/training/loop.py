@@ -1,0 +1,144 @@
+"""What every training recipe shares: EMA, cosine learning rate, resumable checkpoints, a log.
+
+A training folder holds ``state.safetensors`` (weights, EMA, optimizer moments), ``state.json``
+(step, seconds, losses so far) and ``log.csv``. Files are written aside and renamed, so a run that
+is killed continues from its last save. Batch k depends only on (seed, k).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+__all__ = ["LoopConfig", "TrainingLoop", "cosine_rate"]
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """Length, learning rate and bookkeeping of one training."""
+
+    steps: int
+    """Optimizer steps in all."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of AdamW."""
+    warmup: int = 200
+    """Steps of linear warm-up."""
+    final_rate: float = 0.05
+    """Learning rate at the end as a share of the peak (cosine)."""
+    ema_decay: float = 0.999
+    """Decay of the averaged weights; the early decay is smaller, (1 + n) / (10 + n)."""
+    weight_decay: float = 0.01
+    """AdamW weight decay."""
+    clip_norm: float = 1.0
+    """Gradient norm limit."""
+    save_every_s: float = 240.0
+    """Seconds between two saves."""
+    log_every: int = 50
+    """Steps between two log lines."""
+
+
+def cosine_rate(step: int, config: LoopConfig) -> float:
+    """Learning rate at ``step``: linear warm-up, then cosine to ``final_rate`` of the peak."""
+    if step < config.warmup:
+        return config.learning_rate * (step + 1) / config.warmup
+    x = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+    share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * x))
+    return config.learning_rate * share
+
+
+class TrainingLoop:
+    """Runs ``loss_fn(step) -> loss`` with AdamW, EMA, clipping, saving and logging."""
+
+    def __init__(self, model: nn.Module, config: LoopConfig, folder: Path) -> None:
+        """Load the state in ``folder`` if there is one."""
+        self.model, self.config, self.folder = model, config, folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        self.optimizer = torch.optim.AdamW(
+            self.parameters.values(),
+            lr=config.learning_rate,
+            betas=(0.9, 0.99),
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.step, self.seconds = 0, 0.0
+        if (folder / "state.json").exists():
+            self._load()
+
+    def run(self, loss_fn: Callable[[int], Tensor], *, log: Callable[[str], None]) -> None:
+        """Train to ``config.steps``; returns early only by an exception (state is kept)."""
+        started, saved, recent = time.monotonic(), time.monotonic(), []
+        before = self.seconds
+        while self.step < self.config.steps:
+            for group in self.optimizer.param_groups:
+                group["lr"] = cosine_rate(self.step, self.config)
+            loss = loss_fn(self.step)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
+            if torch.isfinite(norm):
+                self.optimizer.step()
+            self._average()
+            self.step += 1
+            recent.append(float(loss.detach()))
+            self.seconds = before + time.monotonic() - started
+            if self.step % self.config.log_every == 0:
+                self._log(sum(recent) / len(recent), float(norm), log)
+                recent = []
+            if time.monotonic() - saved > self.config.save_every_s:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+    @torch.no_grad()
+    def _average(self) -> None:
+        decay = min(self.config.ema_decay, (1 + self.step) / (10 + self.step))
+        averages = list(self.ema.values())
+        torch._foreach_lerp_(averages, [p.detach() for p in self.parameters.values()], 1 - decay)
+
+    def _log(self, loss: float, norm: float, log: Callable[[str], None]) -> None:
+        rate = cosine_rate(self.step, self.config)
+        with (self.folder / "log.csv").open("a") as file:
+            file.write(f"{self.step},{loss:.6f},{norm:.4f},{rate:.3e},{self.seconds:.1f}\n")
+        log(f"step {self.step}/{self.config.steps} loss {loss:.4f} {self.seconds:.0f} s")
+
+    def save(self) -> None:
+        """Write the state atomically."""
+        tensors = {f"model.{n}": p.detach() for n, p in self.model.state_dict().items()}
+        tensors |= {f"ema.{n}": p for n, p in self.ema.items()}
+        for name, parameter in self.parameters.items():
+            for key, value in self.optimizer.state.get(parameter, {}).items():
+                tensors[f"optimizer.{name}.{key}"] = value
+        partial = self.folder / "state.safetensors.tmp"
+        save_file({n: t.contiguous() for n, t in tensors.items()}, partial)
+        partial.replace(self.folder / "state.safetensors")
+        partial = self.folder / "state.json.tmp"
+        partial.write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+        partial.replace(self.folder / "state.json")
+
+    def _load(self) -> None:
+        tensors = load_file(self.folder / "state.safetensors")
+        self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
+        for name, parameter in self.parameters.items():
+            self.ema[name].copy_(tensors[f"ema.{name}"])
+            prefix = f"optimizer.{name}."
+            state = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            if state:
+                self.optimizer.state[parameter] = state
+        info = json.loads((self.folder / "state.json").read_text())
+        self.step, self.seconds = info["step"], info["seconds"]
+
+    def load_average(self) -> None:
+        """Put the averaged weights into the model."""
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(self.ema[name])

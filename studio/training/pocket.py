@@ -1,0 +1,156 @@
+"""The recipe of the shipped text-to-image prior, from nothing to a stock diffusers folder.
+
+Stages, each resumable and skipped once finished: render images, train the autoencoder, prune the
+text encoder, cache latents and text states, train the denoiser, write the folder with its card.
+Everything is seeded; ``cpu`` needs hours on two cores, ``gpu`` minutes on one card.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from scenes.toybox.samples import SampleConfig
+from studio.training.denoiser import (
+    DenoiserConfig,
+    LatentCache,
+    build_scheduler,
+    build_unet,
+    train_denoiser,
+)
+from studio.training.image_cache import ImageCache, render_cache
+from studio.training.loop import LoopConfig
+from studio.training.text import build_text_encoder
+from studio.training.vae import VAEConfig, image_batch, psnr_of, train_vae
+
+__all__ = ["PRESETS", "PocketConfig", "train_pocket", "write_pocket"]
+
+
+@dataclass(frozen=True)
+class PocketConfig:
+    """All choices of the recipe."""
+
+    images: int = 40_000
+    """Rendered training images."""
+    seed: int = 1
+    """Seed of data, initial weights and batches."""
+    vae: VAEConfig = field(default_factory=VAEConfig)
+    """The autoencoder."""
+    denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
+    """The UNet."""
+
+
+_GPU_LOOP = LoopConfig(steps=60_000, learning_rate=8e-4, warmup=500, ema_decay=0.9995)
+
+PRESETS: dict[str, PocketConfig] = {
+    "cpu": PocketConfig(),
+    "gpu": PocketConfig(
+        images=200_000,
+        vae=replace(VAEConfig(), batch_size=64, loop=replace(VAEConfig().loop, steps=12_000)),
+        denoiser=DenoiserConfig(batch_size=128, loop=_GPU_LOOP),
+    ),
+}
+
+
+def _vae(config: PocketConfig, images: ImageCache, work: Path, device, log):
+    from diffusers import AutoencoderKL
+
+    done = work / "vae_model"
+    if (done / "config.json").exists():
+        return AutoencoderKL.from_pretrained(done, local_files_only=True).to(device).eval()
+    vae = train_vae(config.vae, images, work / "vae", seed=config.seed, device=device, log=log)
+    vae.save_pretrained(done)
+    return vae
+
+
+def _text(source: Path, work: Path, device):
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = work / "text"
+    if not (folder / "text_encoder" / "config.json").exists():
+        build_text_encoder(source, folder)
+    encoder = AutoModel.from_pretrained(folder / "text_encoder", local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    return encoder.to(device).eval(), tokenizer
+
+
+def train_pocket(
+    config: PocketConfig,
+    work: Path,
+    *,
+    text_source: Path,
+    out: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> None:
+    """Run the recipe in the folder ``work`` and write the finished model to ``out``.
+
+    Args:
+        config: a preset or a variation of one.
+        work: training folder; calling again continues there.
+        text_source: transformers folder of all-MiniLM-L6-v2.
+        out: a new or existing folder, replaced file by file.
+        device: where networks run; rendering is always on the CPU.
+        log: receives progress lines.
+    """
+    images = render_cache(
+        work / "images",
+        SampleConfig(),
+        count=config.images,
+        seed=config.seed,
+        log=lambda done, count: log(f"rendered {done}/{count}"),
+    )
+    vae = _vae(config, images, work, device, log)
+    encoder, tokenizer = _text(text_source, work, device)
+    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
+    latents = LatentCache.build(work / "latents", images, vae, encoder, tokenizer, key=key, log=log)
+    unet = train_denoiser(
+        config.denoiser, latents, work / "unet", seed=config.seed, device=device, log=log
+    )
+    test = image_batch(images, np.arange(len(images) - 256, len(images)), device)
+    facts = {
+        "vae_psnr_db": round(psnr_of(vae, test), 2),
+        "vae": json.loads((work / "vae" / "state.json").read_text()),
+        "unet": json.loads((work / "unet" / "state.json").read_text()),
+    }
+    write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
+
+
+def write_averaged_unet(config: DenoiserConfig, folder: Path):
+    """The UNet of an unfinished training with its averaged weights, for a look on the way."""
+    from safetensors.torch import load_file
+
+    unet = build_unet(config)
+    tensors = load_file(folder / "state.safetensors")
+    unet.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("ema.")})
+    return unet.eval()
+
+
+def write_pocket(config, vae, encoder, tokenizer, unet, out: Path, *, facts: dict) -> None:
+    """Write a stock ``StableDiffusionPipeline`` folder in half precision, with a model card."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline(
+        vae=vae.cpu().half(),
+        text_encoder=encoder.cpu().half(),
+        tokenizer=tokenizer,
+        unet=unet.cpu().half(),
+        scheduler=build_scheduler(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out, safe_serialization=True)
+    # Half precision on disk, single precision in use: transformers follows the config's dtype.
+    config_path = out / "text_encoder" / "config.json"
+    text_config = json.loads(config_path.read_text())
+    text_config["dtype"] = "float32"
+    config_path.write_text(json.dumps(text_config, indent=2) + "\n")
+    (out / "training.json").write_text(
+        json.dumps({"config": asdict(config), "facts": facts}, indent=2) + "\n"
+    )

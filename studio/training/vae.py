@@ -1,0 +1,134 @@
+"""The pocket autoencoder: 64x64x3 images to 16x16x4 latents (LDM, arXiv 2112.10752, Sec. 3.1).
+
+A stock ``AutoencoderKL``, trained with an L1 + L2 + image-gradient reconstruction loss and a small
+KL term. There is no adversarial or perceptual loss: toybox images are flat coloured, and the
+gradient term keeps their edges sharp. After training, ``scaling_factor`` is set to one over the
+standard deviation of the latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from studio.training.image_cache import ImageCache
+from studio.training.loop import LoopConfig, TrainingLoop
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+__all__ = ["VAEConfig", "build_vae", "image_batch", "psnr_of", "train_vae"]
+
+
+@dataclass(frozen=True)
+class VAEConfig:
+    """Size and loss of the autoencoder."""
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    """Channels of each level; every level but the last halves the image."""
+    batch_size: int = 16
+    """Images a step."""
+    kl_weight: float = 2e-5
+    """Weight of the KL term (mean over pixels and channels)."""
+    gradient_weight: float = 0.5
+    """Weight of the L1 loss on image differences."""
+    loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=3000, learning_rate=2e-3, ema_decay=0.995, weight_decay=0.0
+        )
+    )
+    """Length and learning rate."""
+
+
+def build_vae(config: VAEConfig) -> AutoencoderKL:
+    """A stock AutoencoderKL with random weights."""
+    from diffusers import AutoencoderKL
+
+    levels = len(config.widths)
+    return AutoencoderKL(
+        block_out_channels=config.widths,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        mid_block_add_attention=False,
+        sample_size=64,
+    )
+
+
+def image_batch(cache: ImageCache, index: np.ndarray, device: torch.device) -> Tensor:
+    """Images of the cache as ``[b, 3, h, w]`` in -1..1."""
+    batch = torch.from_numpy(cache.images[np.sort(index)]).to(device)
+    return batch.permute(0, 3, 1, 2).float() / 127.5 - 1.0
+
+
+def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    return images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
+
+
+def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, config: VAEConfig) -> Tensor:
+    """Reconstruction and KL loss of ``images [b, 3, h, w]`` with latent ``noise``."""
+    posterior = vae.encode(images).latent_dist
+    latents = posterior.mean + posterior.std * noise
+    rebuilt = vae.decode(latents).sample
+    kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
+    edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(rebuilt), _edges(images)))
+    loss = F.l1_loss(rebuilt, images) + 2.0 * F.mse_loss(rebuilt, images)
+    return loss + config.gradient_weight * edges + config.kl_weight * kl
+
+
+@torch.no_grad()
+def psnr_of(vae: AutoencoderKL, images: Tensor) -> float:
+    """Mean PSNR in dB over images ``[b, 3, h, w]`` in -1..1, from latent means, in 0..1 units."""
+    rebuilt = vae.decode(vae.encode(images).latent_dist.mean).sample.clamp(-1, 1)
+    error = ((rebuilt - images) / 2).square().mean((1, 2, 3)).clamp(min=1e-12)
+    return float((-10 * torch.log10(error)).mean())
+
+
+@torch.no_grad()
+def latent_std(vae: AutoencoderKL, cache: ImageCache, device: torch.device) -> float:
+    """Standard deviation of latent means over 512 images."""
+    parts = [
+        vae.encode(image_batch(cache, np.arange(k, k + 64), device)).latent_dist.mean
+        for k in range(0, min(512, len(cache) - 64), 64)
+    ]
+    return float(torch.cat(parts).std())
+
+
+def train_vae(
+    config: VAEConfig,
+    cache: ImageCache,
+    folder: Path,
+    *,
+    seed: int,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> AutoencoderKL:
+    """Train (or finish) the autoencoder; returns it with averaged weights, in eval mode."""
+    torch.manual_seed(seed)
+    vae = build_vae(config).to(device)
+    loop = TrainingLoop(vae, config.loop, folder)
+
+    def loss_at(step: int) -> Tensor:
+        index = np.random.default_rng([seed, step]).integers(0, len(cache), config.batch_size)
+        images = image_batch(cache, index, device)
+        side = images.shape[-1] // 2 ** (len(config.widths) - 1)
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        noise = torch.randn((len(images), 4, side, side), generator=generator).to(device)
+        if step % 2:
+            images = images.flip(-1)
+        return vae_loss(vae, images, noise, config)
+
+    loop.run(loss_at, log=log)
+    loop.load_average()
+    vae.eval().requires_grad_(False)
+    vae.register_to_config(scaling_factor=1.0 / latent_std(vae, cache, device))
+    return vae
