@@ -1,0 +1,233 @@
+"""Checkpoints that survive a crash and resume bit for bit: safetensors and JSON, never pickle.
+
+    checkpoints/latest                       name of the newest step folder
+    checkpoints/step-000200/scene.safetensors  parameters and buffers (also the occupancy grid)
+    checkpoints/step-000200/optim.safetensors  optimiser moments, states of the random generators
+    checkpoints/step-000200/state.json         step, stage, checksums; anything small
+
+A checkpoint is written beside its place, flushed to the disk, and renamed, so that a half-written
+one is never seen; the previous one is deleted only afterwards. Reading verifies the checksums and
+falls back to the previous checkpoint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from studio.errors import CheckpointError
+from studio.run_folder import storage_errors, write_atomic
+
+__all__ = [
+    "Checkpoint",
+    "generator_states",
+    "list_checkpoints",
+    "load_checkpoint",
+    "load_latest",
+    "restore_generators",
+    "save_checkpoint",
+]
+
+FORMAT = 1
+KEEP = 2
+_STEP = re.compile(r"^step-(\d{6,})$")
+_FILES = {"scene": "scene.safetensors", "optim": "optim.safetensors"}
+_PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything a run needs to go on as if it had never stopped."""
+
+    step: int
+    """Steps done, over all stages."""
+    scene: Tensors
+    """Parameters and buffers by dotted name."""
+    optim: Tensors
+    """Optimiser state and generator states by name."""
+    state: dict[str, Any] = field(default_factory=dict)
+    """Small values: stage, metrics."""
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = KEEP) -> Path:
+    """Write a checkpoint and drop all but the newest ``keep``.
+
+    Raises:
+        StorageError: it cannot be written; the checkpoints already there stay as they were.
+    """
+    name = f"step-{checkpoint.step:06d}"
+    temporary = folder / f".{name}.{os.getpid()}.tmp"
+    with storage_errors(folder, "save a checkpoint in"):
+        _drop_leftovers(folder)
+        try:
+            temporary.mkdir(parents=True)
+            _write_files(temporary, checkpoint)
+            _put_in_place(temporary, folder / name)
+            write_atomic(folder / "latest", name + "\n")
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        for old in list_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old, ignore_errors=True)
+    return folder / name
+
+
+def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write the three files of a checkpoint and flush them to the disk."""
+    digests = {}
+    for part, file in _FILES.items():
+        tensors = getattr(checkpoint, part)
+        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+        try:
+            save_file(plain, folder / file)
+        except SafetensorError as error:
+            raise _as_os_error(error) from error
+        digests[file] = _digest(folder / file)
+    state = {"format": FORMAT, "step": checkpoint.step, "sha256": digests, **checkpoint.state}
+    (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    for path in (*folder.iterdir(), folder):
+        _flush(path)
+
+
+def _as_os_error(error: SafetensorError) -> OSError:
+    """safetensors hides the system's error in its message: "… (os error 28)"."""
+    found = re.search(r"os error (\d+)", str(error))
+    number = int(found[1]) if found else 5
+    return OSError(number, os.strerror(number))
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    """Rename a finished checkpoint to its name; an old one of the same step gives way."""
+    if path.exists():
+        aside = path.with_name(f".{path.name}.{os.getpid()}.old")
+        os.rename(path, aside)
+        os.rename(temporary, path)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        os.rename(temporary, path)
+    _flush(path.parent)
+
+
+def _drop_leftovers(folder: Path) -> None:
+    """Remove what a killed save left; a checkpoint that was only set aside comes back."""
+    if not folder.is_dir():
+        return
+    for path in folder.glob(".step-*.old"):
+        home = folder / path.name[1:].split(".")[0]
+        if home.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.rename(path, home)
+    for path in folder.glob(".step-*.tmp"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    """fsync a file or folder (folders cannot be opened everywhere)."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        return
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Step folders, oldest first."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if _STEP.match(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read one step folder and verify it.
+
+    Raises:
+        CheckpointError: a file is missing, damaged, of another format, or a pickle.
+    """
+    path = Path(path)
+    if path.suffix in _PICKLES or zipfile.is_zipfile(path):
+        raise CheckpointError(
+            f"{path} is a pickle - expected a folder of safetensors. Loading a pickle can run any "
+            "code, so it is refused; export its tensors with safetensors first."
+        )
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        if state.get("format") != FORMAT:
+            raise CheckpointError(
+                f"{path}: format {state.get('format')!r} - expected {FORMAT}. "
+                "It was written by another version of studio."
+            )
+        for file, digest in state["sha256"].items():
+            if _digest(path / file) != digest:
+                raise CheckpointError(f"{path / file}: damaged (checksum differs).")
+        parts = {part: load_file(path / file) for part, file in _FILES.items()}
+    except (OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: cannot be read ({error}).") from error
+    extra = {key: value for key, value in state.items() if key not in ("format", "step", "sha256")}
+    return Checkpoint(step=state["step"], state=extra, **parts)
+
+
+def load_latest(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
+    """The newest checkpoint that can be read, or None when there is none.
+
+    A damaged one is told through ``warn`` and the previous one is taken.
+
+    Raises:
+        CheckpointError: there are checkpoints and none can be read.
+    """
+    _drop_leftovers(folder)
+    found = list_checkpoints(folder)
+    problems = []
+    for path in reversed(found):
+        try:
+            checkpoint = load_checkpoint(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        for problem in problems:
+            warn(f"{problem} Going back to step {checkpoint.step}.")
+        return checkpoint
+    if found:
+        raise CheckpointError(
+            f"No checkpoint in {folder} can be read: {problems[0]} "
+            "Start again with: studio run " + str(folder.parent / "resolved.yaml")
+        )
+    return None
+
+
+def generator_states(generators: dict[str, torch.Generator]) -> Tensors:
+    """States of random generators as uint8 tensors, by name."""
+    return {f"generator.{name}": gen.get_state() for name, gen in generators.items()}
+
+
+def restore_generators(generators: dict[str, torch.Generator], tensors: Tensors) -> None:
+    """Put generators into the states that ``generator_states`` saved."""
+    for name, generator in generators.items():
+        generator.set_state(tensors[f"generator.{name}"].clone())

@@ -1,0 +1,141 @@
+"""`studio explain`: what a key of a scene file means, from the config classes themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, get_args
+
+from studio.config import dump, json_schema
+from studio.config_types import describe, doc_of, field_docs, hints_of, item_type, kind_of, members
+from studio.configs import SceneConfig
+from studio.errors import ConfigError
+from studio.scene_file import did_you_mean
+
+__all__ = ["Entry", "entries", "run"]
+
+WIDTH = 96
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key of the scene file."""
+
+    path: str
+    """Dotted path without list indices."""
+    kind: str | None
+    """The kind of its mapping for which the key exists, if there are several."""
+    type: str
+    default: Any
+    doc: str
+    tp: Any = dataclasses.field(repr=False, compare=False, default=None)
+    """The Python type, to descend."""
+
+
+def entries(tp: Any = SceneConfig, path: str = "") -> Iterator[Entry]:
+    """Every key below a config type, depth first."""
+    for cls in members(tp):
+        kind = kind_of(cls) if len(members(tp)) > 1 else None
+        for field in dataclasses.fields(cls):
+            if field.name not in hints_of(cls) or field.name == "kind":
+                continue
+            hint = hints_of(cls)[field.name]
+            below = f"{path}.{field.name}" if path else field.name
+            doc = field_docs(cls).get(field.name, "")
+            yield Entry(below, kind, describe(hint), _default(field), doc, hint)
+            yield from entries(item_type(hint) or hint, below)
+
+
+def _default(field: dataclasses.Field) -> Any:
+    """The default in plain values; "required" when there is none."""
+    if field.default is not dataclasses.MISSING:
+        return dump(field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return dump(field.default_factory())
+    return "required"
+
+
+def run(key: str | None, *, schema: bool = False, as_json: bool = False) -> None:
+    """Print the keys at or below ``key``, or the top level; or the JSON Schema.
+
+    Raises:
+        ConfigError: no such key.
+    """
+    if schema:
+        sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+        return
+    found = find(key) if key else [entry for entry in entries() if "." not in entry.path]
+    if as_json:
+        names = ("path", "kind", "type", "default", "doc")
+        rows = [{name: getattr(entry, name) for name in names} for entry in found]
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    for entry in found:
+        sys.stdout.write(_text(entry))
+        if key:
+            sys.stdout.write(_members_text(entry))
+    if key is None:
+        sys.stderr.write("Go deeper with: studio explain stages.guidance\n")
+
+
+def find(key: str) -> list[Entry]:
+    """Entries whose path is ``key`` or ends with it; list indices in ``key`` are skipped.
+
+    Raises:
+        ConfigError: none, with the nearest known names.
+    """
+    wanted = ".".join(part for part in key.split(".") if not part.isdigit())
+    everything = list(entries())
+    exact = [entry for entry in everything if entry.path == wanted]
+    found = exact or [entry for entry in everything if entry.path.endswith(f".{wanted}")]
+    if not found:
+        names = {entry.path for entry in everything} | {
+            entry.path.rpartition(".")[2] for entry in everything
+        }
+        hint = did_you_mean(wanted, names) or " List the top level with: studio explain"
+        raise ConfigError(f"explain: no key {key!r}.{hint}")
+    return found
+
+
+def _text(entry: Entry) -> str:
+    """Path, type, default and meaning of one key."""
+    kind = f"  [kind {entry.kind}]" if entry.kind else ""
+    default = "" if entry.default == "required" else f"  default {_short(entry.default)}"
+    required = "  required" if entry.default == "required" else ""
+    type_words = "" if members(item_type(entry.tp) or entry.tp) else f"  {entry.type}"
+    if members(entry.tp):
+        default = ""
+    head = f"{entry.path}{kind}{type_words}{default}{required}\n"
+    body = textwrap.fill(entry.doc, WIDTH, initial_indent="    ", subsequent_indent="    ")
+    return head + (body + "\n" if entry.doc else "")
+
+
+def _members_text(entry: Entry) -> str:
+    """The kinds that a key admits, each with its own keys."""
+    lines = []
+    hint = item_type(entry.tp) or entry.tp
+    for cls in members(hint):
+        kind = kind_of(cls)
+        title = f"kind: {kind} - {doc_of(cls)}" if kind else doc_of(cls)
+        lines.append(textwrap.fill(title, WIDTH, initial_indent="  ", subsequent_indent="    "))
+        for name, tp in hints_of(cls).items():
+            if name == "kind":
+                continue
+            field = cls.__dataclass_fields__[name]
+            default = "" if members(tp) else f" = {_short(_default(field))}"
+            doc = field_docs(cls).get(name, "")
+            text = f"{name}{default}  {doc}" if get_args(tp) or doc else name
+            lines.append(
+                textwrap.fill(text, WIDTH, initial_indent="    ", subsequent_indent="        ")
+            )
+    return "\n".join(lines) + "\n" if lines else ""
+
+
+def _short(value: Any) -> str:
+    """A default on one line."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else text[:57] + "…"

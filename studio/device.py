@@ -1,0 +1,74 @@
+"""Choosing the device, the threads and the determinism of a run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import resource
+import sys
+import warnings
+
+import torch
+
+from studio.errors import ConfigError
+
+__all__ = ["configure", "make_generators", "peak_memory_bytes", "resolve_device"]
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that `auto`, `cpu`, `cuda`, `cuda:1` or `mps` means here.
+
+    Raises:
+        ConfigError: unknown name, or not present on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in {"cpu", "cuda", "mps"} or (index and not index.isdigit()):
+        raise ConfigError(f"device: unknown {name!r} - expected auto, cpu, cuda, cuda:N or mps.")
+    count = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[kind]
+    if count == 0:
+        raise ConfigError(
+            f"device: {name!r} is not available here - expected auto or cpu. "
+            "studio doctor lists the devices."
+        )
+    if index and int(index) >= count:
+        raise ConfigError(f"device: {name!r} - this machine has {count}, counted from 0.")
+    return torch.device(name)
+
+
+def configure(device: torch.device) -> None:
+    """Make this process reproducible: deterministic kernels wherever torch has them."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # costs a pass over each tensor
+    torch.backends.cudnn.benchmark = False
+    warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+
+
+def make_generators(
+    names: tuple[str, ...], *, seed: int, device: torch.device
+) -> dict[str, torch.Generator]:
+    """One generator for each subsystem, seeded from (seed, name).
+
+    A subsystem that draws more numbers than before thereby leaves the others' draws as they were.
+    """
+    generators = {}
+    for name in names:
+        digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+        number = int.from_bytes(digest[:8], "big") >> 1
+        generators[name] = torch.Generator(device).manual_seed(number)
+    return generators
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Highest memory use so far: of the GPU on CUDA, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

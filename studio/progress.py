@@ -1,0 +1,116 @@
+"""Progress on stderr: a rich bar on a terminal, else a plain line each tenth of the way."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Protocol, TextIO
+
+__all__ = ["BarProgress", "LineProgress", "Progress", "format_seconds", "make_progress", "say"]
+
+
+def say(text: str) -> None:
+    """One line on stderr, where everything goes that is not a result."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+def format_seconds(seconds: float) -> str:
+    """3725 -> '1:02:05', 65 -> '1:05'."""
+    whole = max(int(seconds + 0.5), 0)
+    hours, minutes = divmod(whole // 60, 60)
+    clock = f"{minutes:02d}:{whole % 60:02d}" if hours else f"{minutes}:{whole % 60:02d}"
+    return f"{hours}:{clock}" if hours else clock
+
+
+class Progress(Protocol):
+    """What the runner tells about its steps."""
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """``done`` steps are done; ``values`` are worth showing."""
+
+    def close(self) -> None:
+        """Stop showing."""
+
+
+class _Clock:
+    """Rate and remaining time from the steps done in this process."""
+
+    def __init__(self, total: int, done: int) -> None:
+        self.total, self.first, self.start = total, done, time.monotonic()
+
+    def rate(self, done: int) -> float:
+        """Steps a second since the start."""
+        return (done - self.first) / max(time.monotonic() - self.start, 1e-9)
+
+    def eta(self, done: int) -> str:
+        """Time that is left."""
+        rate = self.rate(done)
+        return format_seconds((self.total - done) / rate) if rate > 0 else "?"
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    """`name value` pairs, short."""
+    return "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+
+
+class LineProgress:
+    """A plain line at every tenth of the way, for logs and CI."""
+
+    def __init__(self, total: int, done: int, label: str, stream: TextIO | None = None) -> None:
+        self.clock, self.label, self.stream = _Clock(total, done), label, stream or sys.stderr
+        self.tenth = 10 * done // max(total, 1)
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Write a line when another tenth is done."""
+        tenth = 10 * done // max(self.clock.total, 1)
+        if tenth <= self.tenth:
+            return
+        self.tenth = tenth
+        self.stream.write(
+            f"{self.label} {done}/{self.clock.total} ({10 * tenth} %)  "
+            f"{self.clock.rate(done):.2f} it/s  ETA {self.clock.eta(done)}  {_shown(values)}\n"
+        )
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Nothing to clean up."""
+
+
+class BarProgress:
+    """A rich progress bar that stays on one line."""
+
+    def __init__(self, total: int, done: int, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as RichProgress
+
+        self.clock = _Clock(total, done)
+        self.bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[values]}"),
+            console=Console(stderr=True),
+            refresh_per_second=4,
+        )
+        self.task = self.bar.add_task(label, total=total, completed=done, rate="", values="")
+        self.bar.start()
+
+    def update(self, done: int, values: Mapping[str, float]) -> None:
+        """Move the bar."""
+        rate = f"{self.clock.rate(done):.2f} it/s ETA {self.clock.eta(done)}"
+        self.bar.update(self.task, completed=done, rate=rate, values=_shown(values))
+
+    def close(self) -> None:
+        """Leave the finished bar on the screen."""
+        self.bar.stop()
+
+
+def make_progress(total: int, done: int, label: str) -> Progress:
+    """A bar on a terminal, lines elsewhere."""
+    if sys.stderr.isatty():
+        return BarProgress(total, done, label)
+    return LineProgress(total, done, label)

@@ -1,0 +1,85 @@
+"""Progress lines and the metrics file."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from studio.metrics_log import MetricsLog, read_metrics
+from studio.progress import BarProgress, LineProgress, format_seconds, make_progress
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (65, "1:05"), (3725, "1:02:05"), (59.6, "1:00")]
+)
+def test_format_seconds(seconds, text):
+    assert format_seconds(seconds) == text
+
+
+def test_plain_progress_writes_ten_lines():
+    stream = io.StringIO()
+    progress = LineProgress(total=57, done=0, label="shape", stream=stream)
+    for step in range(1, 58):
+        progress.update(step, {"opacity": 0.123456})
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 10
+    assert lines[-1].startswith("shape 57/57 (100 %)")
+    assert "opacity 0.123" in lines[0]
+    assert "ETA" in lines[0]
+
+
+def test_resumed_progress_does_not_repeat_lines():
+    stream = io.StringIO()
+    progress = LineProgress(total=100, done=55, label="shape", stream=stream)
+    progress.update(56, {})
+    assert stream.getvalue() == ""
+    progress.update(60, {})
+    assert "60/100" in stream.getvalue()
+
+
+def test_no_bar_without_a_terminal_and_the_bar_starts_and_stops(capsys):
+    assert isinstance(make_progress(10, 0, "shape"), LineProgress)
+    bar = BarProgress(10, 0, "shape")
+    bar.update(10, {"loss": 1.0})
+    bar.close()
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "10/10" in captured.err
+
+
+def test_metrics_of_a_resumed_run_equal_those_of_an_uninterrupted_one(tmp_path):
+    whole, parts = tmp_path / "whole.csv", tmp_path / "parts.csv"
+    log = MetricsLog(whole)
+    for step in range(1, 7):
+        log.write({"step": step, "loss": step / 3})
+    log.close()
+    log = MetricsLog(parts)
+    for step in range(1, 6):
+        log.write({"step": step, "loss": step / 3})
+    log.close()
+    log = MetricsLog(parts, after_step=4)  # the checkpoint was at step 4
+    for step in range(5, 7):
+        log.write({"step": step, "loss": step / 3})
+    log.close()
+    assert parts.read_text() == whole.read_text()
+    assert [row["step"] for row in read_metrics(whole)] == ["1", "2", "3", "4", "5", "6"]
+
+
+def test_cut_off_line_is_ignored(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,loss\n1,0.5\n2,0.2")
+    assert read_metrics(path) == [{"step": "1", "loss": "0.5"}]
+    log = MetricsLog(path, after_step=9)
+    log.write({"step": 2, "loss": 0.25})
+    log.close()
+    assert path.read_text() == "step,loss\n1,0.5\n2,0.25\n"
+
+
+def test_restart_from_the_beginning_starts_a_new_file(tmp_path):
+    path = tmp_path / "metrics.csv"
+    path.write_text("step,other\n5,0.5\n")
+    log = MetricsLog(path, after_step=0)
+    log.write({"step": 1, "loss": 2.0, "count": 3})
+    log.close()
+    assert path.read_text() == "step,loss,count\n1,2,3\n"
