@@ -74,10 +74,12 @@ class OccupancyConfig:
     """Cells along one axis."""
     update_every: int = 16
     """Steps between two updates."""
-    ema_decay: float = 0.95
-    """Factor on the remembered density at each update."""
+    ema_decay: float = 0.85
+    """Factor on the remembered density at each update (0.95 suits runs of many thousand steps)."""
     threshold: float = 0.01
     """A cell is occupied where density times step size exceeds min(threshold, mean)."""
+    warmup_steps: int = 256
+    """Before this step an update visits every cell, later a part of them."""
 
 
 @dataclass(frozen=True)
@@ -305,6 +307,8 @@ class VolumeRendererConfig:
     """Steps along the diagonal of the scene box."""
     eval_samples_per_ray: int = 256
     """The same in evaluation renders."""
+    near: float = 0.05
+    """Nearest sample in front of the camera, world units."""
     max_samples: int = 65536
     """Samples of one training step; more are avoided by a longer step while much is occupied."""
     eval_chunk_rays: int = 16384
