@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from dataclasses import field as setting  # a stage has a field of its own, the 3D one
 from typing import Literal
 
@@ -20,6 +20,7 @@ from renderers.configs import (
     BackgroundConfig,
     CamerasConfig,
     FieldConfig,
+    HashSDFConfig,
     HashVolumeConfig,
     MaterialConfig,
     RandomCamerasConfig,
@@ -59,11 +60,15 @@ class LossesConfig:
     """Normals that face away from the camera are penalised (Ref-NeRF, arXiv 2112.03907, Eq. 11)."""
     z_variance: ScheduleValue = 0.0
     """Variance of the depth along a ray: thin surfaces (HiFA, arXiv 2305.18766)."""
+    opacity_smoothness: ScheduleValue = 0.0
+    """Total variation of the opacity: fewer floaters and frayed outlines."""
+    eikonal: ScheduleValue = 0.0
+    """Gradient of a signed distance has length 1 (arXiv 2002.10099); for distance fields only."""
 
     def __post_init__(self) -> None:
         """Refuse malformed schedules and negative weights."""
-        for name in ("guidance", "sparsity", "opaque", "orient", "z_variance"):
-            check_schedule(name, getattr(self, name), low=0.0)
+        for entry in fields(self):
+            check_schedule(entry.name, getattr(self, entry.name), low=0.0)
 
 
 @dataclass(frozen=True)
@@ -208,4 +213,16 @@ class SceneConfig:
             return ["stages: is empty - expected at least one stage."]
         names = [stage.name for stage in self.stages]
         twice = sorted({name for name in names if names.count(name) > 1})
-        return [f"stages: the name {name!r} stands twice - name each stage once." for name in twice]
+        problems = [f"stages: the name {name!r} stands twice - name each once." for name in twice]
+        for index, stage in enumerate(self.stages):
+            if index and stage.field != self.stages[index - 1].field:
+                problems.append(
+                    f"stages.{index}.field: differs from the field of stage {index - 1}, which it "
+                    "goes on with - expected the same field settings in both."
+                )
+            if stage.losses.eikonal != 0.0 and not isinstance(stage.field, HashSDFConfig):
+                problems.append(
+                    f"stages.{index}.losses.eikonal: needs a signed distance - expected 0, or "
+                    f"stages.{index}.field.kind=hash_sdf."
+                )
+        return problems

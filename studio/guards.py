@@ -15,6 +15,10 @@ __all__ = ["OpacityWatchdog", "check_gradients", "check_losses", "check_paramete
 MAX_PARAMETER = 1e6  # far beyond any trained field; reached only when the optimiser runs away
 EMPTY_OPACITY = 0.004  # mean over a batch: about 16 of 64 x 64 pixels
 FULL_OPACITY = 0.998
+_ADVICE = (
+    "Lower the guidance scale or the learning rates, clip the gradient with guidance.grad_clip, "
+    "or try another seed."
+)
 PATIENCE = 60  # steps in a row; a single batch may look past a small object
 
 
@@ -63,12 +67,6 @@ def check_parameters(parameters: Mapping[str, Tensor], *, step: int) -> None:
                 f"Step {step}: the tensor '{name}' reached {largest:g} "
                 f"(expected below {MAX_PARAMETER:g}). {_ADVICE}"
             )
-
-
-_ADVICE = (
-    "Lower the learning rate or the guidance scale, or set guidance gradient clipping, and resume "
-    "from the last checkpoint or start with another seed."
-)
 
 
 class OpacityWatchdog:

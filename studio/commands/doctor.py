@@ -1,0 +1,165 @@
+"""`studio doctor`: what this machine can do, and what is in the way, one line each."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Literal
+
+from studio.config import load_scene
+from studio.errors import StudioError
+
+__all__ = ["Check", "checks", "run"]
+
+PACKAGES = (
+    "torch", "numpy", "scipy", "numba", "diffusers", "transformers", "peft", "safetensors",
+    "trimesh", "xatlas", "fast-simplification", "manifold3d", "pillow", "imageio",
+    "imageio-ffmpeg", "pydantic", "typer", "rich",
+)  # fmt: skip
+EXTRAS = {"viser": "view", "pymeshlab": "geometry", "open3d": "geometry", "ray": "ray"}
+MIN_FREE_BYTES = 2 * 1024**3
+MARKS = {"ok": "ok     ", "note": "-      ", "problem": "PROBLEM"}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    group: str
+    name: str
+    state: Literal["ok", "note", "problem"]
+    """note: something optional that is not there."""
+    detail: str
+
+
+def run(scene: str | None = None, *, as_json: bool = False) -> None:
+    """Print every check; exits with 3 when something the core needs is missing.
+
+    Raises:
+        ConfigError: ``scene`` cannot be read.
+    """
+    found = list(checks(scene))
+    problems = [check for check in found if check.state == "problem"]
+    if as_json:
+        rows = [asdict(check) for check in found]
+        sys.stdout.write(json.dumps({"ok": not problems, "checks": rows}) + "\n")
+    else:
+        _print(found)
+    if problems:
+        sys.stderr.write(f"{len(problems)} problem(s) found.\n")
+        raise SystemExit(3)
+
+
+def checks(scene: str | None = None) -> Iterator[Check]:
+    """All findings, grouped."""
+    yield from _system()
+    yield from _packages()
+    yield from _devices()
+    yield from _backends()
+    yield from _weights(scene)
+
+
+def _print(found: list[Check]) -> None:
+    """A table, one group after the other."""
+    group = ""
+    for check in found:
+        if check.group != group:
+            group = check.group
+            sys.stdout.write(f"{group}\n")
+        sys.stdout.write(f"  {MARKS[check.state]}  {check.name:<20} {check.detail}\n")
+
+
+def _system() -> Iterator[Check]:
+    """Python, cores, disk, environment."""
+    version = platform.python_version()
+    state = "ok" if sys.version_info >= (3, 10) else "problem"
+    yield Check("system", "python", state, f"{version} on {platform.platform()}")
+    yield Check("system", "cores", "ok", str(os.cpu_count()))
+    free = shutil.disk_usage(".").free
+    writable = os.access(".", os.W_OK)
+    state = "ok" if free > MIN_FREE_BYTES and writable else "problem"
+    detail = f"{free / 1024**3:.1f} GiB free" + ("" if writable else ", not writable")
+    yield Check("system", "current folder", state, detail)
+    offline = os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0")
+    yield Check("system", "hub", "note" if offline else "ok", "offline" if offline else "online")
+
+
+def _packages() -> Iterator[Check]:
+    """Core packages, extras, and the one package that breaks others."""
+    for name in PACKAGES:
+        try:
+            yield Check("packages", name, "ok", metadata.version(name))
+        except metadata.PackageNotFoundError:
+            yield Check("packages", name, "problem", f"missing: pip install {name}")
+    for name, extra in EXTRAS.items():
+        found = importlib.util.find_spec(name) is not None
+        hint = f"not installed: pip install 'text-to-3d-studio[{extra}]'"
+        yield Check("packages", name, "ok" if found else "note", "installed" if found else hint)
+    if importlib.util.find_spec("torchvision") is not None:
+        yield _torchvision()
+
+
+def _torchvision() -> Check:
+    """diffusers and transformers use torchvision if it is there, and fail if it does not load."""
+    try:
+        import torchvision
+
+        return Check("packages", "torchvision", "ok", f"{torchvision.__version__} (not needed)")
+    except Exception as error:  # whatever it raises is the finding
+        detail = f"installed but broken ({error}); run: pip uninstall torchvision"
+        return Check("packages", "torchvision", "problem", detail)
+
+
+def _devices() -> Iterator[Check]:
+    """CPU, CUDA, MPS."""
+    import torch
+
+    yield Check("devices", "cpu", "ok", f"{torch.get_num_threads()} threads")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        memory = f"{properties.total_memory / 1024**3:.0f} GiB"
+        yield Check("devices", f"cuda:{index}", "ok", f"{properties.name}, {memory}")
+    if not torch.cuda.is_available():
+        yield Check("devices", "cuda", "note", "no CUDA device")
+    mps = torch.backends.mps.is_available()
+    yield Check("devices", "mps", "ok" if mps else "note", "available" if mps else "not here")
+
+
+def _backends() -> Iterator[Check]:
+    """What runs the kernels, and why."""
+    import torch
+
+    from renderers.backends import resolve, status
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for backend in status():
+        detail = f"{backend.reason} ({backend.licence})"
+        if not backend.available:
+            detail += f"; {backend.install_hint}"
+        yield Check("backends", backend.name, "ok" if backend.available else "note", detail)
+    yield Check("backends", "chosen", "ok", f"{resolve(device)} on {device}")
+
+
+def _weights(scene: str | None) -> Iterator[Check]:
+    """Whether the prior of the scene (the demo preset by default) can be loaded."""
+    import torch
+
+    from image_tools.diffusion.loading import load_prior
+
+    name = scene or "demo"
+    config = load_scene(name).config.prior
+    try:
+        prior = load_prior(config, torch.device("cpu"))
+    except StudioError as error:
+        state = "problem" if error.exit_code == 3 else "note"
+        yield Check("weights", f"prior of {name}", state, str(error))
+        return
+    detail = f"{config.kind}, {prior.image_size} px, fingerprint {prior.fingerprint[:12]}"
+    yield Check("weights", f"prior of {name}", "ok", detail)

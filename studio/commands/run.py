@@ -1,0 +1,214 @@
+"""`studio run`: from a prompt or a scene file to an asset, or on with an interrupted run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from studio.config import Scene, differences, dump, dump_yaml, load_scene, split_arguments, validate
+from studio.configs import SceneConfig
+from studio.errors import ConfigError, StorageError, StudioError
+from studio.progress import format_seconds, say
+from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
+from studio.scene_file import read_yaml
+
+__all__ = ["run"]
+
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh")
+FREE_ON_RESUME = ("device", "export", "saving")
+"""Keys that may differ when a run goes on: they do not change what is optimised."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A run folder and the scene to optimise in it."""
+
+    run: RunFolder
+    scene: SceneConfig
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    out: Path,
+    resume: Path | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Optimise, export, render and report; print where the results are.
+
+    Raises:
+        StudioError: anything a user can cause or cure.
+    """
+    source, overrides = split_arguments(arguments)
+    if dry_run:
+        scene = _dry_scene(source, overrides, resume)
+        text = dump_yaml(scene)
+        sys.stdout.write(json.dumps(dump(scene)) + "\n" if as_json else text)
+        return
+    prepared = (
+        _continue(resume, source, overrides)
+        if resume is not None
+        else _start(load_scene(source, overrides), out)
+    )
+    # Waiting threads must not burn the cores that others use; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from studio.runner import Runner
+
+    started = time.perf_counter()
+    try:
+        Runner(prepared.scene, prepared.run).optimise()
+        say(f"Optimised in {format_seconds(time.perf_counter() - started)}.")
+        results = _finish(prepared)
+    finally:
+        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
+            prepared.run.add_to_index()
+    _print_results(prepared.run, results, as_json)
+
+
+def _dry_scene(source: str | None, overrides: list[str], resume: Path | None) -> SceneConfig:
+    """The scene that a run would optimise."""
+    if resume is not None:
+        return _resumed_scene(open_run(resume), source, overrides)
+    scene = load_scene(source, overrides)
+    _tell_changes(scene)
+    return scene.config
+
+
+# --- starting and continuing ----------------------------------------------------------------------
+
+
+def _start(scene: Scene, out: Path) -> Prepared:
+    """Make the run folder and record what is about to happen in it."""
+    from studio.device import resolve_device
+
+    resolve_device(scene.config.device)  # refuse before a folder is made
+    config = scene.config
+    info = {
+        "task": config.task,
+        "argv": sys.argv[1:],
+        "version": metadata_version("text-to-3d-studio"),
+        "git": _git_commit(),
+        "python": sys.version.split()[0],
+        "packages": {name: metadata_version(name) for name in PACKAGES},
+    }
+    run = create_run(out, prompt=config.prompt, method=scene.name, seed=config.seed, info=info)
+    with storage_errors(run.path, "write"):
+        write_atomic(run.scene_path, scene.text)
+        write_atomic(run.resolved_path, dump_yaml(config))
+    say(f"{config.prompt!r}, preset {scene.name}, seed {config.seed} -> {run.path}")
+    _tell_changes(scene)
+    return Prepared(run, config)
+
+
+def _continue(path: Path, source: str | None, overrides: list[str]) -> Prepared:
+    """Open a run folder again."""
+    run = open_run(path)
+    scene = _resumed_scene(run, source, overrides)
+    with storage_errors(run.path, "write"):
+        write_atomic(run.resolved_path, dump_yaml(scene))
+    say(f"Continuing {run.path}")
+    return Prepared(run, scene)
+
+
+def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> SceneConfig:
+    """The run's own scene; only settings that do not change the result may be given anew.
+
+    Raises:
+        ConfigError: another scene, or overrides that would change what is optimised.
+    """
+    tree, _ = read_yaml(run.resolved_path)
+    before = validate(SceneConfig, tree, where=str(run.resolved_path))
+    after = validate(SceneConfig, tree, overrides, where="--resume")
+    if source is not None:
+        after = load_scene(source, overrides).config
+    changed = [
+        change.key
+        for change in differences(dump(before), dump(after))
+        if change.key.split(".")[0] not in FREE_ON_RESUME
+    ]
+    if changed:
+        raise ConfigError(
+            f"--resume: {', '.join(changed[:5])} differ from the run in {run.path} - expected the "
+            f"same scene. For a new run use: studio run {run.resolved_path} "
+            + " ".join(overrides[:5])
+        )
+    return after
+
+
+def _tell_changes(scene: Scene) -> None:
+    """The difference from the preset, one line each, on stderr."""
+    for change in scene.changes:
+        say(f"  {change.key}: {_short(change.old)} -> {_short(change.new)}")
+
+
+def _short(value: Any) -> str:
+    """A value on one line."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else text[:99] + "…"
+
+
+def metadata_version(package: str) -> str | None:
+    """Installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    """Commit of this checkout, or None outside of one."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+# --- finishing ------------------------------------------------------------------------------------
+
+
+def _finish(prepared: Prepared) -> dict[str, Any]:
+    """Export, turntable and report of an optimised run; returns the paths."""
+    run = prepared.run
+    try:
+        results = _export(prepared)
+    except StudioError as error:
+        run.update_info({"status": "failed", "error": str(error)})
+        raise
+    run.update_info({"status": "done", "error": None})
+    return results
+
+
+def _export(prepared: Prepared) -> dict[str, Any]:
+    """Asset, turntable and report."""
+    return {}
+
+
+def _print_results(run: RunFolder, results: dict[str, Any], as_json: bool) -> None:
+    """Results on stdout; the last line is the file to open."""
+    info = run.read_info()
+    if as_json:
+        keys = ("status", "prompt", "seed", "seconds", "metrics", "export")
+        values = {key: info.get(key) for key in keys}
+        sys.stdout.write(json.dumps({"run": str(run.path), **values, **results}) + "\n")
+        return
+    sys.stdout.write(f"run        {run.path}\n")
+    for name, path in results.items():
+        sys.stdout.write(f"{name:<10} {path}\n")

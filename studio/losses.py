@@ -1,0 +1,36 @@
+"""The loss of one step: the guidance's and every regulariser whose weight is not zero."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from torch import Tensor
+
+from guidance.schedules import value_at
+from renderers.outputs import RenderOutput
+from renderers.regularizers import compute_regularizers, needs_normals
+from studio.configs import LossesConfig
+
+__all__ = ["active_weights", "wants_normals", "weighted_losses"]
+
+
+def active_weights(config: LossesConfig, fraction: float) -> dict[str, float]:
+    """Weight of each regulariser that counts at a fraction (0 to 1) of the stage."""
+    names = [entry.name for entry in fields(config) if entry.name != "guidance"]
+    weights = {name: value_at(getattr(config, name), fraction) for name in names}
+    return {name: weight for name, weight in weights.items() if weight != 0.0}
+
+
+def wants_normals(config: LossesConfig, fraction: float) -> bool:
+    """Whether a regulariser of this step reads normals."""
+    return needs_normals(active_weights(config, fraction))
+
+
+def weighted_losses(
+    config: LossesConfig, output: RenderOutput, guidance_loss: Tensor, fraction: float
+) -> dict[str, Tensor]:
+    """Every term times its weight; their sum is the loss."""
+    weights = active_weights(config, fraction)
+    penalties = compute_regularizers(output, weights)
+    terms = {"guidance": value_at(config.guidance, fraction) * guidance_loss}
+    return terms | {name: weights[name] * penalty for name, penalty in penalties.items()}

@@ -1,0 +1,288 @@
+"""The optimisation of a scene, readable from top to bottom; ``Runner.step`` is the whole method.
+
+A run can stop at any moment, by Ctrl-C or by force, and go on from its folder as if it had not:
+all that a step depends on is in the checkpoint, and every random number comes from a generator
+whose state is saved there.
+
+    run = create_run("runs", prompt=scene.prompt, method="demo", seed=scene.seed, info={})
+    Runner(scene, run).optimise()
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from image_tools.diffusion.loading import load_prior
+from renderers.cameras import Cameras, sample_cameras
+from renderers.materials import draw_shading
+from studio.checkpoints import load_latest, save_checkpoint
+from studio.configs import SceneConfig
+from studio.device import configure, make_generators, peak_memory_bytes, resolve_device
+from studio.errors import Diverged, Interrupted, StorageError
+from studio.guards import OpacityWatchdog, check_gradients, check_losses, check_parameters
+from studio.losses import wants_normals, weighted_losses
+from studio.metrics_log import MetricsLog
+from studio.optimizers import set_learning_rates
+from studio.previews import preview_cameras, preview_sheet, save_png
+from studio.progress import make_progress, say
+from studio.run_folder import RunFolder
+from studio.stages import Stage, build_guidance, build_stage
+
+__all__ = ["Runner", "StopRequest"]
+
+CHECK_PARAMETERS_EVERY = 25
+SHOWN = ("loss", "opacity", "grad_norm")
+
+
+class StopRequest:
+    """Turns Ctrl-C (or SIGTERM) into a wish to stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Not asked yet."""
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        """Listen, if this is the main thread (signals reach no other)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put back the handlers that were there."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("Stopping after this step; once more stops at once.")
+
+
+class Runner:
+    """Optimises the stages of a scene one after the other, inside a run folder."""
+
+    def __init__(self, scene: SceneConfig, run: RunFolder) -> None:
+        """Load the prior and start, or continue from the newest checkpoint of ``run``.
+
+        Raises:
+            WeightsMissing: the prior's weights are not there.
+            CheckpointError: the run has checkpoints, and none can be read.
+        """
+        self.scene, self.run = scene, run
+        self.device = resolve_device(scene.device)
+        configure(self.device)
+        started = time.perf_counter()
+        self.prior = load_prior(scene.prior, self.device)
+        self.seconds = {"load": time.perf_counter() - started}
+        checkpoint = load_latest(run.checkpoints_dir, warn=say)
+        self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
+        if checkpoint:
+            self.stage.restore(checkpoint)
+        self.watchdog = OpacityWatchdog()
+        self._warned: set[str] = set()
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all stages."""
+        return sum(stage.steps for stage in self.scene.stages)
+
+    @property
+    def steps_done(self) -> int:
+        """Steps done, over all stages."""
+        before = self.scene.stages[: self.stage.index]
+        return sum(stage.steps for stage in before) + self.stage.step
+
+    def optimise(self) -> dict[str, float]:
+        """Run every remaining step and save the result; returns the last metrics.
+
+        Raises:
+            Interrupted: after Ctrl-C; a checkpoint is saved.
+            Diverged: NaN, an empty scene or unbounded values.
+            StorageError: the final checkpoint cannot be written.
+        """
+        self.run.update_info({"status": "running", "device": str(self.device)})
+        started, metrics = time.perf_counter(), {}
+        log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
+        progress = make_progress(self.total_steps, self.steps_done, self.stage.config.name)
+        try:
+            with StopRequest() as stop:
+                while self._advance():
+                    metrics = self.step()
+                    self._after_step(metrics, log, time.perf_counter() - started)
+                    progress.update(self.steps_done, {name: metrics[name] for name in SHOWN})
+                    if stop.asked:
+                        raise Interrupted(self._stopped())
+                self._save()
+        except BaseException as error:
+            values = {"status": _status(error), "error": str(error)}
+            self._tolerate(lambda: self.run.update_info(values))
+            raise
+        finally:
+            progress.close()
+            log.close()
+            self.seconds["optimise"] = time.perf_counter() - started
+            self._tolerate(lambda: self._note(metrics))
+        self.run.update_info({"status": "optimised"})
+        return metrics
+
+    def step(self) -> dict[str, float]:
+        """One optimiser step: cameras, render, guidance, regularisers, backward, guards, update."""
+        stage, draw = self.stage, self.stage.generators
+        config, fraction, number = stage.config, stage.fraction, self.steps_done + 1
+        set_learning_rates(stage.optimizer, config.optimizer, fraction)
+        stage.renderer.set_fraction(fraction)
+        stage.renderer.update_occupancy(stage.step, draw["occupancy"])
+
+        cameras = sample_cameras(config.cameras, draw["cameras"], fraction=fraction).to(self.device)
+        shading = draw_shading(config.material, fraction, draw["shading"])
+        output = stage.renderer.render(
+            cameras,
+            generator=draw["renderer"],
+            shading=shading,
+            with_normals=wants_normals(config.losses, fraction),
+        )
+        guided = self.guidance(
+            output.comp_rgb, cameras, fraction=fraction, generator=draw["guidance"]
+        )
+        losses = weighted_losses(config.losses, output, guided.loss, fraction)
+        check_losses(losses, step=number)
+        loss = torch.stack(list(losses.values())).sum()
+        if not loss.requires_grad:
+            raise Diverged(f"Step {number}: the scene is empty; no ray met any density.")
+
+        stage.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        grad_norm = check_gradients(stage.parameters, step=number)
+        stage.optimizer.step()
+        stage.step += 1
+
+        opacity = float(output.opacity.detach().mean())
+        self.watchdog.check(opacity, step=number)
+        if number % CHECK_PARAMETERS_EVERY == 0:
+            check_parameters(stage.parameters, step=number)
+        terms = {f"loss_{name}": float(value.detach()) for name, value in losses.items()}
+        return {
+            "loss": float(loss.detach()),
+            "opacity": opacity,
+            "grad_norm": grad_norm,
+            "guidance_grad_norm": float(guided.grad_norm),
+            "t": float(guided.t.float().mean()),
+            "samples": 0 if output.weights is None else len(output.weights),
+            "occupied": stage.renderer.occupancy.occupied_fraction,
+            **{name: terms.get(name, 0.0) for name in self._loss_columns()},
+        }
+
+    # --- around the steps -------------------------------------------------------------------------
+
+    def _enter(self, index: int) -> Stage:
+        """Build a stage with its guidance and its preview views."""
+        stage = build_stage(self.scene, index, self.device)
+        self.guidance = build_guidance(self.scene, index, self.prior)
+        views = preview_cameras(stage.config.cameras, self.scene.saving.preview_size)
+        self.preview_views = views.to(self.device)
+        return stage
+
+    def _advance(self) -> bool:
+        """Whether a step is left; enters the next stage when one is finished."""
+        while self.stage.step >= self.stage.config.steps:
+            if self.stage.index + 1 == len(self.scene.stages):
+                return False
+            finished, self.stage = self.stage, self._enter(self.stage.index + 1)
+            self.stage.take_over(finished)
+        return True
+
+    def _after_step(self, metrics: dict[str, float], log: MetricsLog, seconds: float) -> None:
+        """Metrics, preview and checkpoint, when they are due."""
+        saving, done = self.scene.saving, self.steps_done
+        row = {"step": done, "stage": self.stage.config.name, "seconds": seconds, **metrics}
+        self._tolerate(lambda: log.write(row))
+        last = done == self.total_steps
+        if saving.preview_every and (done % saving.preview_every == 0 or last):
+            self._tolerate(self._preview)
+        if done % saving.checkpoint_every == 0 and not last:
+            self._tolerate(self._save)
+
+    def _save(self) -> None:
+        """Write a checkpoint."""
+        check_parameters(self.stage.parameters, step=self.steps_done)
+        checkpoint = self.stage.to_checkpoint(self.steps_done)
+        save_checkpoint(
+            self.run.checkpoints_dir, checkpoint, keep=self.scene.saving.keep_checkpoints
+        )
+
+    def _preview(self) -> None:
+        """Write a preview sheet; it draws from a generator of its own."""
+        cpu = torch.device("cpu")
+        draw = make_generators(("preview",), seed=self.scene.seed, device=cpu)["preview"]
+
+        def guess(images: Tensor, cameras: Cameras) -> Tensor:
+            guided = self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw)
+            return guided.x0()
+
+        sheet = preview_sheet(self.stage.renderer, self.preview_views, guess)
+        settings = {"prompt": self.scene.prompt, "Seed": self.scene.seed, "Step": self.steps_done}
+        save_png(self.run.previews_dir / f"step-{self.steps_done:06d}.png", sheet, settings)
+
+    def _tolerate(self, action: Callable[[], None]) -> None:
+        """Do something a run can do without; a full disk is told once and the run goes on."""
+        try:
+            action()
+        except (StorageError, OSError) as error:
+            if str(error) not in self._warned:
+                self._warned.add(str(error))
+                say(f"warning: {error} The run goes on.")
+
+    def _stopped(self) -> str:
+        """Save, and say how to go on."""
+        self._save()
+        return (
+            f"Stopped after step {self.steps_done} of {self.total_steps}; the checkpoint is saved. "
+            f"Continue with: studio run --resume {self.run.path}"
+        )
+
+    def _note(self, metrics: dict[str, float]) -> None:
+        """Record times, memory and the last metrics in run.json."""
+        before = self.run.read_info().get("seconds", {})
+        seconds = {
+            name: round(before.get(name, 0.0) + value, 3) for name, value in self.seconds.items()
+        }
+        values: dict[str, Any] = {
+            "steps_done": self.steps_done,
+            "seconds": seconds,
+            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "threads": torch.get_num_threads(),
+            "weights": {"prior": {"fingerprint": self.prior.fingerprint}},
+        }
+        if metrics:
+            values["metrics"] = {name: round(value, 6) for name, value in metrics.items()}
+        self.run.update_info(values)
+
+    def _loss_columns(self) -> list[str]:
+        """Names of all loss terms of the scene, so that every row of the metrics has the same."""
+        return [f"loss_{name}" for name in _used_losses(self.scene)]
+
+
+def _used_losses(scene: SceneConfig) -> list[str]:
+    """Loss terms that have a weight anywhere in the scene, guidance first."""
+    names = vars(scene.stages[0].losses)
+    return [
+        name for name in names if any(vars(stage.losses)[name] != 0.0 for stage in scene.stages)
+    ]
+
+
+def _status(error: BaseException) -> str:
+    """The word for `run.json`."""
+    if isinstance(error, (Interrupted, KeyboardInterrupt)):
+        return "interrupted"
+    return "diverged" if isinstance(error, Diverged) else "failed"
