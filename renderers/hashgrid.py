@@ -11,13 +11,14 @@ its MLP and still train by ordinary (single) backward: ``grad_x f(y(x)) = jac @ 
 
 from __future__ import annotations
 
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from renderers.backends import resolve, torch_hashgrid
+from renderers.backends import resolve
 from renderers.backends.torch_hashgrid import GridLayout
 from renderers.configs import HashGridConfig
 from renderers.errors import check_shape
@@ -94,5 +95,5 @@ class HashGrid(nn.Module):
 def _kernels(x: Tensor, table: Tensor, backend: str | None) -> ModuleType:
     if x.dtype != table.dtype:
         raise TypeError(f"x is {x.dtype} and the table {table.dtype}; cast x to the table's dtype.")
-    resolve(x.device, dtype=x.dtype, prefer=backend)
-    return torch_hashgrid
+    name = resolve(x.device, dtype=x.dtype, prefer=backend)
+    return import_module(f"renderers.backends.{name}_hashgrid")

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from types import ModuleType
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from renderers.backends import resolve, torch_march
+from renderers.backends import resolve
 from renderers.backends.torch_march import MarchProblem
 from renderers.errors import check_shape
 from renderers.occupancy import OccupancyGrid
@@ -229,5 +230,5 @@ def _fit_step(
 
 
 def _kernels(tensor: Tensor, backend: str | None) -> ModuleType:
-    resolve(tensor.device, dtype=tensor.dtype, prefer=backend)
-    return torch_march
+    name = resolve(tensor.device, dtype=tensor.dtype, prefer=backend)
+    return import_module(f"renderers.backends.{name}_march")

@@ -1,0 +1,228 @@
+"""Ray marching and compositing on the CPU: numba kernels, parallel over rays.
+
+Same samples (bit for bit) and same interface as `torch_march`. Marching takes two passes, one that
+counts and one that writes; compositing keeps each sample's weight and transmittance, and its
+backward pass is one loop per ray from the last sample to the first.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numba import njit, prange
+from torch import Tensor
+
+from renderers.backends import torch_march
+from renderers.backends.numba_runtime import KERNEL_LOCK
+from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem
+
+__all__ = ["composite", "count_samples", "write_samples"]
+
+_ZERO = np.float32(0.0)
+_HALF = np.float32(0.5)
+_ONE = np.float32(1.0)
+_TINY = np.float32(TINY_DIRECTION)
+# No fastmath: a fused multiply-add would move samples across cell borders.
+_OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False}
+
+
+def count_samples(problem: MarchProblem, step: float) -> Int[Tensor, "n"]:
+    """Number of samples on each ray."""
+    counts = torch.zeros(problem.rays_o.shape[0], dtype=torch.int64)
+    if counts.shape[0]:
+        with KERNEL_LOCK:
+            _count(*_arguments(problem, step), counts.numpy())
+    return counts
+
+
+def write_samples(
+    problem: MarchProblem, step: float, counts: Int[Tensor, "n"]
+) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m 3"]]:
+    """Starts, ray numbers and middles of all samples, ray after ray."""
+    total = int(counts.sum())
+    t_starts = torch.empty(total, dtype=torch.float32)
+    ray_indices = torch.empty(total, dtype=torch.int64)
+    positions = torch.empty(total, 3, dtype=torch.float32)
+    if total:
+        first = torch.cumsum(counts, dim=0) - counts
+        out = (first.numpy(), t_starts.numpy(), ray_indices.numpy(), positions.numpy())
+        with KERNEL_LOCK:
+            _write(*_arguments(problem, step), *out)
+    return t_starts, ray_indices, positions
+
+
+def composite(
+    sigma: Float[Tensor, "m"],
+    features: Float[Tensor, "m c"],
+    t_starts: Float[Tensor, "m"],
+    t_ends: Float[Tensor, "m"],
+    ray_indices: Int[Tensor, "m"],
+    packed_info: Int[Tensor, "n 2"],
+) -> tuple[Float[Tensor, "n c"], Float[Tensor, "n"], Float[Tensor, "n"], Float[Tensor, "m"]]:
+    """Composited features, opacity, depth and the samples' weights."""
+    return _Composite.apply(sigma, features, t_starts, t_ends, ray_indices, packed_info)
+
+
+class _Composite(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, sigma, features, t_starts, t_ends, ray_indices, packed_info):
+        n_rays, n_samples = packed_info.shape[0], sigma.shape[0]
+        new = {"dtype": torch.float32}
+        weights, transmittance = torch.empty(n_samples, **new), torch.empty(n_samples, **new)
+        values = torch.zeros(n_rays, features.shape[1], **new)
+        opacity, depth = torch.zeros(n_rays, **new), torch.zeros(n_rays, **new)
+        inputs = _numpy(sigma, features, t_starts, t_ends, packed_info)
+        outputs = _numpy(weights, transmittance, values, opacity, depth)
+        if n_rays and n_samples:
+            with KERNEL_LOCK:
+                _composite_forward(*inputs, *outputs)
+        ctx.save_for_backward(
+            sigma, features, t_starts, t_ends, ray_indices, packed_info, weights, transmittance
+        )
+        return values, opacity, depth, weights
+
+    @staticmethod
+    def backward(ctx, *grads):
+        *inputs, weights, transmittance = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: somebody will differentiate again
+            return *_reference_backward(inputs, grads), None, None, None, None
+        sigma, features, t_starts, t_ends, _, packed_info = inputs
+        grad_sigma = torch.zeros(sigma.shape, dtype=torch.float32)
+        grad_features = torch.zeros(features.shape, dtype=torch.float32)
+        if packed_info.shape[0] and sigma.shape[0]:
+            arrays = _numpy(features, t_starts, t_ends, packed_info, weights, transmittance, *grads)
+            with KERNEL_LOCK:
+                _composite_backward(*arrays, grad_sigma.numpy(), grad_features.numpy())
+        return grad_sigma, grad_features, None, None, None, None
+
+
+def _reference_backward(inputs, grads) -> tuple[Tensor | None, Tensor | None]:
+    """The same gradients with a graph of their own, through the reference."""
+    outputs = torch_march.composite(*inputs)
+    wanted = [tensor for tensor in inputs[:2] if tensor.requires_grad]
+    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
+    first, second = (next(found) if tensor.requires_grad else None for tensor in inputs[:2])
+    return first, second
+
+
+def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
+    return tuple(tensor.detach().contiguous().numpy() for tensor in tensors)
+
+
+def _arguments(problem: MarchProblem, step: float) -> tuple:
+    resolution = problem.binary.shape[0]
+    scalars = (problem.radius, problem.near, problem.far, step, resolution / (2 * problem.radius))
+    rays = _numpy(problem.rays_o, problem.rays_d, problem.jitter, problem.binary.reshape(-1))
+    return *rays, np.int64(resolution), *(np.float32(value) for value in scalars)
+
+
+@njit(inline="always", **_OPTIONS)
+def _slab(origin, direction, radius, enter, leave):
+    """Narrow an interval to the part between the two planes of one axis."""
+    inverse = _ONE / (_TINY if abs(direction) < _TINY else direction)
+    a, b = (-radius - origin) * inverse, (radius - origin) * inverse
+    return max(enter, min(a, b)), min(leave, max(a, b))
+
+
+@njit(inline="always", **_OPTIONS)
+def _box(o, d, i, radius, near, far):
+    enter, leave = near, far
+    enter, leave = _slab(o[i, 0], d[i, 0], radius, enter, leave)
+    enter, leave = _slab(o[i, 1], d[i, 1], radius, enter, leave)
+    return _slab(o[i, 2], d[i, 2], radius, enter, leave)
+
+
+@njit(inline="always", **_OPTIONS)
+def _cell_along(position, radius, cells_per_unit, resolution):
+    cell = np.int64((position + radius) * cells_per_unit)
+    return min(max(cell, 0), resolution - 1)
+
+
+@njit(parallel=True, **_OPTIONS)
+def _count(o, d, jitter, binary, resolution, radius, near, far, step, cells_per_unit, counts):
+    for i in prange(o.shape[0]):
+        enter, leave = _box(o, d, i, radius, near, far)
+        count = 0
+        if enter < leave:
+            lowest = np.floor(enter / step - jitter[i])
+            for slot in range(np.int64((leave - enter) / step) + 3):
+                middle = (lowest + np.float32(slot) + jitter[i]) * step + _HALF * step
+                if enter <= middle < leave:
+                    x = _cell_along(o[i, 0] + middle * d[i, 0], radius, cells_per_unit, resolution)
+                    y = _cell_along(o[i, 1] + middle * d[i, 1], radius, cells_per_unit, resolution)
+                    z = _cell_along(o[i, 2] + middle * d[i, 2], radius, cells_per_unit, resolution)
+                    if binary[(x * resolution + y) * resolution + z]:
+                        count += 1
+        counts[i] = count
+
+
+@njit(parallel=True, **_OPTIONS)
+def _write(
+    o, d, jitter, binary, resolution, radius, near, far, step, cells_per_unit,
+    first, t_starts, ray_indices, positions,
+):  # fmt: skip
+    for i in prange(o.shape[0]):
+        enter, leave = _box(o, d, i, radius, near, far)
+        if enter < leave:
+            at = first[i]
+            lowest = np.floor(enter / step - jitter[i])
+            for slot in range(np.int64((leave - enter) / step) + 3):
+                start = (lowest + np.float32(slot) + jitter[i]) * step
+                middle = start + _HALF * step
+                if enter <= middle < leave:
+                    px = o[i, 0] + middle * d[i, 0]
+                    py = o[i, 1] + middle * d[i, 1]
+                    pz = o[i, 2] + middle * d[i, 2]
+                    x = _cell_along(px, radius, cells_per_unit, resolution)
+                    y = _cell_along(py, radius, cells_per_unit, resolution)
+                    z = _cell_along(pz, radius, cells_per_unit, resolution)
+                    if binary[(x * resolution + y) * resolution + z]:
+                        t_starts[at] = start
+                        ray_indices[at] = i
+                        positions[at, 0] = px
+                        positions[at, 1] = py
+                        positions[at, 2] = pz
+                        at += 1
+
+
+@njit(parallel=True, **_OPTIONS)
+def _composite_forward(
+    sigma, features, t_starts, t_ends, packed_info, weights, transmittance, values, opacity, depth
+):
+    for i in prange(packed_info.shape[0]):
+        first, count = packed_info[i]
+        through, total, distance = _ONE, _ZERO, _ZERO
+        for k in range(first, first + count):
+            absorbed = -np.expm1(-sigma[k] * (t_ends[k] - t_starts[k]))
+            weight = through * absorbed
+            weights[k] = weight
+            transmittance[k] = through
+            for c in range(features.shape[1]):
+                values[i, c] += weight * features[k, c]
+            total += weight
+            distance += weight * (_HALF * (t_starts[k] + t_ends[k]))
+            through *= _ONE - absorbed
+        opacity[i] = total
+        depth[i] = distance
+
+
+@njit(parallel=True, **_OPTIONS)
+def _composite_backward(
+    features, t_starts, t_ends, packed_info, weights, transmittance,
+    grad_values, grad_opacity, grad_depth, grad_weights, grad_sigma, grad_features,
+):  # fmt: skip
+    """``dL/dsigma_k = dt_k ((T_k - w_k) g_k - sum_{j>k} w_j g_j)``, with ``g = dL/dw``."""
+    for i in prange(packed_info.shape[0]):
+        first, count = packed_info[i]
+        behind = _ZERO
+        for k in range(first + count - 1, first - 1, -1):
+            weight = weights[k]
+            middle = _HALF * (t_starts[k] + t_ends[k])
+            g = grad_weights[k] + grad_opacity[i] + grad_depth[i] * middle
+            for c in range(features.shape[1]):
+                g += grad_values[i, c] * features[k, c]
+                grad_features[k, c] = grad_values[i, c] * weight
+            length = t_ends[k] - t_starts[k]
+            grad_sigma[k] = length * ((transmittance[k] - weight) * g - behind)
+            behind += weight * g
