@@ -27,7 +27,16 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["DenoiserConfig", "LatentCache", "build_scheduler", "build_unet", "train_denoiser"]
+__all__ = [
+    "DenoiserConfig",
+    "LatentCache",
+    "build_scheduler",
+    "build_unet",
+    "cache_latents",
+    "cache_text",
+    "min_snr_weight",
+    "train_denoiser",
+]
 
 TEXT_WIDTH = 384
 
@@ -93,50 +102,10 @@ class LatentCache:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Open a cache written by :meth:`build`."""
+        """Open a cache written by :func:`cache_text` and :func:`cache_latents`."""
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
         self.text = np.load(folder / "text.npy", mmap_mode="r")
         self.text_index = np.load(folder / "text_index.npy")
-
-    @classmethod
-    @torch.no_grad()
-    def build(
-        cls,
-        folder: Path,
-        images: ImageCache,
-        vae: AutoencoderKL,
-        text_encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        *,
-        key: str,
-        log: Callable[[str], None],
-    ) -> LatentCache:
-        """Encode all images and captions, unless ``folder`` already holds those of ``key``."""
-        digest = hashlib.sha256(f"{key}/{len(images)}".encode()).hexdigest()
-        stamp = folder / "key.json"
-        if stamp.exists() and json.loads(stamp.read_text()) == digest:
-            return cls(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        device, scale = vae.device, vae.config.scaling_factor
-        latents = np.empty((len(images), 4, 16, 16), dtype=np.float16)
-        for start in range(0, len(images), 64):
-            index = np.arange(start, min(start + 64, len(images)))
-            mean = vae.encode(image_batch(images, index, device)).latent_dist.mean
-            latents[index] = (mean * scale).half().cpu().numpy()
-            if start % 6400 == 0:
-                log(f"latents {start}/{len(images)}")
-        distinct = ["", *sorted(set(images.captions))]
-        row = {caption: k for k, caption in enumerate(distinct)}
-        text = np.empty((len(distinct), MAX_TOKENS, TEXT_WIDTH), dtype=np.float16)
-        for start in range(0, len(distinct), 1024):
-            part = encode_captions(text_encoder, tokenizer, distinct[start : start + 1024])
-            text[start : start + 1024] = part.half().cpu().numpy()
-            log(f"captions {start}/{len(distinct)}")
-        np.save(folder / "latents.npy", latents)
-        np.save(folder / "text.npy", text)
-        np.save(folder / "text_index.npy", np.array([row[c] for c in images.captions]))
-        stamp.write_text(json.dumps(digest))
-        return cls(folder)
 
     def batch(
         self, rng: np.random.Generator, size: int, caption_dropout: float
@@ -146,6 +115,56 @@ class LatentCache:
         rows = np.where(rng.random(size) < caption_dropout, 0, self.text_index[index])
         latents = torch.from_numpy(self.latents[index]).float()
         return latents, torch.from_numpy(np.stack([self.text[r] for r in rows])).float()
+
+
+def _is_fresh(stamp: Path, key: str) -> bool:
+    return stamp.exists() and json.loads(stamp.read_text()) == key
+
+
+@torch.no_grad()
+def cache_text(
+    folder: Path,
+    images: ImageCache,
+    text_encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    log: Callable[[str], None],
+) -> None:
+    """Encode the distinct captions once, unless ``folder`` already holds exactly these."""
+    distinct = ["", *sorted(set(images.captions))]
+    key = hashlib.sha256(json.dumps([distinct, images.captions]).encode()).hexdigest()
+    if _is_fresh(folder / "text_key.json", key):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    row = {caption: k for k, caption in enumerate(distinct)}
+    text = np.empty((len(distinct), MAX_TOKENS, TEXT_WIDTH), dtype=np.float16)
+    for start in range(0, len(distinct), 1024):
+        part = encode_captions(text_encoder, tokenizer, distinct[start : start + 1024])
+        text[start : start + 1024] = part.half().cpu().numpy()
+        log(f"captions {start}/{len(distinct)}")
+    np.save(folder / "text.npy", text)
+    np.save(folder / "text_index.npy", np.array([row[c] for c in images.captions]))
+    (folder / "text_key.json").write_text(json.dumps(key))
+
+
+@torch.no_grad()
+def cache_latents(
+    folder: Path, images: ImageCache, vae: AutoencoderKL, *, key: str, log: Callable[[str], None]
+) -> None:
+    """Encode all images, unless ``folder`` already holds the latents of this ``key``."""
+    key = hashlib.sha256(f"{key}/{len(images)}".encode()).hexdigest()
+    if _is_fresh(folder / "latents_key.json", key):
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    latents = np.empty((len(images), 4, 16, 16), dtype=np.float16)
+    for start in range(0, len(images), 64):
+        index = np.arange(start, min(start + 64, len(images)))
+        mean = vae.encode(image_batch(images, index, vae.device)).latent_dist.mean
+        latents[index] = (mean * vae.config.scaling_factor).half().cpu().numpy()
+        if start % 6400 == 0:
+            log(f"latents {start}/{len(images)}")
+    np.save(folder / "latents.npy", latents)
+    (folder / "latents_key.json").write_text(json.dumps(key))
 
 
 def min_snr_weight(alphas_cumprod: Tensor, gamma: float) -> Tensor:

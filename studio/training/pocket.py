@@ -11,6 +11,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,12 +22,18 @@ from studio.training.denoiser import (
     LatentCache,
     build_scheduler,
     build_unet,
+    cache_latents,
+    cache_text,
     train_denoiser,
 )
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
 from studio.training.text import build_text_encoder
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_vae
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["PRESETS", "PocketConfig", "train_pocket", "write_pocket"]
 
@@ -105,14 +112,23 @@ def train_pocket(
         seed=config.seed,
         log=lambda done, count: log(f"rendered {done}/{count}"),
     )
-    vae = _vae(config, images, work, device, log)
     encoder, tokenizer = _text(text_source, work, device)
+    cache_text(work / "latents", images, encoder, tokenizer, log=log)
+    vae = _vae(config, images, work, device, log)
     key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
-    latents = LatentCache.build(work / "latents", images, vae, encoder, tokenizer, key=key, log=log)
+    cache_latents(work / "latents", images, vae, key=key, log=log)
+    latents = LatentCache(work / "latents")
     unet = train_denoiser(
         config.denoiser, latents, work / "unet", seed=config.seed, device=device, log=log
     )
-    test = image_batch(images, np.arange(len(images) - 256, len(images)), device)
+    # Individuals that training never saw, so the figure does not flatter.
+    unseen = render_cache(
+        work / "unseen_images",
+        SampleConfig(evaluation=True),
+        count=min(256, config.images),
+        seed=config.seed,
+    )
+    test = image_batch(unseen, np.arange(len(unseen)), device)
     facts = {
         "vae_psnr_db": round(psnr_of(vae, test), 2),
         "vae": json.loads((work / "vae" / "state.json").read_text()),
@@ -121,7 +137,7 @@ def train_pocket(
     write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
 
 
-def write_averaged_unet(config: DenoiserConfig, folder: Path):
+def write_averaged_unet(config: DenoiserConfig, folder: Path) -> UNet2DConditionModel:
     """The UNet of an unfinished training with its averaged weights, for a look on the way."""
     from safetensors.torch import load_file
 
@@ -131,7 +147,16 @@ def write_averaged_unet(config: DenoiserConfig, folder: Path):
     return unet.eval()
 
 
-def write_pocket(config, vae, encoder, tokenizer, unet, out: Path, *, facts: dict) -> None:
+def write_pocket(
+    config: PocketConfig,
+    vae: AutoencoderKL,
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    unet: UNet2DConditionModel,
+    out: Path,
+    *,
+    facts: dict,
+) -> None:
     """Write a stock ``StableDiffusionPipeline`` folder in half precision, with a model card."""
     from diffusers import StableDiffusionPipeline
 

@@ -2,8 +2,8 @@
 
 A stock ``AutoencoderKL``, trained with an L1 + L2 + image-gradient reconstruction loss and a small
 KL term. There is no adversarial or perceptual loss: toybox images are flat coloured, and the
-gradient term keeps their edges sharp. After training, ``scaling_factor`` is set to one over the
-standard deviation of the latents.
+gradient term keeps their edges sharp. After training the latents are whitened, so that
+``scaling_factor`` is 1.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from studio.training.loop import LoopConfig, TrainingLoop
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["VAEConfig", "build_vae", "image_batch", "psnr_of", "train_vae"]
+__all__ = ["VAEConfig", "build_vae", "image_batch", "psnr_of", "train_vae", "whiten_latents"]
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,30 @@ def psnr_of(vae: AutoencoderKL, images: Tensor) -> float:
 
 
 @torch.no_grad()
-def latent_std(vae: AutoencoderKL, cache: ImageCache, device: torch.device) -> float:
-    """Standard deviation of latent means over 512 images."""
-    parts = [
-        vae.encode(image_batch(cache, np.arange(k, k + 64), device)).latent_dist.mean
-        for k in range(0, min(512, len(cache) - 64), 64)
-    ]
-    return float(torch.cat(parts).std())
+def whiten_latents(vae: AutoencoderKL, images: Tensor) -> None:
+    """Make latents zero-mean, unit-variance and uncorrelated over ``images [n, 3, h, w]``.
+
+    The encoder ends and the decoder starts with a 1x1 convolution, so the affine map
+    ``z -> A (z - mu)``, A = Lambda^-1/2 U^T of the latent covariance, folds into both without
+    changing any reconstruction. Without it one channel carries most of the variance and the
+    others, which hold the colours, drown early in the diffusion's noise. Sets ``scaling_factor``
+    to 1.
+    """
+    means = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(64)])
+    flat = means.permute(0, 2, 3, 1).reshape(-1, means.shape[1]).double()
+    mu = flat.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((flat - mu).T))
+    forward = (vectors / values.sqrt()).T
+    backward = torch.linalg.inv(forward)
+    channels = len(mu)
+    quant, post = vae.quant_conv, vae.post_quant_conv
+    weight, bias = quant.weight[:channels, :, 0, 0].double(), quant.bias[:channels].double()
+    quant.weight[:channels] = (forward @ weight)[:, :, None, None].to(quant.weight)
+    quant.bias[:channels] = (forward @ (bias - mu)).to(quant.bias)
+    weight = post.weight[:, :, 0, 0].double()
+    post.bias += (weight @ mu).to(post.bias)
+    post.weight.copy_((weight @ backward)[:, :, None, None])
+    vae.register_to_config(scaling_factor=1.0)
 
 
 def train_vae(
@@ -130,5 +147,5 @@ def train_vae(
     loop.run(loss_at, log=log)
     loop.load_average()
     vae.eval().requires_grad_(False)
-    vae.register_to_config(scaling_factor=1.0 / latent_std(vae, cache, device))
+    whiten_latents(vae, image_batch(cache, np.arange(min(1024, len(cache))), device))
     return vae
