@@ -14,9 +14,10 @@ import string
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 
-__all__ = ["PIPELINE_KINDS", "LatentSpec", "write_pipeline", "write_single_file"]
+__all__ = ["PIPELINE_KINDS", "LatentSpec", "tiny_pipelines", "write_pipeline", "write_single_file"]
 
 PipelineKind = Literal["sd1", "sd2_v", "sdxl", "pocket"]
 PIPELINE_KINDS: tuple[PipelineKind, ...] = ("sd1", "sd2_v", "sdxl", "pocket")
@@ -24,6 +25,13 @@ PIPELINE_KINDS: tuple[PipelineKind, ...] = ("sd1", "sd2_v", "sdxl", "pocket")
 LatentSpec = {"sample_size": 8, "latent_channels": 4}
 TEXT_WIDTH = 16
 SEED = 7
+
+
+@pytest.fixture(scope="session")
+def tiny_pipelines(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Stock pipeline folders by kind. Tests copy a folder before they change it."""
+    root = tmp_path_factory.mktemp("pipelines")
+    return {kind: write_pipeline(root / kind, kind) for kind in PIPELINE_KINDS}
 
 
 def write_pipeline(folder: Path, kind: PipelineKind) -> Path:

@@ -1,0 +1,309 @@
+"""From a prior's configuration to a ``DiffusionPrior``, from stock folders or one single file.
+
+Only what is used is read: the denoiser, the VAE, the scheduler's settings, and the text encoders
+when the first prompt comes that the cache does not know.
+
+    prior = load_prior(DiffusersPriorConfig(model="~/models/sd15"), torch.device("cuda"))
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from image_tools.configs import (
+    DiffusersPriorConfig,
+    PocketPriorConfig,
+    PriorConfig,
+    PriorMemoryConfig,
+    SingleFilePriorConfig,
+)
+from image_tools.diffusion.prior import DiffusionPrior, PriorParts
+from image_tools.diffusion.prompt_cache import PromptCache
+from image_tools.diffusion.text import TextStack, TextTower
+from image_tools.diffusion.weights import (
+    check_safetensors_file,
+    find_model_folder,
+    find_weights,
+    fingerprint_files,
+    read_json,
+)
+from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.pocket.paths import pocket_folder
+from renderers.errors import StudioError
+
+__all__ = ["load_folder", "load_prior"]
+
+ROLE = "prior"
+PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
+TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
+# Parameters that the text layouts never use, so a file may lack them.
+UNUSED_PARAMETERS = ("pooler.", "position_ids")
+
+
+def load_prior(
+    config: PriorConfig, device: torch.device, dtype: torch.dtype | None = None
+) -> DiffusionPrior:
+    """Load the prior that ``config`` describes.
+
+    Args:
+        config: one of the prior configurations.
+        device: where the denoiser and the VAE live.
+        dtype: number format of the denoiser; None for ``config.memory.dtype``.
+
+    Raises:
+        WeightsMissing: if files are absent or damaged; UnsafeWeights if they are pickles.
+        UnsupportedModel: if the model is of a design that does not fit.
+    """
+    memory = config.memory
+    dtype = dtype or getattr(torch, memory.dtype)
+    if isinstance(config, SingleFilePriorConfig):
+        parts = _single_file_parts(config, device, dtype)
+    else:
+        folder, variant = _locate(config)
+        parts = _folder_parts(folder, variant, memory, device, dtype)
+    _apply_memory_options(parts, memory)
+    return DiffusionPrior(
+        parts,
+        prompt_cache=PromptCache(config.prompt_cache) if config.prompt_cache else None,
+        keep_text_encoder=memory.text_encoder != "drop",
+    )
+
+
+def load_folder(
+    folder: Path, device: torch.device, dtype: torch.dtype = torch.float32
+) -> DiffusionPrior:
+    """Load a local stock diffusers folder with default options."""
+    return load_prior(DiffusersPriorConfig(model=str(folder)), device, dtype)
+
+
+def _locate(config: PocketPriorConfig | DiffusersPriorConfig) -> tuple[Path, str | None]:
+    if isinstance(config, DiffusersPriorConfig):
+        folder = find_model_folder(
+            config.model, role=ROLE, revision=config.revision, variant=config.variant
+        )
+        return folder, config.variant
+    return pocket_folder(Path(config.path).expanduser() if config.path else None), None
+
+
+def _folder_parts(
+    folder: Path,
+    variant: str | None,
+    memory: PriorMemoryConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> PriorParts:
+    index = _read_index(folder)
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    towers = _tower_names(index)
+    files = _weight_files(folder, [encoder for _, encoder in towers], variant)
+    read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
+    vae_settings = read_json(folder / "vae/config.json", role="VAE")
+    vae_dtype = _vae_dtype(memory, vae_settings, dtype)
+    read_vae = partial(AutoencoderKL.from_pretrained, torch_dtype=vae_dtype)
+    unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
+    vae = _read_module(read_vae, folder / "vae", variant, "VAE")
+    text_device = torch.device("cpu") if memory.text_encoder == "cpu" else device
+    text_dtype = torch.float32 if text_device.type == "cpu" else dtype
+
+    def load_towers() -> list[TextTower]:
+        return [_read_tower(folder, pair, index, text_dtype, variant) for pair in towers]
+
+    return PriorParts(
+        unet=unet.to(device),
+        vae=vae.to(device),
+        text=TextStack(load_towers, _text_layout(unet), device=text_device),
+        scheduler_config=read_json(folder / "scheduler/scheduler_config.json", role=ROLE),
+        fingerprint=fingerprint_files(files + _settings_files(folder), str(dtype)),
+        zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
+    )
+
+
+def _weight_files(folder: Path, encoders: list[str], variant: str | None) -> list[Path]:
+    """All weight files; looked up early, although the text encoders are read late."""
+    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+    roles = {"unet": "denoiser", "vae": "VAE"}
+    files = []
+    for name in ("unet", "vae", *encoders):
+        stem, role = stems.get(name, "model"), roles.get(name, "text encoder")
+        files += find_weights(folder / name, stem, role=role, variant=variant)
+    return files
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    index = read_json(folder / "model_index.json", role=ROLE)
+    if index.get("_class_name") not in PIPELINES or index.get("requires_aesthetics_score"):
+        kind = index.get("_class_name", "unknown")
+        raise UnsupportedModel(
+            f"'{folder}' holds a {kind}. Expected {' or '.join(PIPELINES)} "
+            "(Stable Diffusion 1.x, 2.x, SDXL base, pocket); SDXL refiners do not fit."
+        )
+    return index
+
+
+def _tower_names(index: dict[str, Any]) -> list[tuple[str, str]]:
+    """Pairs of tokenizer and text encoder folders that the model has, in order."""
+    pairs = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
+    return [pair for pair in pairs if (index.get(pair[1]) or [None])[0] is not None]
+
+
+def _read_tower(
+    folder: Path,
+    pair: tuple[str, str],
+    index: dict[str, Any],
+    dtype: torch.dtype,
+    variant: str | None,
+) -> TextTower:
+    import transformers
+
+    tokenizer_name, encoder_name = pair
+    kind = index[encoder_name][1]
+    if kind not in TEXT_ENCODERS:
+        raise UnsupportedModel(
+            f"'{folder / encoder_name}' is a {kind}. Expected {', '.join(TEXT_ENCODERS)}."
+        )
+    tokenizer_kind = index[tokenizer_name][1].removesuffix("Fast")
+    if tokenizer_kind not in TOKENIZERS:
+        raise UnsupportedModel(
+            f"'{folder / tokenizer_name}' is a {tokenizer_kind}. Expected {', '.join(TOKENIZERS)}."
+        )
+    with _readable(folder / tokenizer_name, "tokenizer"), _quiet():
+        tokenizer = getattr(transformers, tokenizer_kind).from_pretrained(
+            folder / tokenizer_name, local_files_only=True
+        )
+    reader = partial(getattr(transformers, kind).from_pretrained, dtype=dtype)
+    return TextTower(
+        tokenizer, _read_module(reader, folder / encoder_name, variant, "text encoder")
+    )
+
+
+def _read_module(
+    reader: Callable[..., Any], folder: Path, variant: str | None, role: str
+) -> torch.nn.Module:
+    """One component; its files are known to exist, so any failure means that they are damaged."""
+    with _readable(folder, role), _quiet():
+        module, info = reader(
+            folder,
+            variant=variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    missing = [k for k in info["missing_keys"] if not any(u in k for u in UNUSED_PARAMETERS)]
+    if missing:
+        raise WeightsMissing(
+            f"Weights for the {role} in '{folder}' lack {len(missing)} tensors, first "
+            f"'{min(missing)}'. Expected all of them; copy or download the model again."
+        )
+    return module
+
+
+def _single_file_parts(
+    config: SingleFilePriorConfig, device: torch.device, dtype: torch.dtype
+) -> PriorParts:
+    path, folder = Path(config.path).expanduser(), Path(config.config).expanduser()
+    check_safetensors_file(path, role=ROLE)
+    index = _read_index(folder)
+    import diffusers
+
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    with _readable(path, ROLE), _quiet():
+        pipeline = pipeline_class.from_single_file(
+            str(path),
+            config=str(folder),
+            local_files_only=True,
+            torch_dtype=dtype,
+            feature_extractor=None,
+            image_encoder=None,
+        )
+    towers = [
+        TextTower(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
+        for tokenizer, encoder in _tower_names(index)
+    ]
+    text_device = torch.device("cpu") if config.memory.text_encoder == "cpu" else device
+    vae, vae_dtype = pipeline.vae, _vae_dtype(config.memory, pipeline.vae.config, dtype)
+    return PriorParts(
+        unet=pipeline.unet.to(device),
+        vae=vae.to(device) if vae.dtype == vae_dtype else vae.to(device, vae_dtype),
+        text=TextStack(lambda: towers, _text_layout(pipeline.unet), device=text_device),
+        scheduler_config=dict(pipeline.scheduler.config),
+        fingerprint=fingerprint_files([path, *_settings_files(folder)], str(dtype)),
+        zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
+    )
+
+
+def _settings_files(folder: Path) -> list[Path]:
+    """Configuration and tokenizer files of a diffusers folder."""
+    return [*folder.glob("*/*.json"), *folder.glob("*/*.txt"), folder / "model_index.json"]
+
+
+def _text_layout(unet: torch.nn.Module) -> str:
+    is_sdxl = unet.config.addition_embed_type == "text_time"
+    return "penultimate_pooled" if is_sdxl else "last_hidden"
+
+
+def _vae_dtype(
+    memory: PriorMemoryConfig, settings: Mapping[str, Any], dtype: torch.dtype
+) -> torch.dtype:
+    """AutoencoderKL's default for an absent ``force_upcast`` is True."""
+    if memory.vae_dtype != "auto":
+        return getattr(torch, memory.vae_dtype)
+    overflows = dtype == torch.float16 and settings.get("force_upcast", True)
+    return torch.float32 if overflows else dtype
+
+
+def _apply_memory_options(parts: PriorParts, memory: PriorMemoryConfig) -> None:
+    options: list[tuple[bool, Callable[[], Any]]] = [
+        (memory.vae_slicing, parts.vae.enable_slicing),
+        (memory.vae_tiling, parts.vae.enable_tiling),
+        (memory.vae_checkpointing, parts.vae.enable_gradient_checkpointing),
+        (memory.attention_slicing, lambda: parts.unet.set_attention_slice("auto")),
+    ]
+    for is_wanted, enable in options:
+        if is_wanted:
+            enable()
+
+
+@contextlib.contextmanager
+def _readable(path: Path, role: str) -> Iterator[None]:
+    """Turn a library's complaint about a model file into one line that names the file.
+
+    Readers of damaged files raise whatever their parser met, so every type counts here.
+    """
+    try:
+        yield
+    except (StudioError, MemoryError):
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsMissing(
+            f"Weights for the {role} cannot be read: '{path}' ({reason}). "
+            "Expected undamaged files in stock layout; copy or download the model again."
+        ) from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Only errors from the model libraries, and no progress bars, while files are read."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in libraries]
+    for log in libraries:
+        log.set_verbosity_error()
+        log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, (verbosity, has_bar) in zip(libraries, before, strict=True):
+            log.set_verbosity(verbosity)
+            if has_bar:
+                log.enable_progress_bar()

@@ -1,0 +1,279 @@
+"""A 2D diffusion prior: VAE, text encoders, denoiser and noise schedule behind one object.
+
+Everything that makes images or guides a 3D scene talks to this. It predicts epsilon whatever the
+denoiser's own parametrisation, and guides with ``eps_u + s (eps_c - eps_u)`` everywhere. Latents
+are scaled as the denoiser was trained, from the mean of the VAE's posterior: a draw would only add
+noise to the gradient.
+
+    prior = load_prior(PocketPriorConfig(), torch.device("cpu"))
+    cond, uncond = prior.encode_prompt(["a purple duck"]), prior.encode_negative([""])
+    noise_pred = prior.guided_noise(latents, t, cond, uncond, 7.5)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from image_tools.diffusion.conditions import (
+    Condition,
+    TextEmbedding,
+    as_condition,
+    cat_conditions,
+    cat_embeddings,
+)
+from image_tools.diffusion.parametrization import (
+    alpha_sigma,
+    classifier_free_guidance,
+    noise_schedule,
+    output_to_noise,
+    rescale_guidance,
+    x0_from_noise,
+)
+from image_tools.diffusion.prompt_cache import PromptCache
+from image_tools.diffusion.text import TextStack
+from image_tools.errors import UnsupportedModel
+from renderers.errors import check_shape
+
+__all__ = ["DiffusionPrior", "PriorParts"]
+
+
+@dataclass(frozen=True)
+class PriorParts:
+    """The modules and settings a prior is made of."""
+
+    unet: torch.nn.Module
+    """A diffusers UNet2DConditionModel."""
+    vae: torch.nn.Module
+    """A diffusers AutoencoderKL."""
+    text: TextStack
+    """Tokenizers and text encoders."""
+    scheduler_config: Mapping[str, Any]
+    """Configuration of a stock scheduler: betas and prediction type."""
+    fingerprint: str
+    """Hash of configuration and weights; equal for equal models only."""
+    zero_negative: bool = False
+    """Whether an empty negative prompt is a zero embedding (SDXL) instead of an encoded ''."""
+
+
+class DiffusionPrior:
+    """A frozen latent diffusion model of the Stable Diffusion family."""
+
+    def __init__(
+        self,
+        parts: PriorParts,
+        *,
+        prompt_cache: PromptCache | None = None,
+        keep_text_encoder: bool = True,
+    ) -> None:
+        self.unet = parts.unet.eval().requires_grad_(False)
+        self.vae = parts.vae.eval().requires_grad_(False)
+        self.text = parts.text
+        self.scheduler_config = dict(parts.scheduler_config)
+        self.fingerprint = parts.fingerprint
+        self.zero_negative = parts.zero_negative
+        self.prediction_type = self.scheduler_config.get("prediction_type", "epsilon")
+        self.alphas_cumprod = noise_schedule(self.scheduler_config).to(self.device)
+        self._prompt_cache = prompt_cache
+        self._keep_text_encoder = keep_text_encoder
+        self._encoded: dict[str, TextEmbedding] = {}
+        self._refuse_unknown_designs()
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the denoiser."""
+        return next(self.unet.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the denoiser; latents and predictions are float32 outside of it."""
+        return next(self.unet.parameters()).dtype
+
+    @property
+    def num_train_timesteps(self) -> int:
+        """Number of timesteps T; ``t`` goes from 0 to T - 1."""
+        return self.alphas_cumprod.shape[0]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.unet.config.in_channels
+
+    @property
+    def latent_size(self) -> int:
+        """Rows and columns of the latents the denoiser was trained on."""
+        return self.unet.config.sample_size
+
+    @property
+    def image_size(self) -> int:
+        """Rows and columns in pixels of the images the prior was trained on."""
+        return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode_images(self, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b c s s"]:
+        """Images in 0..1 to scaled latents, resized to ``image_size`` first. Differentiable.
+
+        Raises:
+            ShapeError: if ``images`` is not [b, h, w, 3].
+        """
+        check_shape("images", images, "B H W 3")
+        pixels = images.movedim(-1, 1)
+        size = (self.image_size, self.image_size)
+        if pixels.shape[-2:] != size:
+            shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
+            pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
+        pixels = pixels.to(self.vae.dtype) * 2.0 - 1.0
+        mean = self.vae.encode(pixels).latent_dist.mean.to(images.dtype)
+        shift, scale = self._latent_shift_scale(mean)
+        return (mean - shift) * scale
+
+    def decode_latents(self, latents: Float[Tensor, "b c s s"]) -> Float[Tensor, "b h w 3"]:
+        """Scaled latents to images in 0..1. Differentiable up to the final clamp."""
+        shift, scale = self._latent_shift_scale(latents)
+        pixels = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
+        return (pixels.to(latents.dtype) / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
+
+    def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Prompts to frozen text embeddings, from memory or disk where they are known.
+
+        Trainers that change the encoders use ``self.text.encode``, which keeps nothing.
+        """
+        if not prompts:
+            raise ValueError("encode_prompt got no prompts. Give at least one.")
+        rows = [self._encode_one(prompt) for prompt in prompts]
+        if not self._keep_text_encoder:
+            self.text.drop()
+        return cat_embeddings(rows)
+
+    def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Negative prompts; an empty one is the model's own 'no condition'."""
+        embedding = self.encode_prompt(prompts)
+        if not self.zero_negative:
+            return embedding
+        said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device)
+        pooled = None if embedding.pooled is None else embedding.pooled * said[:, None]
+        return TextEmbedding(embedding.tokens * said[:, None, None], pooled)
+
+    def predict_output(
+        self,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c s s"]:
+        """The denoiser's output in its own parametrisation, in the latents' number format."""
+        condition = as_condition(condition).expand(latents.shape[0])
+        text = condition.text.to(self.device, self.dtype)
+        output = self.unet(
+            latents.to(self.dtype),
+            t,
+            encoder_hidden_states=text.tokens,
+            class_labels=condition.class_labels,
+            added_cond_kwargs=self._added_conditions(text),
+            return_dict=False,
+        )[0]
+        return output.to(latents.dtype)
+
+    def to_noise(
+        self, output: Float[Tensor, "b c s s"], latents: Tensor, t: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b c s s"]:
+        """Epsilon from the denoiser's output."""
+        alpha, sigma = alpha_sigma(self.alphas_cumprod, t, latents)
+        return output_to_noise(output, latents, alpha, sigma, self.prediction_type)
+
+    def predict_noise(
+        self,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c s s"]:
+        """Epsilon, whatever the denoiser's own parametrisation."""
+        return self.to_noise(self.predict_output(latents, t, condition), latents, t)
+
+    def guided_noise(
+        self,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        cond: Condition | TextEmbedding,
+        uncond: Condition | TextEmbedding,
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c s s"]:
+        """``eps_u + s (eps_c - eps_u)`` from one denoiser call on [uncond, cond].
+
+        A scale of 1 is the conditional prediction and needs no unconditional half. ``rescale`` acts
+        on the denoiser's own output, as arXiv 2305.08891 and the stock pipelines have it.
+        """
+        if guidance_scale == 1.0:
+            return self.predict_noise(latents, t, cond)
+        batch = latents.shape[0]
+        pair = [as_condition(uncond).expand(batch), as_condition(cond).expand(batch)]
+        output = self.predict_output(
+            torch.cat([latents, latents]), torch.cat([t, t]), cat_conditions(pair)
+        )
+        out_uncond, out_cond = output.chunk(2)
+        guided = classifier_free_guidance(out_uncond, out_cond, guidance_scale)
+        if rescale > 0.0:
+            guided = rescale_guidance(guided, out_cond, rescale)
+        return self.to_noise(guided, latents, t)
+
+    def predict_x0(
+        self, latents: Float[Tensor, "b c s s"], t: Int[Tensor, " b"], noise_pred: Tensor
+    ) -> Float[Tensor, "b c s s"]:
+        """Clean latents that the noise prediction implies: ``(z_t - sigma eps) / alpha``."""
+        alpha, sigma = alpha_sigma(self.alphas_cumprod, t, latents)
+        return x0_from_noise(noise_pred, latents, alpha, sigma)
+
+    def _encode_one(self, prompt: str) -> TextEmbedding:
+        if prompt in self._encoded:
+            return self._encoded[prompt]
+        cache = self._prompt_cache
+        embedding = cache.read(self.fingerprint, prompt) if cache else None
+        if embedding is None:
+            with torch.no_grad():
+                embedding = self.text.encode([prompt])
+            if cache:
+                cache.write(self.fingerprint, prompt, embedding)
+        self._encoded[prompt] = embedding.to(self.device)
+        return self._encoded[prompt]
+
+    def _latent_shift_scale(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
+        config = self.vae.config
+        scale = config.scaling_factor
+        mean, std = config.get("latents_mean"), config.get("latents_std")
+        if mean is None or std is None:
+            return config.get("shift_factor") or 0.0, scale
+        mean = latents.new_tensor(mean).reshape(1, -1, 1, 1)
+        return mean, scale / latents.new_tensor(std).reshape(1, -1, 1, 1)
+
+    def _added_conditions(self, text: TextEmbedding) -> dict[str, Tensor] | None:
+        """SDXL's pooled text and sizes: original size, crop corner, target size, in pixels."""
+        if self.unet.config.addition_embed_type != "text_time":
+            return None
+        size = float(self.image_size)
+        ids = text.tokens.new_tensor([size, size, 0.0, 0.0, size, size])
+        return {"text_embeds": text.pooled, "time_ids": ids.expand(len(text), -1)}
+
+    def _refuse_unknown_designs(self) -> None:
+        unet = self.unet.config
+        if unet.in_channels != self.vae.config.latent_channels:
+            raise UnsupportedModel(
+                f"The denoiser takes {unet.in_channels} channels, the VAE makes "
+                f"{self.vae.config.latent_channels}. Expected a text-to-image model; inpainting, "
+                "depth and edit models need their own tool."
+            )
+        if unet.addition_embed_type not in (None, "text_time"):
+            raise UnsupportedModel(
+                f"The denoiser wants '{unet.addition_embed_type}' conditions. Expected Stable "
+                "Diffusion 1.x, 2.x or SDXL."
+            )
+        if not isinstance(unet.sample_size, int):
+            raise UnsupportedModel(
+                f"The denoiser's sample_size is {unet.sample_size}. "
+                "Expected one number, for square images."
+            )

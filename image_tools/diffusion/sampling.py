@@ -1,0 +1,133 @@
+"""Images from a prior by DDIM (Song et al., arXiv 2010.02502).
+
+Timesteps, clipping and the final step follow diffusers' ``DDIMScheduler`` for the prior's own
+scheduler settings, so images equal those of the stock pipeline with that scheduler. Each image has
+its own generator and does not depend on its neighbours in the batch.
+
+    images = sample_images(prior, ["a red mushroom"], generators=[generator], config=DdimConfig())
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from image_tools.configs import DdimConfig
+from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
+from image_tools.diffusion.prior import DiffusionPrior
+
+__all__ = ["DdimStep", "ddim_step", "ddim_steps", "sample_images", "sample_latents", "unit_noise"]
+
+
+@dataclass(frozen=True)
+class DdimStep:
+    """One step of a sampler: from timestep ``t`` with ``alpha_bar`` to ``alpha_bar_prev``."""
+
+    t: int
+    alpha_bar: float
+    alpha_bar_prev: float
+    clip: float | None
+    """Bound on the absolute value of the predicted clean latents, or None."""
+
+
+def ddim_steps(prior: DiffusionPrior, n_steps: int) -> list[DdimStep]:
+    """The steps from noise to image.
+
+    Raises:
+        ValueError: if ``n_steps`` is not between 1 and the training length.
+    """
+    from diffusers import DDIMScheduler
+
+    total = prior.num_train_timesteps
+    if not 1 <= n_steps <= total:
+        raise ValueError(f"steps is {n_steps}. Keep it from 1 to {total}.")
+    scheduler = DDIMScheduler.from_config(prior.scheduler_config)
+    scheduler.set_timesteps(n_steps)
+    alphas = prior.alphas_cumprod.tolist()
+    steps = []
+    for t in scheduler.timesteps.tolist():
+        previous = t - total // n_steps
+        alpha_bar_prev = alphas[previous] if previous >= 0 else float(scheduler.final_alpha_cumprod)
+        clip = scheduler.config.clip_sample_range if scheduler.config.clip_sample else None
+        steps.append(DdimStep(t, alphas[t], alpha_bar_prev, clip))
+    return steps
+
+
+def ddim_step(
+    latents: Tensor, noise_pred: Tensor, step: DdimStep, *, eta: float, noise: Tensor | None
+) -> Tensor:
+    """One step of Eq. 12, with ``noise`` scaled by Eq. 16 where ``eta`` is above 0."""
+    alpha_bar, alpha_bar_prev = step.alpha_bar, step.alpha_bar_prev
+    x0 = (latents - (1.0 - alpha_bar) ** 0.5 * noise_pred) / alpha_bar**0.5
+    if step.clip is not None:
+        x0 = x0.clamp(-step.clip, step.clip)
+    variance = (1.0 - alpha_bar_prev) / (1.0 - alpha_bar) * (1.0 - alpha_bar / alpha_bar_prev)
+    deviation = eta * variance**0.5
+    direction = (1.0 - alpha_bar_prev - deviation**2) ** 0.5 * noise_pred
+    previous = alpha_bar_prev**0.5 * x0 + direction
+    return previous if noise is None else previous + deviation * noise
+
+
+def unit_noise(
+    shape: tuple[int, ...], generators: Sequence[torch.Generator], device: torch.device
+) -> Float[Tensor, "batch ..."]:
+    """Gaussian noise with one generator per sample; ``shape`` is that of one sample."""
+    draws = [torch.randn((1, *shape), generator=g, device=g.device).to(device) for g in generators]
+    return torch.cat(draws)
+
+
+@torch.no_grad()
+def sample_latents(
+    prior: DiffusionPrior,
+    cond: Condition | TextEmbedding,
+    uncond: Condition | TextEmbedding,
+    *,
+    generators: Sequence[torch.Generator],
+    config: DdimConfig,
+) -> Float[Tensor, "batch c s s"]:
+    """Denoise one latent per generator.
+
+    Raises:
+        ValueError: if the conditions have neither one row nor one per generator.
+    """
+    batch, size = len(generators), prior.latent_size
+    shape = (prior.latent_channels, size, size)
+    cond, uncond = as_condition(cond).expand(batch), as_condition(uncond).expand(batch)
+    latents = unit_noise(shape, generators, prior.device)
+    for step in ddim_steps(prior, config.steps):
+        t = torch.full((batch,), step.t, device=prior.device)
+        noise_pred = prior.guided_noise(
+            latents, t, cond, uncond, config.guidance_scale, rescale=config.guidance_rescale
+        )
+        noise = unit_noise(shape, generators, prior.device) if config.eta > 0.0 else None
+        latents = ddim_step(latents, noise_pred, step, eta=config.eta, noise=noise)
+    return latents
+
+
+@torch.no_grad()
+def sample_images(
+    prior: DiffusionPrior,
+    prompts: Sequence[str],
+    *,
+    generators: Sequence[torch.Generator],
+    config: DdimConfig | None = None,
+    negative_prompt: str = "",
+) -> Float[Tensor, "batch h w 3"]:
+    """One image in 0..1 per prompt and generator.
+
+    Raises:
+        ValueError: if there are not as many generators as prompts.
+    """
+    if len(prompts) != len(generators):
+        raise ValueError(
+            f"{len(prompts)} prompts came with {len(generators)} generators. Give one each."
+        )
+    cond, uncond = prior.encode_prompt(prompts), prior.encode_negative([negative_prompt])
+    latents = sample_latents(
+        prior, cond, uncond, generators=generators, config=config or DdimConfig()
+    )
+    return prior.decode_latents(latents)
