@@ -1,0 +1,147 @@
+"""Colours of the surface, from the field into a texture or onto vertices.
+
+The colour *at* the iso-surface is not what the renderer showed: a ray gathers colour over a shell
+around it. ``shell_colours`` therefore composites a few samples along the inward normal with the
+field's own densities, which is what a ray at normal incidence shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from renderers.raster import interpolate, rasterize
+from studio.export.shading import corner_normals
+from studio.export.surface import CHUNK_POINTS, DensityField, DistanceField
+from studio.export.triangles import Triangles
+from studio.export.unwrap import Atlas
+
+__all__ = [
+    "Colours",
+    "Texture",
+    "bake_texture",
+    "shell_colours",
+    "surface_colours",
+    "vertex_colours",
+]
+
+Colours = Callable[[Float[Tensor, "n 3"], Float[Tensor, "n 3"]], Float[Tensor, "n 3"]]
+"""Display-referred colours from surface positions and unit outward normals."""
+
+SHELL_SAMPLES = 6
+# A shell with less opacity than this has no colour of its own; the surface point's is used.
+MIN_SHELL_OPACITY = 1e-2
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A baked texture."""
+
+    image: Float[np.ndarray, "h w 3"]
+    """Display-referred colours in 0..1, filled everywhere."""
+    coverage: float
+    """Fraction of the texels that the surface uses."""
+
+
+def surface_colours(field: DensityField | DistanceField) -> Colours:
+    """The field's albedo exactly at the surface."""
+    return lambda positions, _: field.albedo(positions).clamp(0.0, 1.0)
+
+
+def shell_colours(field: DensityField, *, half_thickness: float) -> Colours:
+    """The field's albedo composited along the inward normal.
+
+    Args:
+        field: the radiance field.
+        half_thickness: the shell reaches this far to both sides of the surface, world units.
+    """
+    step = 2.0 * half_thickness / SHELL_SAMPLES
+    offsets = half_thickness - (torch.arange(SHELL_SAMPLES) + 0.5) * step
+
+    def colours(positions: Tensor, normals: Tensor) -> Tensor:
+        """Composite from outside to inside."""
+        along = offsets.to(positions)[None, :, None] * normals[:, None, :]
+        points = (positions[:, None, :] + along).reshape(-1, 3)
+        sigma = field.density(points).reshape(-1, SHELL_SAMPLES)
+        albedo = field.albedo(points).reshape(-1, SHELL_SAMPLES, 3).clamp(0.0, 1.0)
+        optical = torch.cumsum(sigma * step, dim=1)
+        reached = torch.exp(-torch.nn.functional.pad(optical[:, :-1], (1, 0)))
+        weights = reached * (1.0 - torch.exp(-sigma * step))
+        opacity = weights.sum(dim=1, keepdim=True)
+        blended = (weights[..., None] * albedo).sum(dim=1) / opacity.clamp_min(1e-9)
+        return torch.where(opacity > MIN_SHELL_OPACITY, blended, albedo[:, SHELL_SAMPLES // 2])
+
+    return colours
+
+
+def bake_texture(
+    mesh: Triangles,
+    atlas: Atlas,
+    colours: Colours,
+    *,
+    size: int,
+    crease_deg: float = 180.0,
+    device: torch.device | str = "cpu",
+) -> Texture:
+    """Colour every texel that the surface touches, and spread the colours over the rest.
+
+    Args:
+        mesh: the surface in world coordinates.
+        atlas: its texture coordinates.
+        colours: where the colours come from.
+        size: side of the texture in pixels.
+        crease_deg: the normals given to ``colours`` jump at sharper edges.
+        device: where ``colours`` is evaluated.
+    """
+    clip = np.zeros((1, len(atlas.uv), 4), dtype=np.float32)
+    clip[0, :, :2] = 2.0 * atlas.uv - 1.0
+    clip[0, :, 3] = 1.0
+    t_tex_idx = torch.from_numpy(atlas.t_tex_idx)
+    raster = rasterize(torch.from_numpy(clip), t_tex_idx, (size, size))
+    covered = raster.tri_id[0] > 0
+    corners = torch.from_numpy(mesh.corners().astype(np.float32)).reshape(-1, 3)
+    normals = torch.from_numpy(corner_normals(mesh, crease_deg=crease_deg)).float().reshape(-1, 3)
+    both = torch.cat([corners, normals], dim=1)
+    at_texel = interpolate(both, raster, torch.arange(len(both)).reshape(-1, 3))[0][covered]
+    unit = torch.nn.functional.normalize(at_texel[:, 3:], dim=-1)
+    image = np.full((size, size, 3), 0.5, dtype=np.float32)
+    mask = covered.numpy()
+    image[mask] = _evaluate(colours, at_texel[:, :3], unit, device).numpy()
+    return Texture(_spread(image, mask), float(mask.mean()))
+
+
+def vertex_colours(
+    mesh: Triangles, colours: Colours, *, device: torch.device | str = "cpu"
+) -> Float[np.ndarray, "v 3"]:
+    """One colour per vertex."""
+    normal = np.zeros_like(mesh.v_pos)
+    np.add.at(normal, mesh.t_pos_idx.reshape(-1), np.repeat(mesh.area_vectors(), 3, axis=0))
+    normal /= np.maximum(np.linalg.norm(normal, axis=-1, keepdims=True), 1e-30)
+    positions, normals = (torch.from_numpy(x.astype(np.float32)) for x in (mesh.v_pos, normal))
+    return _evaluate(colours, positions, normals, device).numpy()
+
+
+def _evaluate(
+    colours: Colours, positions: Tensor, normals: Tensor, device: torch.device | str
+) -> Float[Tensor, "n 3"]:
+    """Evaluate in chunks without gradients; the result is on the CPU."""
+    size = CHUNK_POINTS // SHELL_SAMPLES
+    parts = zip(positions.split(size), normals.split(size), strict=True)
+    with torch.no_grad():
+        result = [colours(p.to(device), n.to(device)).float().cpu() for p, n in parts]
+    return torch.cat(result) if result else torch.empty(0, 3)
+
+
+def _spread(image: Float[np.ndarray, "h w 3"], mask: np.ndarray) -> Float[np.ndarray, "h w 3"]:
+    """Give every unused texel the colour of the nearest used one: no seams at any mip level."""
+    from scipy.ndimage import distance_transform_edt
+
+    if mask.all() or not mask.any():
+        return image
+    rows, cols = distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    return image[rows, cols]

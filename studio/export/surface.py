@@ -1,0 +1,231 @@
+"""Iso-surfaces of density and distance fields.
+
+Two passes: a coarse grid over the scene finds the threshold and the bounding box, a fine grid over
+the box gives the topology by marching tetrahedra. Densities jump by orders of magnitude inside one
+cell, where linear interpolation would leave stair-steps; so every vertex is then moved along its
+own grid edge to the true crossing of the field (bisection, then one secant step). The connectivity
+never changes, and the surface stays closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from renderers.errors import EmptyGeometry
+from renderers.isosurface import GridTets
+from studio.export.configs import ExportConfig
+from studio.export.threshold import LevelScore, choose_threshold, describe_range
+from studio.export.triangles import Triangles
+
+__all__ = ["DensityField", "DistanceField", "Surface", "extract_surface", "sample_grid"]
+
+CHUNK_POINTS = 1 << 18
+BISECTIONS = 4
+# Vertices keep this distance from grid points, in edge lengths: no coincident vertices, no slivers.
+EDGE_MARGIN = 0.02
+# Free cells around the object in the second pass.
+BOX_MARGIN_CELLS = 1.5
+# A thin object's box is not made thinner than this fraction of its longest side.
+MIN_BOX_ASPECT = 0.5
+
+
+@runtime_checkable
+class DensityField(Protocol):
+    """A radiance field in ``[-radius, radius]^3``."""
+
+    radius: float
+
+    def density(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        """Density per world unit."""
+        ...
+
+    def albedo(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Display-referred colour in 0..1."""
+        ...
+
+
+@runtime_checkable
+class DistanceField(Protocol):
+    """A signed distance field in ``[-radius, radius]^3``, negative inside."""
+
+    radius: float
+
+    def sdf(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
+        """Signed distance."""
+        ...
+
+    def albedo(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
+        """Display-referred colour in 0..1."""
+        ...
+
+
+@dataclass(frozen=True)
+class Surface:
+    """An extracted iso-surface, before clean-up."""
+
+    mesh: Triangles
+    """World coordinates, outward faces, closed."""
+    cell: float
+    """Longest side of a cell of the fine grid, world units."""
+    level: LevelScore | None
+    """The chosen density and how well it fits; None for distance fields and fixed thresholds."""
+    threshold: float
+    """The level used: a density, or 0 for a distance field."""
+
+
+def extract_surface(
+    field: DensityField | DistanceField, config: ExportConfig, *, device: torch.device | str = "cpu"
+) -> Surface:
+    """Extract the surface of a field.
+
+    Raises:
+        EmptyGeometry: there is none; the message names the range of the field and what to try.
+    """
+    radius = float(field.radius)
+    lower, upper = torch.full((3,), -radius), torch.full((3,), radius)
+    evaluate = field.sdf if isinstance(field, DistanceField) else field.density
+    coarse = sample_grid(evaluate, lower, upper, config.search_resolution, device=device)
+    level = None
+    if isinstance(field, DistanceField):
+        threshold, inside = 0.0, coarse < 0.0
+        _require_inside(inside, _no_distance_surface(coarse))
+        outside = field.sdf
+    else:
+        if config.threshold == "auto":
+            level = choose_threshold(coarse, radius=radius)
+        threshold = level.threshold if level else float(config.threshold)
+        inside = coarse > threshold
+        _require_inside(inside, _no_density_surface(coarse, threshold))
+
+        def outside(x: Tensor) -> Tensor:
+            """Positive outside, clamped so that both ends of a steep edge weigh the same."""
+            return ((threshold - field.density(x)) / threshold).clamp(-1.0, 1.0)
+
+    lower, upper = _tight_box(inside, lower, upper)
+    mesh = _march(outside, lower, upper, config.resolution, device=device)
+    cell = float((upper - lower).max()) / config.resolution
+    return Surface(mesh, cell, level, threshold)
+
+
+def sample_grid(
+    function: Callable[[Tensor], Tensor],
+    lower: Float[Tensor, "3"],
+    upper: Float[Tensor, "3"],
+    resolution: int,
+    *,
+    device: torch.device | str = "cpu",
+) -> Float[Tensor, "r r r"]:
+    """Evaluate a field at the ``(resolution + 1)^3`` grid points of a box, x slowest, on the
+    CPU."""
+    n = resolution + 1
+    steps = [torch.linspace(float(a), float(b), n) for a, b in zip(lower, upper, strict=True)]
+    values = torch.empty(n, n, n)
+    slab = max(1, CHUNK_POINTS // (n * n))
+    with torch.no_grad():
+        for start in range(0, n, slab):
+            axes = (steps[0][start : start + slab], steps[1], steps[2])
+            points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
+            result = function(points.reshape(-1, 3).to(device))
+            values[start : start + slab] = result.float().cpu().reshape(points.shape[:3])
+    return values
+
+
+def _require_inside(inside: Bool[Tensor, "r r r"], message: str) -> None:
+    """End with ``message`` when no grid point is inside, or all are."""
+    if not inside.any() or inside.all():
+        raise EmptyGeometry(message)
+
+
+def _no_density_surface(density: Tensor, threshold: float) -> str:
+    low, high = float(density.min()), float(density.max())
+    return (
+        f"No surface at threshold {threshold:.4g} ({describe_range(density)}). Expected a "
+        "threshold inside that range. "
+        f"Try --threshold auto, or a value between {low:.3g} and {high:.3g}."
+    )
+
+
+def _no_distance_surface(sdf: Tensor) -> str:
+    side = "everything is outside" if float(sdf.min()) >= 0.0 else "everything is inside"
+    return (
+        f"No surface: {side} (signed distance min {float(sdf.min()):.3g}, mean "
+        f"{float(sdf.mean()):.3g}, max {float(sdf.max()):.3g}). Expected a change of sign. "
+        "Train longer, or start the field from a sphere inside the scene."
+    )
+
+
+def _tight_box(
+    inside: Bool[Tensor, "r r r"], lower: Float[Tensor, "3"], upper: Float[Tensor, "3"]
+) -> tuple[Float[Tensor, "3"], Float[Tensor, "3"]]:
+    """The object's box with some margin, not thinner than ``MIN_BOX_ASPECT``, inside the scene."""
+    n = inside.shape[0] - 1
+    cell = (upper - lower) / n
+    hit = inside.nonzero()
+    low = lower + (hit.amin(dim=0) - BOX_MARGIN_CELLS) * cell
+    high = lower + (hit.amax(dim=0) + BOX_MARGIN_CELLS) * cell
+    centre, half = 0.5 * (low + high), 0.5 * (high - low)
+    half = half.clamp_min(MIN_BOX_ASPECT * float(half.max()))
+    return (centre - half).maximum(lower), (centre + half).minimum(upper)
+
+
+def _march(
+    outside: Callable[[Tensor], Tensor],
+    lower: Float[Tensor, "3"],
+    upper: Float[Tensor, "3"],
+    resolution: int,
+    *,
+    device: torch.device | str,
+) -> Triangles:
+    """March the sign of the field, then move every vertex along its edge to the crossing."""
+    values = sample_grid(outside, lower, upper, resolution, device=device)
+    for axis in range(3):  # whatever reaches the box's wall is cut and closed there
+        values.select(axis, 0).fill_(1.0)
+        values.select(axis, -1).fill_(1.0)
+    # On the bare sign every vertex is the midpoint of its edge, which tells the edge's two ends.
+    sign = torch.where(values < 0.0, -1.0, 1.0)
+    with torch.no_grad():
+        vertices, faces = GridTets(resolution)(sign.reshape(-1))
+    twice = (0.5 * (vertices + 1.0) * resolution * 2.0).round().long()
+    start, end = twice // 2, (twice + 1) // 2
+    positions = _edge_crossings(outside, values, start, end, (lower, upper), device)
+    return Triangles.of(positions.double().numpy(), faces.numpy())
+
+
+def _edge_crossings(
+    outside: Callable[[Tensor], Tensor],
+    values: Float[Tensor, "r r r"],
+    start: Int[Tensor, "v 3"],
+    end: Int[Tensor, "v 3"],
+    box: tuple[Float[Tensor, "3"], Float[Tensor, "3"]],
+    device: torch.device | str,
+) -> Float[Tensor, "v 3"]:
+    """Find where the field changes sign between grid points ``start`` and ``end`` of each
+    vertex."""
+    lower, upper = box
+    cell = (upper - lower) / (values.shape[0] - 1)
+    a, b = lower + start * cell, lower + end * cell
+    f_low, f_high = values[tuple(start.T)], values[tuple(end.T)]
+    low, high = torch.zeros_like(f_low), torch.ones_like(f_low)
+    for _ in range(BISECTIONS):
+        middle = 0.5 * (low + high)
+        f_middle = _evaluate(outside, torch.lerp(a, b, middle[:, None]), device)
+        left = (f_middle < 0.0) == (f_low < 0.0)
+        low, f_low = torch.where(left, middle, low), torch.where(left, f_middle, f_low)
+        high, f_high = torch.where(left, high, middle), torch.where(left, f_high, f_middle)
+    t = low + (high - low) * f_low / (f_low - f_high).where(f_low != f_high, torch.ones(()))
+    return torch.lerp(a, b, t.clamp(EDGE_MARGIN, 1.0 - EDGE_MARGIN)[:, None])
+
+
+def _evaluate(
+    function: Callable[[Tensor], Tensor], points: Float[Tensor, "n 3"], device: torch.device | str
+) -> Float[Tensor, " n"]:
+    """Evaluate in chunks without gradients; the result is on the CPU."""
+    with torch.no_grad():
+        chunks = [function(part.to(device)).float().cpu() for part in points.split(CHUNK_POINTS)]
+    return torch.cat(chunks)

@@ -1,0 +1,1 @@
+"""Third-party files that ship with the project, each folder with its licence."""
