@@ -21,6 +21,7 @@ clipping; both sides of a face are drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -29,7 +30,9 @@ from torch import Tensor
 from renderers.backends import BackendName, resolve
 from renderers.errors import ShapeError, check_shape
 
-__all__ = ["Raster", "interpolate", "rasterize", "to_clip"]
+__all__ = ["Raster", "RasterBackend", "interpolate", "rasterize", "to_clip"]
+
+RasterBackend = BackendName | Literal["auto", "nvdiffrast"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ def rasterize(
     tri: Int[Tensor, "F 3"],
     size: tuple[int, int],
     *,
-    backend: BackendName | None = None,
+    backend: RasterBackend | None = None,
 ) -> Raster:
     """Find the nearest face at every pixel centre.
 
@@ -80,6 +83,10 @@ def rasterize(
     if height < 1 or width < 1:
         raise ShapeError(f"size is {size}, expected a height and width of at least 1 pixel.")
     _check_indices("tri", tri, pos_clip.shape[1])
+    if backend == "nvdiffrast":
+        from renderers.backends import nvdiffrast
+
+        return Raster(*nvdiffrast.rasterize(pos_clip, tri, height, width))
     chosen = resolve(pos_clip.device, dtype=pos_clip.dtype, prefer=backend)
     if chosen == "numba":
         from renderers.backends import numba_raster
@@ -100,7 +107,7 @@ def interpolate(
     raster: Raster,
     tri: Int[Tensor, "F 3"],
     *,
-    backend: BackendName | None = None,
+    backend: RasterBackend | None = None,
 ) -> Float[Tensor, "b H W C"]:
     """Vertex attributes at the point each pixel sees; zero on the background.
 
@@ -124,6 +131,10 @@ def interpolate(
         )
     check_shape("tri", tri, "F 3")
     _check_indices("tri", tri, batched.shape[1])
+    if backend == "nvdiffrast":
+        from renderers.backends import nvdiffrast
+
+        return nvdiffrast.interpolate(batched, tri, raster.tri_id, raster.zw, raster.bary)
     if resolve(attr.device, dtype=attr.dtype, prefer=backend) == "numba":
         from renderers.backends import numba_raster as implementation
     else:

@@ -107,11 +107,13 @@ def test_a_uniform_image_stays_uniform():
     assert torch.equal(smooth, color)
 
 
-def test_a_mask_gains_soft_pixels_and_keeps_its_area():
+def test_a_mask_stays_in_range_gains_soft_pixels_and_keeps_its_area():
     mesh, n = blob(4), 64
     pos = to_clip(mesh.v_pos, views(2, n, n).mvp())
     raster = rasterize(pos, mesh.t_pos_idx, (n, n))
     mask = antialias(raster.mask, raster, pos, mesh.t_pos_idx, Topology(mesh.t_pos_idx))
+    assert mask.min() > -1e-5
+    assert mask.max() < 1 + 1e-5
     assert ((mask > 0.01) & (mask < 0.99)).sum() > 100
     assert mask.sum().item() == pytest.approx(raster.mask.sum().item(), rel=0.01)
 

@@ -1,0 +1,44 @@
+"""Penalties that keep an optimised mesh smooth.
+
+Normal consistency compares the normals at both ends of every edge; the uniform Laplacian (Nealen
+et al., "Laplacian Mesh Optimization", 2006) pulls every vertex towards the mean of its neighbours.
+
+    loss = 1e4 * normal_consistency_loss(mesh.vertex_normals(), topology)
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from renderers.antialias import Topology
+
+__all__ = ["laplacian_loss", "normal_consistency_loss"]
+
+
+def normal_consistency_loss(normals: Float[Tensor, "V 3"], topology: Topology) -> Float[Tensor, ""]:
+    """Mean over edges of ``1 - cos`` between the unit vertex normals at both ends; 0 when flat."""
+    a, b = _ends(normals, topology)
+    return 1 - (a * b).sum(1).mean() if topology.n_edges else normals.sum() * 0
+
+
+def laplacian_loss(v_pos: Float[Tensor, "V 3"], topology: Topology) -> Float[Tensor, ""]:
+    """Mean over vertices of the distance to the mean of their neighbours, world units.
+
+    Vertices without an edge count as zero. The gradient is zero where the distance is.
+    """
+    a, b = _ends(v_pos, topology)
+    first, second = topology.vertices.unbind(1)
+    total = torch.zeros_like(v_pos).index_add(0, first, b).index_add(0, second, a)
+    one = torch.ones_like(v_pos[:, :1])
+    count = torch.zeros_like(one)
+    for end in (first, second):
+        count = count.index_add(0, end, one.index_select(0, end))
+    offset = torch.where(count > 0, total / count.clamp(min=1) - v_pos, 0.0)
+    return torch.linalg.vector_norm(offset, dim=1).mean()
+
+
+def _ends(values: Tensor, topology: Topology) -> tuple[Tensor, Tensor]:
+    first, second = topology.vertices.unbind(1)
+    return values.index_select(0, first), values.index_select(0, second)
