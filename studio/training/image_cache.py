@@ -7,6 +7,7 @@ what is finished; rendering is resumable and image k depends only on (seed, k).
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,12 @@ class ImageCache:
 
 
 def render_cache(
-    folder: Path, config: SampleConfig, *, count: int, seed: int, log=None
+    folder: Path,
+    config: SampleConfig,
+    *,
+    count: int,
+    seed: int,
+    log: Callable[[int, int], None] | None = None,
 ) -> ImageCache:
     """Render ``count`` samples into ``folder``, continuing where an earlier call stopped.
 
@@ -50,6 +56,9 @@ def render_cache(
         count: how many images in the end.
         seed: image k is drawn from ``default_rng([seed, k])``.
         log: called with (done, count) after each chunk.
+
+    Raises:
+        ValueError: ``folder`` holds a cache of another size.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path, size = folder / "state.json", config.image_size
@@ -57,13 +66,18 @@ def render_cache(
     if state_path.exists():
         state = json.loads(state_path.read_text())
         images = np.load(folder / "images.npy", mmap_mode="r+")
+        if len(images) != count:
+            raise ValueError(
+                f"{folder} is a cache of {len(images)} images, but {count} are asked for. "
+                "Name another folder, or delete this one."
+            )
     else:
         shape = (count, size, size, 3)
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     sampler = ToySampler(config)
-    while state["done"] < min(count, len(images)):
+    while state["done"] < count:
         start = state["done"]
-        for k in range(start, min(start + CHUNK, len(images))):
+        for k in range(start, min(start + CHUNK, count)):
             sample = sampler.sample(np.random.default_rng([seed, k]))
             images[k] = np.round(sample.rgb * 255)
             first = sample.scene.objects[0]

@@ -131,7 +131,9 @@ class TrainingLoop:
         for name, parameter in self.parameters.items():
             self.ema[name].copy_(tensors[f"ema.{name}"])
             prefix = f"optimizer.{name}."
-            state = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+            # A fused optimizer wants its moments, and even its step count, beside the parameter.
+            state = {key: tensor.to(parameter.device) for key, tensor in found.items()}
             if state:
                 self.optimizer.state[parameter] = state
         info = json.loads((self.folder / "state.json").read_text())

@@ -1,0 +1,61 @@
+# Everything a contributor or a newcomer runs. `make help` lists the targets.
+# Nothing is needed but Python >= 3.10 (with venv and pip) and make.
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+# Waiting threads sleep instead of spinning, so a busy machine slows a run only a little.
+RUN_ENV := OMP_WAIT_POLICY=PASSIVE
+# One OpenMP thread per test worker: two workers on two cores do not fight for them. numba keeps its
+# threads, so that the kernels are tested in parallel.
+TEST_ENV := $(RUN_ENV) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 \
+	HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+# Without byte code every start would compile torch and diffusers again, tens of seconds each time.
+unexport PYTHONDONTWRITEBYTECODE
+
+# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 setup` names another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+
+WORKERS ?= 2
+PROMPT ?=
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-all lint format bench
+
+help: ## List these targets.
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Create .venv and install the studio with its test tools.
+
+# The stamp is older than pyproject.toml or constraints.txt only when they changed: then, and only
+# then, pip runs again. A failed install leaves no stamp.
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.10 found - name one: make PYTHON=python3.12 setup" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "error: $(PYTHON) cannot make a virtual environment - on Debian: apt install python3-venv" >&2; exit 1; }
+	@rm -f $@
+	$(BIN)/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+demo: $(STAMP) ## Make a 3D asset with the shipped models; PROMPT="a blue duck" changes it.
+	$(RUN_ENV) $(BIN)/studio run demo $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+
+test: $(STAMP) ## Run the tests, without the slow and the GPU ones.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-all: $(STAMP) ## Run all tests; GPU tests skip themselves without one.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m '' $(ARGS)
+
+lint: $(STAMP) ## Check style and formatting.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(STAMP) ## Repair what lint would complain about, as far as a tool can.
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## Measure the kernels' speed ratios (minutes; see benchmarks/).
+	$(RUN_ENV) $(BIN)/python -m benchmarks $(ARGS)

@@ -1,0 +1,128 @@
+"""The training loop: learning rate, averaging, clipping, and resuming to the same bits."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from studio.training.loop import LoopConfig, TrainingLoop, cosine_rate
+
+CONFIG = LoopConfig(steps=12, learning_rate=0.1, warmup=3, save_every_s=0.0, log_every=4)
+
+
+class Stopped(Exception):
+    """Stands for a killed process."""
+
+
+def small_model() -> nn.Module:
+    """A network with a buffer, so that more than parameters must be restored."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 1))
+
+
+def loss_of(model: nn.Module, stop_at: int | None = None):
+    """A loss whose data depend on the step alone."""
+
+    def loss_at(step: int) -> Tensor:
+        if step == stop_at:
+            raise Stopped
+        data = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
+        return (model(data).squeeze(1) - data.sum(1)).square().mean()
+
+    return loss_at
+
+
+def train(folder: Path, stop_at: int | None = None, config: LoopConfig = CONFIG) -> TrainingLoop:
+    """Train a new model in ``folder``, from its saved state if there is one."""
+    model = small_model()
+    loop = TrainingLoop(model, config, folder)
+    if stop_at is None:
+        loop.run(loss_of(model), log=lambda line: None)
+    else:
+        with pytest.raises(Stopped):
+            loop.run(loss_of(model, stop_at), log=lambda line: None)
+    return loop
+
+
+@pytest.mark.parametrize("stop_at", [1, 5, 11])
+def test_a_killed_training_ends_in_the_same_bits(tmp_path: Path, stop_at: int) -> None:
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "killed", stop_at=stop_at)
+    resumed = train(tmp_path / "killed")
+    assert resumed.step == whole.step == CONFIG.steps
+    expected, actual = whole.model.state_dict(), resumed.model.state_dict()
+    for name in expected:
+        assert torch.equal(expected[name], actual[name]), name
+        if name in whole.ema:
+            assert torch.equal(whole.ema[name], resumed.ema[name]), name
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    first = train(tmp_path)
+    again = train(tmp_path, stop_at=None)
+    assert again.step == first.step
+    assert again.seconds == first.seconds
+
+
+def test_training_lowers_the_loss_and_logs_it(tmp_path: Path) -> None:
+    train(tmp_path, config=replace(CONFIG, steps=60))
+    with (tmp_path / "log.csv").open() as file:
+        rows = [[float(cell) for cell in row] for row in csv.reader(file)]
+    assert [row[0] for row in rows] == list(range(4, 61, 4))
+    assert rows[-1][1] < 0.3 * rows[0][1]
+    assert json.loads((tmp_path / "state.json").read_text())["step"] == 60
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_the_average_follows_its_closed_form(tmp_path: Path) -> None:
+    """A parameter that jumps from 0 to 1 at step 0: average = 1 - product of decays."""
+    model = nn.Linear(1, 1, bias=False)
+    config = LoopConfig(steps=1, ema_decay=0.5)
+    loop = TrainingLoop(model, config, tmp_path)
+    loop.ema["weight"].zero_()
+    nn.init.ones_(model.weight)
+    left = 1.0
+    for step in range(6):
+        loop.step = step
+        loop._average()
+        left *= min(0.5, (1 + step) / (10 + step))
+    assert loop.ema["weight"].item() == pytest.approx(1 - left)
+    loop.load_average()
+    assert model.weight.item() == pytest.approx(1 - left)
+
+
+def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
+    model = nn.Linear(1, 1, bias=False)
+    before = model.weight.detach().clone()
+    loop = TrainingLoop(model, LoopConfig(steps=1, warmup=0), tmp_path)
+    loop.run(lambda step: (model.weight * float("nan")).sum(), log=lambda line: None)
+    assert torch.equal(model.weight, before)
+
+
+def test_gradients_are_clipped(tmp_path: Path) -> None:
+    """AdamW ignores the scale of a gradient, so the clipped norm is read off its first moment."""
+    model = nn.Linear(4, 1, bias=False)
+    loop = TrainingLoop(model, LoopConfig(steps=1, warmup=0, clip_norm=0.25), tmp_path)
+    loop.run(lambda step: 1000.0 * model.weight.sum(), log=lambda line: None)
+    moment = loop.optimizer.state[model.weight]["exp_avg"]
+    assert moment.norm().item() == pytest.approx((1 - 0.9) * 0.25, rel=1e-4)
+
+
+def test_cosine_rate_at_its_landmarks() -> None:
+    config = LoopConfig(steps=1100, learning_rate=1.0, warmup=100, final_rate=0.1)
+    assert cosine_rate(0, config) == pytest.approx(0.01)
+    assert cosine_rate(49, config) == pytest.approx(0.5)
+    assert cosine_rate(99, config) == pytest.approx(1.0)
+    assert cosine_rate(100, config) == pytest.approx(1.0)
+    assert cosine_rate(600, config) == pytest.approx(0.55)  # half way: mean of peak and end
+    assert cosine_rate(350, config) == pytest.approx(0.1 + 0.9 * (1 + 0.5**0.5) / 2)
+    assert cosine_rate(1100, config) == pytest.approx(0.1)
+    assert cosine_rate(5000, config) == pytest.approx(0.1)
+    rates = [cosine_rate(step, config) for step in range(100, 1101)]
+    assert rates == sorted(rates, reverse=True)

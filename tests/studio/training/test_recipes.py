@@ -1,0 +1,267 @@
+"""The pocket recipe on the smallest scale: 40 images, 2 steps, a random text model."""
+
+from __future__ import annotations
+
+import json
+import string
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scenes.toybox.samples import SampleConfig
+from studio.training.denoiser import (
+    TEXT_WIDTH,
+    DenoiserConfig,
+    LatentCache,
+    build_scheduler,
+    cache_text,
+    min_snr_weight,
+)
+from studio.training.image_cache import ImageCache, render_cache
+from studio.training.loop import LoopConfig
+from studio.training.pocket import PRESETS, PocketConfig, train_pocket
+from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions
+from studio.training.vae import VAEConfig, build_vae, whiten_latents
+
+SHORT = LoopConfig(steps=2, log_every=1)
+TINY = PocketConfig(
+    images=40,
+    vae=VAEConfig(widths=(8, 8, 8), batch_size=2, loop=SHORT, decoder_loop=SHORT),
+    denoiser=DenoiserConfig(widths=(16, 16, 16), heads=2, batch_size=2, loop=SHORT),
+)
+WORDS = ("red", "green", "blue", "duck", "mug", "toy", "small", "a", "an", "view", "front", "of")
+
+
+def quiet(*_: object) -> None:
+    """A log that nobody reads."""
+
+
+@pytest.fixture(scope="module")
+def text_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random BERT with a small WordPiece vocabulary, in the layout of all-MiniLM-L6-v2."""
+    from transformers import BertConfig, BertModel, BertTokenizer
+
+    folder = tmp_path_factory.mktemp("minilm")
+    characters = [*string.ascii_lowercase, *string.digits, *",.-"]
+    # The two Greek letters are dropped by the pruning, so that every later token moves.
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "α", "##ω", *characters]
+    tokens += [f"##{c}" for c in characters]
+    tokens += [word for word in WORDS if word not in tokens]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    BertTokenizer(vocab=vocabulary, do_lower_case=True).save_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=len(tokens),
+            hidden_size=TEXT_WIDTH,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            intermediate_size=32,
+        )
+        BertModel(config, add_pooling_layer=True).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, text_source: Path) -> tuple[Path, Path]:
+    """The training folder and the model folder of the tiny recipe."""
+    work = tmp_path_factory.mktemp("work")
+    out = work / "model"
+    train_pocket(
+        TINY, work, text_source=text_source, out=out, device=torch.device("cpu"), log=quiet
+    )
+    return work, out
+
+
+def test_the_result_opens_as_a_stock_pipeline_and_draws(trained: tuple[Path, Path]) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(trained[1], local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    image = pipeline(
+        "a red duck",
+        height=64,
+        width=64,
+        num_inference_steps=2,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    assert image.shape == (1, 64, 64, 3)
+    assert np.isfinite(image).all()
+    assert pipeline.scheduler.config.prediction_type == "v_prediction"
+    assert pipeline.text_encoder.config.use_attention_mask
+
+
+def test_the_model_folder_tells_how_it_was_made(trained: tuple[Path, Path]) -> None:
+    card = json.loads((trained[1] / "training.json").read_text())
+    assert card["config"]["images"] == 40
+    assert card["facts"]["unet"]["step"] == 2
+    assert 0.0 < card["facts"]["vae_psnr_db"] < 60.0
+
+
+def test_weights_are_stored_in_half_precision_safetensors(trained: tuple[Path, Path]) -> None:
+    from safetensors import safe_open
+
+    files = sorted(trained[1].rglob("*.safetensors"))
+    assert {file.parent.name for file in files} == {"text_encoder", "unet", "vae"}
+    for file in files:
+        with safe_open(file, "pt") as tensors:
+            kinds = {tensors.get_tensor(key).dtype for key in tensors.keys()}  # noqa: SIM118
+        assert kinds <= {torch.float16, torch.int64}, file.parent.name
+    assert not [f for f in trained[1].rglob("*") if f.suffix in {".bin", ".pt", ".ckpt", ".pkl"}]
+
+
+def test_whitening_decorrelates_latents_and_changes_no_reconstruction() -> None:
+    torch.manual_seed(0)
+    vae = build_vae(TINY.vae).eval()
+    images = torch.rand(8, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        before = vae.decode(vae.encode(images).latent_dist.mean).sample
+        whiten_latents(vae, images)
+        latents = vae.encode(images).latent_dist.mean
+        after = vae.decode(latents).sample
+    assert torch.allclose(after, before, atol=1e-4)
+    flat = latents.permute(0, 2, 3, 1).reshape(-1, 4)
+    assert torch.allclose(flat.mean(0), torch.zeros(4), atol=1e-3)
+    assert torch.allclose(torch.cov(flat.T), torch.eye(4), atol=1e-2)
+    assert vae.config.scaling_factor == 1.0
+
+
+def test_latents_have_unit_scale_by_the_stored_factor(trained: tuple[Path, Path]) -> None:
+    cache = LatentCache(trained[0] / "latents")
+    assert cache.latents.shape == (40, 4, 16, 16)
+    assert cache.latents.astype(np.float32).std() == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_finished_recipe_is_not_repeated(trained: tuple[Path, Path], text_source: Path) -> None:
+    work, out = trained
+    before = {path: path.stat().st_mtime_ns for path in (work / "latents").iterdir()}
+    lines: list[str] = []
+    train_pocket(
+        TINY,
+        work,
+        text_source=text_source,
+        out=out,
+        device=torch.device("cpu"),
+        log=lines.append,
+    )
+    assert lines == [], "nothing was rendered, encoded or trained again"
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_batches_drop_the_share_of_captions_that_is_asked_for(trained: tuple[Path, Path]) -> None:
+    cache = LatentCache(trained[0] / "latents")
+    empty = torch.from_numpy(cache.text[0].copy()).float()
+    for dropout, low, high in ((0.0, 0.0, 0.0), (0.3, 0.2, 0.4), (1.0, 1.0, 1.0)):
+        latents, text = cache.batch(np.random.default_rng(0), 400, dropout)
+        assert latents.shape == (400, 4, 16, 16)
+        dropped = (text == empty).all(2).all(1).float().mean().item()
+        assert low <= dropped <= high
+
+
+def test_batches_keep_captions_with_their_images(trained: tuple[Path, Path]) -> None:
+    cache = LatentCache(trained[0] / "latents")
+    latents, text = cache.batch(np.random.default_rng(3), 8, 0.0)
+    for latent, states in zip(latents, text):
+        image = int((cache.latents == latent.numpy()).all((1, 2, 3)).argmax())
+        expected = torch.from_numpy(cache.text[cache.text_index[image]].copy()).float()
+        assert torch.equal(states, expected)
+
+
+def test_pruning_keeps_the_hidden_states_of_kept_words(text_source: Path, tmp_path: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    build_text_encoder(text_source, tmp_path)
+    source = AutoModel.from_pretrained(text_source, local_files_only=True, dtype=torch.float32)
+    source = source.half().float().eval()  # the pruned model is stored in half precision
+    pruned = AutoModel.from_pretrained(tmp_path / "text_encoder", local_files_only=True).eval()
+    assert pruned.dtype == torch.float32
+    assert pruned.config.vocab_size == source.config.vocab_size - 2
+    full_words, few_words = (
+        AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        for folder in (text_source, tmp_path / "tokenizer")
+    )
+    sentences = ["a red duck, front view", "", "an unheard of mug"]
+    expected = encode_captions(source, full_words, sentences)
+    actual = encode_captions(pruned, few_words, sentences)
+    assert actual.shape == (3, MAX_TOKENS, TEXT_WIDTH)
+    assert torch.allclose(actual, expected, atol=1e-5)
+    assert not torch.allclose(actual[0], actual[2], atol=1e-2)
+
+
+def test_unknown_words_fall_back_to_pieces(text_source: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    build_text_encoder(text_source, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "tokenizer", local_files_only=True)
+    assert tokenizer.tokenize("red zebra") == ["red", "z", "##e", "##b", "##r", "##a"]
+
+
+def test_text_is_encoded_again_when_captions_change(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """The stamp is a hash of the captions, so a stale cache cannot be used."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = trained[0] / "text"
+    encoder = AutoModel.from_pretrained(folder / "text_encoder", local_files_only=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    images = ImageCache(trained[0] / "images")
+    lines: list[str] = []
+    for captions in (["a red duck"] * 40, ["a red duck"] * 40, ["a blue mug"] * 40):
+        images.captions = captions
+        cache_text(tmp_path, images, encoder, tokenizer, log=lines.append)
+    assert len(lines) == 2
+
+
+def test_min_snr_weight_is_its_formula() -> None:
+    """min(SNR, 5) / (SNR + 1): 1 - alpha_bar times 5 at high SNR, alpha_bar at low."""
+    alphas_cumprod = torch.tensor([0.999, 0.9, 5 / 6, 0.5, 0.1, 0.001], dtype=torch.float64)
+    expected = torch.tensor([0.005, 0.5, 5 / 6, 0.5, 0.1, 0.001], dtype=torch.float64)
+    assert torch.allclose(min_snr_weight(alphas_cumprod, 5.0), expected)
+
+
+def test_the_scheduler_is_stable_diffusion_s() -> None:
+    """Scaled-linear betas: alpha_bar of SD 1.5 at the ends of the schedule."""
+    alphas_cumprod = build_scheduler().alphas_cumprod
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+    assert torch.allclose(alphas_cumprod, torch.cumprod(1 - betas, 0))
+    assert alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-4)
+
+
+def test_rendering_resumes_to_the_same_images(tmp_path: Path) -> None:
+    config = SampleConfig(image_size=8)
+    whole = render_cache(tmp_path / "whole", config, count=6, seed=3)
+    # A killed run: four images finished, the fifth half written.
+    render_cache(tmp_path / "killed", config, count=6, seed=3)
+    state_path = tmp_path / "killed" / "state.json"
+    state = json.loads(state_path.read_text())
+    state_path.write_text(
+        json.dumps({"done": 4, **{k: state[k][:4] for k in ("captions", "labels")}})
+    )
+    images = np.load(tmp_path / "killed" / "images.npy", mmap_mode="r+")
+    images[4:] = 77
+    images.flush()
+    assert len(ImageCache(tmp_path / "killed")) == 4
+    resumed = render_cache(tmp_path / "killed", config, count=6, seed=3)
+    assert np.array_equal(resumed.images, whole.images)
+    assert resumed.captions == whole.captions
+    assert np.array_equal(resumed.labels, whole.labels)
+
+
+def test_a_cache_of_another_size_is_refused(tmp_path: Path) -> None:
+    config = SampleConfig(image_size=8)
+    render_cache(tmp_path, config, count=2, seed=3)
+    with pytest.raises(ValueError, match="is a cache of 2 images, but 3 are asked for"):
+        render_cache(tmp_path, config, count=3, seed=3)
+
+
+def test_the_presets_are_the_same_model() -> None:
+    """A prior trained on a GPU loads wherever the one trained on a CPU does."""
+    cpu, gpu = PRESETS["cpu"], PRESETS["gpu"]
+    assert cpu.denoiser.widths == gpu.denoiser.widths
+    same_length = {"loop": cpu.vae.loop, "decoder_loop": cpu.vae.decoder_loop}
+    assert replace(gpu.vae, batch_size=cpu.vae.batch_size, **same_length) == cpu.vae
