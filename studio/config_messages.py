@@ -11,7 +11,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from studio.config_types import child_type, describe, hints_of, kind_of, members, pick_member
+from studio.config_types import (
+    child_type,
+    describe,
+    field_docs,
+    hints_of,
+    kind_of,
+    members,
+    pick_member,
+)
 from studio.scene_file import did_you_mean
 
 __all__ = ["messages"]
@@ -83,7 +91,8 @@ def _message(place: _Place, error_type: str) -> str:
         known = list(hints_of(place.owner_class)) if place.owner_class else []
         return f"{path}: unknown key.{did_you_mean(last, known) or _known('keys', known)}"
     if error_type == "missing" and place.value is None:
-        return f"{path}: is missing - expected {describe(place.tp)}."
+        doc = field_docs(place.owner_class).get(last, "") if place.owner_class else ""
+        return f"{path}: is missing - expected {describe(place.tp)}. {doc}".rstrip()
     if error_type == "union_tag_invalid":
         return _unknown_kind(f"{path}.kind", place.value["kind"], place.tp)
     if error_type == "literal_error" and last == "kind":

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from studio.errors import Diverged
 
-__all__ = ["OpacityWatchdog", "check_gradients", "check_losses", "check_parameters"]
+__all__ = [
+    "GuidanceWatchdog",
+    "OpacityWatchdog",
+    "check_gradients",
+    "check_losses",
+    "check_parameters",
+]
 
 MAX_PARAMETER = 1e6  # far beyond any trained field; reached only when the optimiser runs away
 EMPTY_OPACITY = 0.004  # mean over a batch: about 16 of 64 x 64 pixels
@@ -19,6 +25,7 @@ _ADVICE = (
     "Lower the guidance scale or the learning rates, clip the gradient with guidance.grad_clip, "
     "or try another seed."
 )
+NON_FINITE_PATIENCE = 10
 PATIENCE = 60  # steps in a row; a single batch may look past a small object
 
 
@@ -95,4 +102,26 @@ class OpacityWatchdog:
                 f"Step {step}: fog fills the whole view (mean opacity {mean_opacity:.4f} for "
                 f"{PATIENCE} steps). Raise losses.sparsity, move the cameras back, or try another "
                 "seed."
+            )
+
+
+class GuidanceWatchdog:
+    """Tolerates a rare overflow in the prior (those entries count as 0), but not a lasting one."""
+
+    def __init__(self) -> None:
+        """Start counting."""
+        self.bad_steps = 0
+
+    def check(self, non_finite: int, *, step: int) -> None:
+        """Count a step whose guidance gradient had this many NaN or infinite entries.
+
+        Raises:
+            Diverged: it happened ``NON_FINITE_PATIENCE`` steps in a row.
+        """
+        self.bad_steps = self.bad_steps + 1 if non_finite else 0
+        if self.bad_steps >= NON_FINITE_PATIENCE:
+            raise Diverged(
+                f"Step {step}: the gradient of 'guidance' has {non_finite} values that are NaN or "
+                f"infinite, for {NON_FINITE_PATIENCE} steps in a row. The prior overflows: set "
+                "prior.memory.dtype=float32, or prior.memory.vae_dtype=float32."
             )

@@ -2,18 +2,49 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
-from collections.abc import Mapping
-from typing import Protocol, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
 
-__all__ = ["BarProgress", "LineProgress", "Progress", "format_seconds", "make_progress", "say"]
+__all__ = [
+    "BarProgress",
+    "LineProgress",
+    "Progress",
+    "format_seconds",
+    "logged_to",
+    "make_progress",
+    "say",
+]
+
+
+_LOG = logging.getLogger("studio.progress")
+_LOG.propagate = False
+_LOG.setLevel(logging.INFO)
+_LOG.addHandler(logging.NullHandler())
 
 
 def say(text: str) -> None:
-    """One line on stderr, where everything goes that is not a result."""
+    """One line on stderr, where everything goes that is not a result, and into the run's log."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+    _LOG.info(text)
+
+
+@contextmanager
+def logged_to(path: Path) -> Iterator[None]:
+    """Also append what is said to ``path``, each line with its time."""
+    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
+    _LOG.addHandler(handler)
+    try:
+        yield
+    finally:
+        _LOG.removeHandler(handler)
+        handler.close()
 
 
 def format_seconds(seconds: float) -> str:
@@ -58,8 +89,10 @@ def _shown(values: Mapping[str, float]) -> str:
 class LineProgress:
     """A plain line at every tenth of the way, for logs and CI."""
 
-    def __init__(self, total: int, done: int, label: str, stream: TextIO | None = None) -> None:
-        self.clock, self.label, self.stream = _Clock(total, done), label, stream or sys.stderr
+    def __init__(
+        self, total: int, done: int, label: str, write: Callable[[str], None] = say
+    ) -> None:
+        self.clock, self.label, self.write = _Clock(total, done), label, write
         self.tenth = 10 * done // max(total, 1)
 
     def update(self, done: int, values: Mapping[str, float]) -> None:
@@ -68,11 +101,10 @@ class LineProgress:
         if tenth <= self.tenth:
             return
         self.tenth = tenth
-        self.stream.write(
+        self.write(
             f"{self.label} {done}/{self.clock.total} ({10 * tenth} %)  "
-            f"{self.clock.rate(done):.2f} it/s  ETA {self.clock.eta(done)}  {_shown(values)}\n"
+            f"{self.clock.rate(done):.2f} it/s  ETA {self.clock.eta(done)}  {_shown(values)}"
         )
-        self.stream.flush()
 
     def close(self) -> None:
         """Nothing to clean up."""

@@ -27,19 +27,25 @@ from studio.checkpoints import load_latest, save_checkpoint
 from studio.configs import SceneConfig
 from studio.device import configure, make_generators, peak_memory_bytes, resolve_device
 from studio.errors import Diverged, Interrupted, StorageError
-from studio.guards import OpacityWatchdog, check_gradients, check_losses, check_parameters
+from studio.guards import (
+    GuidanceWatchdog,
+    OpacityWatchdog,
+    check_gradients,
+    check_losses,
+    check_parameters,
+)
 from studio.losses import wants_normals, weighted_losses
 from studio.metrics_log import MetricsLog
 from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
-from studio.progress import make_progress, say
+from studio.progress import logged_to, make_progress, say
 from studio.run_folder import RunFolder
 from studio.stages import Stage, build_guidance, build_stage
 
 __all__ = ["Runner", "StopRequest"]
 
 CHECK_PARAMETERS_EVERY = 25
-SHOWN = ("loss", "opacity", "grad_norm")
+SHOWN = ("opacity", "guidance_grad_norm")  # the value of a guidance loss means nothing
 
 
 class StopRequest:
@@ -89,7 +95,7 @@ class Runner:
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
         if checkpoint:
             self.stage.restore(checkpoint)
-        self.watchdog = OpacityWatchdog()
+        self.opacity_watchdog, self.guidance_watchdog = OpacityWatchdog(), GuidanceWatchdog()
         self._warned: set[str] = set()
 
     @property
@@ -116,14 +122,14 @@ class Runner:
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
         progress = make_progress(self.total_steps, self.steps_done, self.stage.config.name)
         try:
-            with StopRequest() as stop:
-                while self._advance():
+            with logged_to(self.run.log_path), StopRequest() as stop:
+                while self.has_next():
                     metrics = self.step()
                     self._after_step(metrics, log, time.perf_counter() - started)
                     progress.update(self.steps_done, {name: metrics[name] for name in SHOWN})
                     if stop.asked:
                         raise Interrupted(self._stopped())
-                self._save()
+                self.save()
         except BaseException as error:
             values = {"status": _status(error), "error": str(error)}
             self._tolerate(lambda: self.run.update_info(values))
@@ -135,6 +141,15 @@ class Runner:
             self._tolerate(lambda: self._note(metrics))
         self.run.update_info({"status": "optimised"})
         return metrics
+
+    def has_next(self) -> bool:
+        """Whether a step is left; enters the next stage when one is finished."""
+        while self.stage.step >= self.stage.config.steps:
+            if self.stage.index + 1 == len(self.scene.stages):
+                return False
+            finished, self.stage = self.stage, self._enter(self.stage.index + 1)
+            self.stage.take_over(finished)
+        return True
 
     def step(self) -> dict[str, float]:
         """One optimiser step: cameras, render, guidance, regularisers, backward, guards, update."""
@@ -155,9 +170,12 @@ class Runner:
         guided = self.guidance(
             output.comp_rgb, cameras, fraction=fraction, generator=draw["guidance"]
         )
+        self.guidance_watchdog.check(int(guided.non_finite), step=number)
         losses = weighted_losses(config.losses, output, guided.loss, fraction)
-        check_losses(losses, step=number)
         loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            check_parameters(stage.parameters, step=number)  # names the tensor that broke it
+            check_losses(losses, step=number)
         if not loss.requires_grad:
             raise Diverged(f"Step {number}: the scene is empty; no ray met any density.")
 
@@ -168,7 +186,7 @@ class Runner:
         stage.step += 1
 
         opacity = float(output.opacity.detach().mean())
-        self.watchdog.check(opacity, step=number)
+        self.opacity_watchdog.check(opacity, step=number)
         if number % CHECK_PARAMETERS_EVERY == 0:
             check_parameters(stage.parameters, step=number)
         terms = {f"loss_{name}": float(value.detach()) for name, value in losses.items()}
@@ -177,11 +195,20 @@ class Runner:
             "opacity": opacity,
             "grad_norm": grad_norm,
             "guidance_grad_norm": float(guided.grad_norm),
+            "non_finite": int(guided.non_finite),
             "t": float(guided.t.float().mean()),
             "samples": 0 if output.weights is None else len(output.weights),
             "occupied": stage.renderer.occupancy.occupied_fraction,
             **{name: terms.get(name, 0.0) for name in self._loss_columns()},
         }
+
+    def save(self) -> None:
+        """Write a checkpoint."""
+        check_parameters(self.stage.parameters, step=self.steps_done)
+        checkpoint = self.stage.to_checkpoint(self.steps_done)
+        save_checkpoint(
+            self.run.checkpoints_dir, checkpoint, keep=self.scene.saving.keep_checkpoints
+        )
 
     # --- around the steps -------------------------------------------------------------------------
 
@@ -193,15 +220,6 @@ class Runner:
         self.preview_views = views.to(self.device)
         return stage
 
-    def _advance(self) -> bool:
-        """Whether a step is left; enters the next stage when one is finished."""
-        while self.stage.step >= self.stage.config.steps:
-            if self.stage.index + 1 == len(self.scene.stages):
-                return False
-            finished, self.stage = self.stage, self._enter(self.stage.index + 1)
-            self.stage.take_over(finished)
-        return True
-
     def _after_step(self, metrics: dict[str, float], log: MetricsLog, seconds: float) -> None:
         """Metrics, preview and checkpoint, when they are due."""
         saving, done = self.scene.saving, self.steps_done
@@ -211,15 +229,7 @@ class Runner:
         if saving.preview_every and (done % saving.preview_every == 0 or last):
             self._tolerate(self._preview)
         if done % saving.checkpoint_every == 0 and not last:
-            self._tolerate(self._save)
-
-    def _save(self) -> None:
-        """Write a checkpoint."""
-        check_parameters(self.stage.parameters, step=self.steps_done)
-        checkpoint = self.stage.to_checkpoint(self.steps_done)
-        save_checkpoint(
-            self.run.checkpoints_dir, checkpoint, keep=self.scene.saving.keep_checkpoints
-        )
+            self._tolerate(self.save)
 
     def _preview(self) -> None:
         """Write a preview sheet; it draws from a generator of its own."""
@@ -245,7 +255,7 @@ class Runner:
 
     def _stopped(self) -> str:
         """Save, and say how to go on."""
-        self._save()
+        self.save()
         return (
             f"Stopped after step {self.steps_done} of {self.total_steps}; the checkpoint is saved. "
             f"Continue with: studio run --resume {self.run.path}"

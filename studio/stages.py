@@ -1,7 +1,7 @@
 """One stage of a scene: field, renderer, background, optimiser and generators, and its hand-off.
 
-``build_stage`` makes what is optimised, without a prior; the runner adds the guidance. A finished
-or running stage is read back from its run folder by ``load_stage``.
+``build_stage`` makes what is optimised, ``build_guidance`` what pulls at it, and ``load_stage``
+reads a finished or running stage back from its run folder, without a prior.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from guidance.prompts import build_view_prompts
+from guidance.sds import SDSGuidance
+from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import Background, build_background
 from renderers.configs import FieldConfig, HashSDFConfig
 from renderers.fields.hash_field import HashField
@@ -27,7 +30,15 @@ from studio.optimizers import build_optimizer, load_optimizer, optimizer_tensors
 from studio.progress import say
 from studio.run_folder import RunFolder
 
-__all__ = ["GENERATORS", "LoadedStage", "Stage", "build_field", "build_stage", "load_stage"]
+__all__ = [
+    "GENERATORS",
+    "LoadedStage",
+    "Stage",
+    "build_field",
+    "build_guidance",
+    "build_stage",
+    "load_stage",
+]
 
 GENERATORS = ("cameras", "shading", "renderer", "occupancy", "guidance")
 """Subsystems that draw random numbers while a stage runs."""
@@ -87,6 +98,12 @@ class Stage:
         if self.config.background == previous.config.background:
             background = previous.renderer.background.state_dict()
             self.renderer.background.load_state_dict(background)
+
+
+def build_guidance(scene: SceneConfig, index: int, prior: NoisePrior) -> SDSGuidance:
+    """The guidance rule of stage ``index``, with the scene's prompts encoded."""
+    prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
+    return SDSGuidance(scene.stages[index].guidance, prior, prompts)
 
 
 def build_field(config: FieldConfig, generator: torch.Generator) -> HashField:

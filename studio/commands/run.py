@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -64,11 +63,11 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from studio.runner import Runner
 
-    started = time.perf_counter()
     try:
-        Runner(prepared.scene, prepared.run).optimise()
-        say(f"Optimised in {format_seconds(time.perf_counter() - started)}.")
-        results = _finish(prepared)
+        runner = Runner(prepared.scene, prepared.run)
+        runner.optimise()
+        say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
+        results = _finish(prepared, str(runner.device))
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
@@ -184,11 +183,11 @@ def _git_commit() -> str | None:
 # --- finishing ------------------------------------------------------------------------------------
 
 
-def _finish(prepared: Prepared) -> dict[str, Any]:
+def _finish(prepared: Prepared, device: str) -> dict[str, Any]:
     """Export, turntable and report of an optimised run; returns the paths."""
     run = prepared.run
     try:
-        results = _export(prepared)
+        results = _export(prepared, device)
     except StudioError as error:
         run.update_info({"status": "failed", "error": str(error)})
         raise
@@ -196,9 +195,15 @@ def _finish(prepared: Prepared) -> dict[str, Any]:
     return results
 
 
-def _export(prepared: Prepared) -> dict[str, Any]:
+def _export(prepared: Prepared, device: str) -> dict[str, Any]:
     """Asset, turntable and report."""
-    return {}
+    from studio.export.pipeline import export_run
+
+    run = prepared.run
+    exported = export_run(
+        run, prepared.scene.export, device=device, progress=lambda name: say(f"  {name}")
+    )
+    return {kind: str(run.asset_dir / file) for kind, file in exported.files.items()}
 
 
 def _print_results(run: RunFolder, results: dict[str, Any], as_json: bool) -> None:

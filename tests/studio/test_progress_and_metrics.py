@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import io
-
 import pytest
 
 from studio.metrics_log import MetricsLog, read_metrics
-from studio.progress import BarProgress, LineProgress, format_seconds, make_progress
+from studio.progress import (
+    BarProgress,
+    LineProgress,
+    format_seconds,
+    logged_to,
+    make_progress,
+    say,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,11 +23,10 @@ def test_format_seconds(seconds, text):
 
 
 def test_plain_progress_writes_ten_lines():
-    stream = io.StringIO()
-    progress = LineProgress(total=57, done=0, label="shape", stream=stream)
+    lines: list[str] = []
+    progress = LineProgress(total=57, done=0, label="shape", write=lines.append)
     for step in range(1, 58):
         progress.update(step, {"opacity": 0.123456})
-    lines = stream.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[-1].startswith("shape 57/57 (100 %)")
     assert "opacity 0.123" in lines[0]
@@ -30,12 +34,22 @@ def test_plain_progress_writes_ten_lines():
 
 
 def test_resumed_progress_does_not_repeat_lines():
-    stream = io.StringIO()
-    progress = LineProgress(total=100, done=55, label="shape", stream=stream)
+    lines: list[str] = []
+    progress = LineProgress(total=100, done=55, label="shape", write=lines.append)
     progress.update(56, {})
-    assert stream.getvalue() == ""
+    assert lines == []
     progress.update(60, {})
-    assert "60/100" in stream.getvalue()
+    assert "60/100" in lines[0]
+
+
+def test_what_is_said_goes_to_stderr_and_into_the_log(tmp_path, capsys):
+    path = tmp_path / "log.txt"
+    with logged_to(path):
+        say("step 3")
+    say("not logged")
+    assert capsys.readouterr().err == "step 3\nnot logged\n"
+    (line,) = path.read_text().splitlines()
+    assert line.endswith(" step 3")
 
 
 def test_no_bar_without_a_terminal_and_the_bar_starts_and_stops(capsys):

@@ -1,0 +1,214 @@
+"""Everything a user can get wrong: one clear error, its exit code, and its exact words.
+
+The words are kept in ``snapshots/bad_input.json``; after an intended change, look at what
+``STUDIO_UPDATE_SNAPSHOTS=1 pytest tests/studio/test_bad_input.py`` writes there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from studio.cli import main
+
+SNAPSHOTS = Path(__file__).parent / "snapshots" / "bad_input.json"
+UPDATE = os.environ.get("STUDIO_UPDATE_SNAPSHOTS") == "1"
+
+SCENE = "base: demo\nprompt: a duck\n"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One mistake."""
+
+    name: str
+    arguments: list[str]
+    code: int
+    files: dict[str, str | bytes]
+    """Files to write beforehand; a name that ends in / is an empty folder."""
+
+
+def case(name: str, *arguments: str, code: int = 2, **files: str | bytes) -> Case:
+    """A case; a keyword ``scene_yaml`` is the file ``scene.yaml``."""
+    named = {key.replace("_yaml", ".yaml"): value for key, value in files.items()}
+    return Case(name, list(arguments), code, named)
+
+
+CASES = [
+    # --- overrides and options
+    case("typo in a key", "run", "demo", "promt=a duck"),
+    case("typo deep in a key", "run", "demo", "stages.0.guidance.guidnace_scale=20"),
+    case("key with no neighbour", "run", "demo", "zzz=1"),
+    case("wrong type: word for a number", "run", "demo", "stages.0.steps=many"),
+    case("wrong type: truth for a number", "run", "demo", "seed=true"),
+    case("wrong type: fraction for a count", "run", "demo", "stages.0.steps=10.5"),
+    case("wrong type: number for a mapping", "run", "demo", "stages.0.field.grid=3"),
+    case("wrong type: number for a kind", "run", "demo", "stages.0.background=3"),
+    case("wrong type: list for text", "run", "scene.yaml", scene_yaml="base: demo\nprompt: [a]\n"),
+    case("wrong choice", "run", "demo", "stages.0.cameras.azimuth_sampling=random"),
+    case("unknown kind", "run", "demo", "stages.0.background.kind=neurl"),
+    case("unknown kind, far from all", "run", "demo", "prior.kind=zzz"),
+    case("kind that needs more", "run", "demo", "prior.kind=diffusers"),
+    case("list too short", "run", "demo", "stages.0.cameras.fovy_deg_range=[40]"),
+    case("range reversed", "run", "demo", "stages.0.cameras.distance_range=[3,2]"),
+    case("broken schedule", "run", "demo", "stages.0.guidance.timesteps.max_t=[[0,0.9],[2,0.5]]"),
+    case("schedule of words", "run", "demo", "stages.0.losses.opaque=high"),
+    case("list index out of range", "run", "demo", "stages.3.steps=10"),
+    case("negative list index out of range", "run", "demo", "stages.-2.steps=10"),
+    case("stage name unknown", "run", "demo", "stages.colour.steps=10"),
+    case("path through a number", "run", "demo", "seed.x=1"),
+    case("zero steps", "run", "demo", "steps=0"),
+    case("zero steps by option", "run", "demo", "--steps", "0"),
+    case("negative steps of a stage", "run", "demo", "stages.0.steps=-5"),
+    case("steps that are no number", "run", "demo", "steps=ten"),
+    case("negative resolution", "run", "demo", "stages.0.cameras.height=-64"),
+    case("negative seed", "run", "demo", "seed=-1"),
+    case("unknown device", "run", "demo", "--device", "gpu"),
+    case("device that is not here", "run", "demo", "--device", "cuda:63"),
+    case("no stages", "run", "demo", "stages=[]"),
+    case("eikonal without a distance", "run", "demo", "stages.0.losses.eikonal=0.1"),
+    case("several at once", "run", "demo", "promt=x", "seed=x", "stages.0.cameras.width=0"),
+    # --- prompts
+    case("empty prompt", "run", "demo", "prompt="),
+    case("blank prompt", "run", "   "),
+    case("prompt of 5000 characters", "run", "duck " * 1000),
+    case("prompt with control characters", "run", "a duck\x07\x1b[2J"),
+    case("prompt without quotes", "run", "a", "small", "blue", "teapot"),
+    case("preset misspelt", "run", "dreamfusoin"),
+    # --- scene files
+    case("no such file", "run", "missing.yaml"),
+    case("a folder", "run", "folder", **{"folder/": ""}),
+    case("empty file", "run", "scene.yaml", scene_yaml=""),
+    case("a list", "run", "scene.yaml", scene_yaml="- a\n- b\n"),
+    case("unreadable YAML", "run", "scene.yaml", scene_yaml="prompt: [a, b\nseed: 1\n"),
+    case("tabs in YAML", "run", "scene.yaml", scene_yaml="stages:\n\t- name: shape\n"),
+    case(
+        "YAML with a Python tag",
+        "run",
+        "scene.yaml",
+        scene_yaml="prompt: !!python/object/apply:os.system ['touch boom']\n",
+    ),
+    case("repeated key", "run", "scene.yaml", scene_yaml=SCENE + "seed: 1\nseed: 2\n"),
+    case("not text", "run", "scene.yaml", scene_yaml=b"\xff\xfe\x00\x01"),
+    case("number for the prompt", "run", "scene.yaml", scene_yaml="base: demo\nprompt: 7\n"),
+    case("file that holds itself", "run", "scene.yaml", scene_yaml="prompt: &a [*a]\n"),
+    case("unknown base", "run", "scene.yaml", scene_yaml="base: dmo\nprompt: a duck\n"),
+    case("base in a circle", "run", "scene.yaml", scene_yaml="base: scene.yaml\n"),
+    case(
+        "duplicate stage names",
+        "run",
+        "scene.yaml",
+        scene_yaml="prompt: a duck\nstages:\n- {name: a, steps: 3}\n- {name: a, steps: 4}\n",
+    ),
+    case(
+        "stage without steps",
+        "run",
+        "scene.yaml",
+        scene_yaml="prompt: a duck\nstages:\n- {name: shape}\n",
+    ),
+    case("scene without stages", "run", "scene.yaml", scene_yaml="prompt: a duck\n"),
+    case(
+        "stages with different fields",
+        "run",
+        "scene.yaml",
+        scene_yaml=SCENE + "stages:\n- {name: detail, steps: 4, field: {kind: hash_sdf}}\n",
+    ),
+    # --- weights
+    case(
+        "missing weights",
+        "run",
+        "demo",
+        "prior.kind=diffusers",
+        "prior.model=models/none",
+        code=3,
+    ),
+    case(
+        "pickled weights refused",
+        "run",
+        "demo",
+        "prior={kind: single_file, path: model.ckpt, config: folder}",
+        code=3,
+        **{"model.ckpt": b"\x80\x04.", "folder/": ""},
+    ),
+    # --- folders
+    case("unwritable folder", "run", "demo", "--out", "file/runs", file="in the way"),
+    case("resume of nothing", "run", "--resume", "runs/none"),
+    case("resume of a folder that is no run", "run", "--resume", "folder", **{"folder/": ""}),
+    case("run of a run folder", "run", "old", **{"old/run.json": "{}"}),
+    case("resume of a damaged run", "run", "--resume", "old", **{"old/run.json": "{"}),
+    # --- other verbs
+    case("unknown preset", "new", "dreamfuson"),
+    case("unknown key to explain", "explain", "guidence_scale"),
+]
+
+
+@pytest.mark.parametrize("entry", CASES, ids=lambda entry: entry.name)
+def test_mistake_is_one_clear_error(entry, tmp_path, monkeypatch, capsys):
+    for name, content in entry.files.items():
+        _write(tmp_path / name, content, folder=name.endswith("/"))
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_main(entry.arguments, monkeypatch, capsys)
+    message = err[err.index("error:") :]
+    assert code == entry.code
+    assert out == ""
+    assert "Traceback" not in err
+    assert not (tmp_path / "boom").exists()
+    check_snapshot(entry.name, message, tmp_path)
+
+
+def test_there_is_no_snapshot_without_a_case():
+    """Names of removed cases must not stay behind."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert [name for name in read_snapshots() if f'"{name}"' not in source] == []
+
+
+def run_main(arguments: list[str], monkeypatch, capsys) -> tuple[int, str, str]:
+    """Run the command in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["studio", *arguments])
+    capsys.readouterr()
+    try:
+        main()
+        code = 0
+    except SystemExit as stop:
+        code = stop.code or 0
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def read_snapshots() -> dict[str, str]:
+    """The kept words by case."""
+    return json.loads(SNAPSHOTS.read_text(encoding="utf-8")) if SNAPSHOTS.exists() else {}
+
+
+def check_snapshot(name: str, message: str, folder: Path) -> None:
+    """Compare with the kept words, or keep them when asked to."""
+    text = message.replace(str(folder), "<tmp>").replace(str(Path(__file__).parents[2]), "<repo>")
+    text = re.sub(r"-s\d+-\d{8}-\d{6}", "-s0-<time>", text).strip()
+    kept = read_snapshots()
+    if UPDATE:
+        SNAPSHOTS.parent.mkdir(exist_ok=True)
+        kept[name] = text
+        SNAPSHOTS.write_text(
+            json.dumps(dict(sorted(kept.items())), indent=1, ensure_ascii=False) + "\n",
+            encoding="utf-8",
+        )
+    assert text == kept.get(name)
+
+
+def _write(path: Path, content: str | bytes, *, folder: bool) -> None:
+    """Write a file, or make a folder."""
+    if folder:
+        path.mkdir(parents=True)
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+Check = Callable[[Path], None]
