@@ -127,7 +127,7 @@ class DiffusionPrior:
         if pixels.shape[-2:] != size:
             shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
-        pixels = pixels.to(self.vae.dtype) * 2.0 - 1.0
+        pixels = pixels.to(self.device, self.vae.dtype) * 2.0 - 1.0
         mean = self.vae.encode(pixels).latent_dist.mean.to(images.dtype)
         shift, scale = self._latent_shift_scale(mean)
         return (mean - shift) * scale

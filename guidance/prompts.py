@@ -1,0 +1,167 @@
+"""View-dependent prompts: which text guides which view.
+
+Text is encoded once, when the prompts are built; per step there is only a choice of rows. Kinds:
+one prompt for all views, one per direction (side, front, back, overhead, DreamFusion section 3.2),
+embeddings interpolated by azimuth, and Perp-Neg with the other views as negatives.
+
+    prompts = build_view_prompts(DirectionalPromptsConfig(), prior, "a duck", "blurry")
+    condition = prompts.at(cameras)
+    noise_pred = condition.guided_noise(prior, latents, t, 7.5)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from guidance.configs import (
+    DirectionalPromptsConfig,
+    InterpolatedPromptsConfig,
+    PerpNegPromptsConfig,
+    PlainPromptsConfig,
+    ViewPromptsConfig,
+    ViewWordsConfig,
+)
+from guidance.perp_neg import PerpNegCondition, perp_neg_mix
+from guidance.views import OVERHEAD, VIEWS, CameraAngles, azimuth_mix, direction_index
+from image_tools.diffusion.conditions import TextEmbedding
+from image_tools.diffusion.protocol import NoisePrior
+
+__all__ = [
+    "DirectionalPrompts",
+    "InterpolatedPrompts",
+    "PerpNegPrompts",
+    "PlainPrompts",
+    "ViewCondition",
+    "ViewPrompts",
+    "build_view_prompts",
+    "view_texts",
+]
+
+
+@dataclass(frozen=True)
+class ViewCondition:
+    """Text of a batch of views, guided classifier-free."""
+
+    positive: TextEmbedding
+    """One row per view."""
+    uncond: TextEmbedding
+    """The negative prompt, one row for all views."""
+
+    def guided_noise(
+        self,
+        prior: NoisePrior,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c s s"]:
+        """Guided epsilon from one denoiser call of 2 b rows."""
+        return prior.guided_noise(
+            latents, t, self.positive, self.uncond, guidance_scale, rescale=rescale
+        )
+
+
+@runtime_checkable
+class ViewPrompts(Protocol):
+    """Prompts that know what to say about each view."""
+
+    def at(self, cameras: CameraAngles) -> ViewCondition | PerpNegCondition:
+        """Text for the views of ``cameras``, on the prior's device."""
+        ...
+
+
+@dataclass(frozen=True)
+class PlainPrompts:
+    """The same text for every view."""
+
+    text: TextEmbedding
+    uncond: TextEmbedding
+
+    def at(self, cameras: CameraAngles) -> ViewCondition:
+        """The one prompt, repeated."""
+        return ViewCondition(self.text.expand(len(cameras.azimuth_deg)), self.uncond)
+
+
+@dataclass(frozen=True)
+class DirectionalPrompts:
+    """One text per direction; ``views`` has the rows of ``VIEWS``."""
+
+    config: DirectionalPromptsConfig
+    views: TextEmbedding
+    uncond: TextEmbedding
+
+    def at(self, cameras: CameraAngles) -> ViewCondition:
+        """The prompt of each view's direction."""
+        rows = direction_index(cameras.azimuth_deg, cameras.elevation_deg, self.config)
+        return ViewCondition(self.views.select(rows), self.uncond)
+
+
+@dataclass(frozen=True)
+class InterpolatedPrompts:
+    """Texts mixed by azimuth; ``views`` has the rows of ``VIEWS``."""
+
+    config: InterpolatedPromptsConfig
+    views: TextEmbedding
+    uncond: TextEmbedding
+
+    def at(self, cameras: CameraAngles) -> ViewCondition:
+        """The mix of the two nearest directions, or the overhead prompt."""
+        mix = azimuth_mix(cameras.azimuth_deg)
+        is_overhead = cameras.elevation_deg > self.config.overhead_deg
+        near = self.views.select(mix.near.masked_fill(is_overhead, OVERHEAD))
+        far = self.views.select(mix.far.masked_fill(is_overhead, OVERHEAD))
+        return ViewCondition(far.lerp(near, mix.closeness), self.uncond)
+
+
+@dataclass(frozen=True)
+class PerpNegPrompts:
+    """Texts mixed by azimuth with the other views as negatives; rows of ``VIEWS``."""
+
+    config: PerpNegPromptsConfig
+    views: TextEmbedding
+    uncond: TextEmbedding
+
+    def at(self, cameras: CameraAngles) -> PerpNegCondition:
+        """Positive mix, negatives and weights of each view."""
+        mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg, self.config)
+        near, far = self.views.select(mix.near), self.views.select(mix.far)
+        return PerpNegCondition(
+            positive=far.lerp(near, mix.closeness),
+            uncond=self.uncond,
+            negatives=self.views.select(mix.negatives.flatten()),
+            weights=mix.weights.to(self.views.tokens.device),
+        )
+
+
+def view_texts(words: ViewWordsConfig, prompt: str) -> list[str]:
+    """The prompt of each direction, in the order of ``VIEWS``."""
+    return [getattr(words, view).replace("{prompt}", prompt) for view in VIEWS]
+
+
+@torch.no_grad()
+def build_view_prompts(
+    config: ViewPromptsConfig, prior: NoisePrior, prompt: str, negative_prompt: str = ""
+) -> ViewPrompts:
+    """Encode a scene's prompts for all views.
+
+    Args:
+        config: the kind of view dependence.
+        prior: encodes the text.
+        prompt: what to make.
+        negative_prompt: what to avoid; empty for the prior's plain unconditional prediction.
+    """
+    uncond = prior.encode_negative([negative_prompt])
+    if isinstance(config, PlainPromptsConfig):
+        return PlainPrompts(prior.encode_prompt([prompt]), uncond)
+    views = prior.encode_prompt(view_texts(config.words, prompt))
+    if isinstance(config, DirectionalPromptsConfig):
+        return DirectionalPrompts(config, views, uncond)
+    if isinstance(config, InterpolatedPromptsConfig):
+        return InterpolatedPrompts(config, views, uncond)
+    return PerpNegPrompts(config, views, uncond)

@@ -1,0 +1,73 @@
+"""From camera angles to directions: which words describe a view, and how far it is between two.
+
+Azimuth 0 is the front of the object, and the camera's distance plays no part, as in the published
+rules. Angles may be given over any number of turns.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from guidance.configs import DirectionalPromptsConfig
+
+__all__ = ["VIEWS", "AzimuthMix", "CameraAngles", "azimuth_mix", "direction_index", "wrap_deg"]
+
+# Order of precedence: each direction overrides those before it.
+VIEWS = ("side", "front", "back", "overhead")
+SIDE, FRONT, BACK, OVERHEAD = range(4)
+
+
+@runtime_checkable
+class CameraAngles(Protocol):
+    """What prompts need of a batch of cameras."""
+
+    azimuth_deg: Tensor
+    elevation_deg: Tensor
+
+
+@dataclass(frozen=True)
+class AzimuthMix:
+    """A view between two neighbouring directions."""
+
+    near: Int[Tensor, " b"]
+    """Index into ``VIEWS`` of the direction with the smaller |azimuth|: front or side."""
+    far: Int[Tensor, " b"]
+    """Index of the one with the larger |azimuth|: side or back."""
+    closeness: Float[Tensor, " b"]
+    """1 at ``near``, 0 at ``far``."""
+
+
+def wrap_deg(angle_deg: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """The same angle in -180..180, without 180 itself."""
+    return (angle_deg + 180.0) % 360.0 - 180.0
+
+
+def direction_index(
+    azimuth_deg: Float[Tensor, " b"],
+    elevation_deg: Float[Tensor, " b"],
+    config: DirectionalPromptsConfig,
+) -> Int[Tensor, " b"]:
+    """Index into ``VIEWS`` of each view; a view exactly on a boundary keeps the earlier one."""
+    turn = wrap_deg(azimuth_deg).abs()
+    index = torch.full_like(turn, SIDE, dtype=torch.long)
+    index[turn < config.front_deg] = FRONT
+    index[turn > 180.0 - config.back_deg] = BACK
+    index[elevation_deg > config.overhead_deg] = OVERHEAD
+    return index
+
+
+def azimuth_mix(azimuth_deg: Float[Tensor, " b"]) -> AzimuthMix:
+    """Where each view stands between front and side, or between side and back."""
+    turn = wrap_deg(azimuth_deg).abs() / 90.0
+    is_front_half = turn < 1.0
+    side = torch.full_like(turn, SIDE, dtype=torch.long)
+    return AzimuthMix(
+        near=torch.where(is_front_half, FRONT, side),
+        far=torch.where(is_front_half, side, BACK),
+        closeness=torch.where(is_front_half, 1.0 - turn, 2.0 - turn),
+    )
