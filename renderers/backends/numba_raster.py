@@ -16,14 +16,15 @@ import torch
 from numba import njit, prange
 from torch import Tensor
 
+from renderers.backends import torch_raster
+from renderers.backends.autograd import reference_gradients
 from renderers.backends.numba_runtime import KERNEL_LOCK
 
 __all__ = ["interpolate", "rasterize"]
 
 F32 = np.float32
 ZERO, HALF, ONE, TWO = F32(0.0), F32(0.5), F32(1.0), F32(2.0)
-MIN_W = F32(1e-6)  # the same as torch_raster.MIN_W
-TINY = F32(1e-12)  # the same as torch_raster.TINY
+MIN_W, TINY = F32(torch_raster.MIN_W), F32(torch_raster.TINY)
 ROWS_PER_BAND = 8
 MAX_BANDS = 32
 PIXELS_PER_BUFFER = 32768
@@ -290,9 +291,14 @@ class _Rasterize(torch.autograd.Function):
         return tri_id, zw, bary
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, _grad_id, _grad_zw, grad_bary):
         pos_clip, tri, tri_id = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: somebody will differentiate again
+
+            def reference(pos_clip: Tensor) -> Tensor:
+                return torch_raster.barycentrics(pos_clip, tri, tri_id)
+
+            return *reference_gradients(reference, (pos_clip,), (grad_bary,)), None, None, None
         n_views, height, width = tri_id.shape
         n_buffers = _n_buffers(height, width)
         buffers = np.zeros((n_views, n_buffers, pos_clip.shape[1], 4), np.float32)
@@ -313,9 +319,15 @@ class _Interpolate(torch.autograd.Function):
         return torch.from_numpy(out)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_out):
         attr, tri, tri_id, bary = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def reference(attr: Tensor, bary: Tensor) -> Tensor:
+                return torch_raster.interpolate(attr, tri, tri_id, bary)
+
+            grad_attr, grad_bary = reference_gradients(reference, (attr, bary), (grad_out,))
+            return grad_attr, None, None, grad_bary
         faces, ids, grad = _numpy(tri), _numpy(tri_id), _numpy(grad_out)
         grad_attr = grad_bary = None
         with KERNEL_LOCK:

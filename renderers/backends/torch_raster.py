@@ -6,10 +6,12 @@ Visibility enumerates the (face, pixel) candidates of all bounding boxes and red
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-__all__ = ["barycentrics", "interpolate", "visibility"]
+__all__ = ["DrawnFaces", "barycentrics", "drawn_faces", "interpolate", "visibility"]
 
 MIN_W = 1e-6
 """A face with a corner at or behind this clip w is dropped: there is no near clipping."""
@@ -21,69 +23,88 @@ MAX_CANDIDATES = 4_000_000
 
 def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """``(tri_id, zw)``, both ``[b, H, W]``, of positions ``[b, V, 4]`` and faces ``[F, 3]``."""
-    ids, depths = [], []
-    for view in pos_clip.detach():
-        tri_id, zw = _visibility_of_view(view, tri, height, width)
-        ids.append(tri_id)
-        depths.append(zw)
-    return torch.stack(ids), torch.stack(depths)
-
-
-def _visibility_of_view(pos: Tensor, tri: Tensor, height: int, width: int):
-    zw = pos.new_ones(height * width)
-    tri_id = torch.zeros(height * width, dtype=torch.int32, device=pos.device)
-    corners, low, extent, faces = _project(pos, tri, height, width)
-    count = extent[:, 0] * extent[:, 1]
+    n_views = pos_clip.shape[0]
+    zw = pos_clip.new_ones(n_views * height * width)
+    tri_id = torch.zeros_like(zw, dtype=torch.int32)
+    faces = drawn_faces(pos_clip, tri, height, width)
     # Faces in order, split so that one piece stays within the memory bound.
-    piece = torch.div(torch.cumsum(count, 0) - 1, MAX_CANDIDATES, rounding_mode="floor")
-    for sizes in torch.split(
-        torch.arange(len(count), device=pos.device),
-        torch.unique_consecutive(piece, return_counts=True)[1].tolist(),
-    ):
-        pixel, z, face = _candidates(corners[sizes], low[sizes], extent[sizes], width)
-        face = faces[sizes][face]
+    total = torch.cumsum(faces.count, 0)
+    piece = torch.div(total - 1, MAX_CANDIDATES, rounding_mode="floor")
+    sizes = torch.unique_consecutive(piece, return_counts=True)[1].tolist()
+    for chosen in torch.split(torch.arange(len(total), device=total.device), sizes):
+        pixel, z, face = _candidates(faces.select(chosen), height, width)
         nearest = zw.scatter_reduce(0, pixel, z, "amin")
         wins = (z == nearest[pixel]) & (z < zw[pixel])
         pixel, face = pixel[wins], face[wins]
         first = torch.full_like(tri_id, 2**31 - 1).scatter_reduce(0, pixel, face + 1, "amin")
         tri_id = torch.where(nearest < zw, first, tri_id)
         zw = nearest
-    return tri_id.view(height, width), zw.view(height, width)
+    return tri_id.view(n_views, height, width), zw.view(n_views, height, width)
 
 
-def _project(pos: Tensor, tri: Tensor, height: int, width: int):
-    """Screen corners [n, 3, 3], first pixel [n, 2], extent [n, 2] and id of the faces on screen."""
-    w = pos[:, 3]
+@dataclass(frozen=True)
+class DrawnFaces:
+    """The ``n`` faces of all views that may cover a pixel centre."""
+
+    corners: Tensor
+    """Screen x, y in pixels and z / w of the corners, ``[n, 3, 3]``."""
+    low: Tensor
+    """First column and row of the bounding box, ``[n, 2]``."""
+    extent: Tensor
+    """Columns and rows of the bounding box, ``[n, 2]``."""
+    view: Tensor
+    """View of each face, ``[n]``."""
+    face: Tensor
+    """Index of each face, int32 ``[n]``."""
+
+    @property
+    def count(self) -> Tensor:
+        """Pixel centres in each bounding box, ``[n]``."""
+        return self.extent[:, 0] * self.extent[:, 1]
+
+    def select(self, index: Tensor) -> DrawnFaces:
+        """Some of the faces."""
+        return DrawnFaces(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
+
+
+def drawn_faces(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> DrawnFaces:
+    """Project all faces; those behind the camera, off screen or without area are left out."""
+    n_views, n_vertices = pos_clip.shape[:2]
+    x, y, z, w = pos_clip.reshape(-1, 4).unbind(1)
     safe = torch.where(w > MIN_W, w, torch.ones_like(w))
-    x = (pos[:, 0] / safe * 0.5 + 0.5) * width
-    y = (pos[:, 1] / safe * 0.5 + 0.5) * height
-    z = pos[:, 2] / safe
-    usable = (w > MIN_W) & torch.isfinite(x + y + z)
-    screen = torch.stack([x, y, z], 1)[tri.reshape(-1)].view(-1, 3, 3)
+    screen = torch.stack(
+        [(x / safe * 0.5 + 0.5) * width, (y / safe * 0.5 + 0.5) * height, z / safe], 1
+    )
+    usable = (w > MIN_W) & torch.isfinite(screen.sum(1))
+    view = torch.arange(n_views, device=tri.device)[:, None, None]
+    index = (tri + view * n_vertices).view(-1, 3)
+    corners = screen[index]
     upper = screen.new_tensor([width - 1.0, height - 1.0])
-    low = torch.ceil(screen[:, :, :2].amin(1) - 0.5).clamp(min=0)
-    high = torch.minimum(torch.floor(screen[:, :, :2].amax(1) - 0.5), upper)
-    drawn = usable[tri].all(1) & (high >= low).all(1)
-    a, b, c = screen.unbind(1)
-    drawn &= _cross(b - a, c - a) != 0
-    faces = drawn.nonzero().squeeze(1)
-    low, high = low[faces].long(), high[faces].long()
-    return screen[faces], low, high - low + 1, faces.int()
+    low = torch.ceil(corners[:, :, :2].amin(1) - 0.5).clamp(min=0)
+    high = torch.minimum(torch.floor(corners[:, :, :2].amax(1) - 0.5), upper)
+    drawn = usable[index].all(1) & (high >= low).all(1)
+    a, b, c = corners.unbind(1)
+    kept = (drawn & (_cross(b - a, c - a) != 0)).nonzero().squeeze(1)
+    low, high = low[kept].long(), high[kept].long()
+    n_faces = max(tri.shape[0], 1)
+    view = torch.div(kept, n_faces, rounding_mode="floor")
+    return DrawnFaces(corners[kept], low, high - low + 1, view, (kept % n_faces).int())
 
 
 def _cross(p: Tensor, q: Tensor) -> Tensor:
     return p[:, 0] * q[:, 1] - p[:, 1] * q[:, 0]
 
 
-def _candidates(corners: Tensor, low: Tensor, extent: Tensor, width: int):
-    """Flat pixel, depth and local face of every pixel centre inside a face."""
-    count = extent[:, 0] * extent[:, 1]
-    face = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
-    offset = torch.arange(len(face), device=count.device) - (torch.cumsum(count, 0) - count)[face]
-    column = low[face, 0] + offset % extent[face, 0]
-    row = low[face, 1] + torch.div(offset, extent[face, 0], rounding_mode="floor")
-    centre = torch.stack([column, row], 1).to(corners.dtype) + 0.5
-    a, b, c = corners[face].unbind(1)
+def _candidates(faces: DrawnFaces, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Flat pixel, depth and face of every pixel centre inside a face."""
+    count = faces.count
+    item = torch.repeat_interleave(torch.arange(len(count), device=count.device), count)
+    offset = torch.arange(len(item), device=count.device) - (torch.cumsum(count, 0) - count)[item]
+    columns = faces.extent[item, 0]
+    row = faces.low[item, 1] + torch.div(offset, columns, rounding_mode="floor")
+    column = faces.low[item, 0] + offset % columns
+    centre = torch.stack([column, row], 1).to(faces.corners.dtype) + 0.5
+    a, b, c = faces.corners[item].unbind(1)
     area = _cross(b - a, c - a)
     sign = torch.where(area > 0, 1.0, -1.0).to(area.dtype)
     pa, pb, pc = (corner[:, :2] - centre for corner in (a, b, c))
@@ -92,7 +113,8 @@ def _candidates(corners: Tensor, low: Tensor, extent: Tensor, width: int):
     z = (e0 * a[:, 2] + e1 * b[:, 2] + e2 * c[:, 2]) / total
     inside = (e0 >= 0) & (e1 >= 0) & (e2 >= 0) & (total > 0) & (z >= -1) & (z < 1)
     kept = inside.nonzero().squeeze(1)
-    return row[kept] * width + column[kept], z[kept], face[kept]
+    pixel = (faces.view[item] * height + row) * width + column
+    return pixel[kept], z[kept], faces.face[item[kept]]
 
 
 def barycentrics(pos_clip: Tensor, tri: Tensor, tri_id: Tensor) -> Tensor:

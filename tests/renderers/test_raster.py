@@ -161,6 +161,22 @@ def test_numba_gradients_match_the_torch_reference(shared, generator):
         assert reference.norm() > 0
 
 
+def test_second_derivatives_of_the_kernels_are_those_of_the_reference(generator):
+    mesh, size = blob(1), (24, 24)
+    attr = torch.randn(mesh.n_vertices, 2, generator=generator)
+    second = {}
+    for backend in BACKENDS:
+        pos = clip(mesh, views(2, *size)).requires_grad_()
+        leaf = attr.clone().requires_grad_()
+        raster = rasterize(pos, mesh.t_pos_idx, size, backend=backend)
+        value = interpolate(leaf, raster, mesh.t_pos_idx, backend=backend)
+        first = torch.autograd.grad(value.square().sum(), (leaf, pos), create_graph=True)
+        second[backend] = torch.autograd.grad(sum(g.square().sum() for g in first), (leaf, pos))
+    for ours, reference in zip(*second.values(), strict=True):
+        assert (ours - reference).norm() < 1e-4 * reference.norm()
+        assert reference.norm() > 0
+
+
 def test_reference_gradients_match_finite_differences():
     # An even size: no pixel centre lies on an edge of this symmetric mesh.
     mesh, size = icosphere(0), (8, 10)
