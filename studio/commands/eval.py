@@ -1,0 +1,193 @@
+"""`studio eval`: figures of finished runs, or of a text-to-image prior.
+
+A run whose prompt names one toybox object is compared with that object; of any other run is said
+what can be said without the truth. A prior is sampled and its gates are printed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from studio.errors import ConfigError
+from studio.progress import say
+from studio.run_folder import open_run
+
+if TYPE_CHECKING:
+    from studio.evaluation.assets import AssetMetrics
+    from studio.evaluation.priors import PriorReport
+
+__all__ = ["run"]
+
+COLUMNS: dict[str, str] = {
+    "kind": "kind_accuracy",
+    "color": "color_accuracy",
+    "both": "both_accuracy",
+    "janus": "janus",
+    "iou": "silhouette_iou",
+    "chamfer": "chamfer",
+    "same": "view_consistency",
+    "satur.": "saturation_error",
+}
+"""Heading of each column and the metric in it."""
+LEGEND = (
+    "kind, color, both: share of 8 views in which the judge agrees with the prompt; janus: fronts "
+    "too many, 0 to 1;\niou, chamfer: silhouettes and surfaces against true objects at the best "
+    "turn; same: neighbouring views read alike;\nsatur.: colourfulness minus the true object's."
+)
+PROMPT_WIDTH = 34
+
+
+def run(
+    runs: Sequence[Path] = (),
+    *,
+    prior: Path | None = None,
+    samples: int = 256,
+    out: Path | None = None,
+    as_json: bool = False,
+) -> None:
+    """Evaluate run folders, or a prior.
+
+    Args:
+        runs: run folders; their figures are also written to `run.json` under "evaluation".
+        prior: folder of a prior in stock diffusers layout, instead of runs.
+        samples: samples of training combinations; half as many held-out ones come on top.
+        out: where the samples and figures of a prior are written; `runs/prior-evaluation`.
+        as_json: print JSON instead of tables.
+
+    Raises:
+        ConfigError: neither or both were given, or a folder is no run.
+    """
+    if bool(runs) == (prior is not None):
+        raise ConfigError(
+            "studio eval got "
+            + ("both runs and a prior" if runs else "nothing to evaluate")
+            + " - expected run folders, or --prior with the folder of a model."
+        )
+    if prior is not None:
+        _evaluate_prior(prior, samples, out or Path("runs") / "prior-evaluation", as_json)
+    else:
+        _evaluate_runs([Path(path) for path in runs], as_json)
+
+
+# --- runs -----------------------------------------------------------------------------------------
+
+
+def _evaluate_runs(paths: list[Path], as_json: bool) -> None:
+    folders = [open_run(path) for path in paths]  # refuse a wrong one before the work begins
+    from studio.evaluation.assets import evaluate_run
+    from studio.evaluation.judge import load_judge
+
+    judge, found = load_judge(), []
+    for folder in folders:
+        say(f"Evaluating {folder.path}")
+        metrics = evaluate_run(folder, judge)
+        folder.update_info({"evaluation": metrics.as_dict()})
+        found.append(metrics)
+    if as_json:
+        rows = [{"run": str(f.path), **m.as_dict()} for f, m in zip(folders, found)]
+        sys.stdout.write(json.dumps(rows) + "\n")
+        return
+    sys.stdout.write(table(found))
+
+
+def table(found: Sequence[AssetMetrics]) -> str:
+    """One line for each asset, their means, and what is known of assets without a true object."""
+    lines = [f"{'prompt':<{PROMPT_WIDTH}}" + "".join(f"{name:>9}" for name in COLUMNS)]
+    for metrics in found:
+        name = metrics.prompt
+        short = name if len(name) < PROMPT_WIDTH else name[: PROMPT_WIDTH - 2] + "…"
+        cells = [getattr(metrics, attribute) for attribute in COLUMNS.values()]
+        lines.append(f"{short:<{PROMPT_WIDTH}}" + "".join(_cell(value) for value in cells))
+    if len(found) > 1:
+        lines.append(_means(found))
+    lines += ["", LEGEND]
+    for metrics in found:
+        if metrics.kind is None:
+            lines += ["", _without_truth(metrics)]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(value: float | None) -> str:
+    return f"{'-':>9}" if value is None else f"{value:9.3f}"
+
+
+def _means(found: Sequence[AssetMetrics]) -> str:
+    cells = []
+    for attribute in COLUMNS.values():
+        values = [v for m in found if (v := getattr(m, attribute)) is not None]
+        cells.append(_cell(sum(values) / len(values) if values else None))
+    return f"{'mean':<{PROMPT_WIDTH}}" + "".join(cells)
+
+
+def _without_truth(metrics: AssetMetrics) -> str:
+    def votes(counts: dict[str, int]) -> str:
+        return ", ".join(f"{name} {count}" for name, count in list(counts.items())[:3])
+
+    return (
+        f"{metrics.prompt!r} names no single toybox object, so it has no true object to compare "
+        f"with.\n  The judge, which knows the toybox only, reads: {votes(metrics.seen_kinds)}; "
+        f"{votes(metrics.seen_colors)}.\n  Neighbouring views read alike: "
+        f"{metrics.view_consistency:.2f}; colourfulness {metrics.chroma:.2f}; it covers "
+        f"{metrics.coverage:.0%} of the image."
+    )
+
+
+# --- priors ---------------------------------------------------------------------------------------
+
+
+def _evaluate_prior(path: Path, samples: int, out: Path, as_json: bool) -> None:
+    if samples < 1:
+        raise ConfigError(f"--samples is {samples} - expected at least 1; the gates ask for 256.")
+    import torch
+
+    from image_tools.diffusion.loading import load_folder
+    from studio.evaluation.judge import load_judge
+    from studio.evaluation.priors import PriorEvalConfig, evaluate_prior
+    from studio.previews import save_png
+    from studio.run_folder import storage_errors, write_atomic
+
+    judge = load_judge()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_folder(path, device)
+    report = evaluate_prior(prior, judge, PriorEvalConfig(samples=samples), log=say)
+    sheet_path, json_path = out / "samples.png", out / "evaluation.json"
+    values = {"prior": str(path), "fingerprint": prior.fingerprint, **report.as_dict()}
+    with storage_errors(out, "write"):
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomic(json_path, json.dumps(values, indent=2) + "\n")
+    save_png(sheet_path, _sheet(report), {"prior": str(path)})
+    if as_json:
+        sys.stdout.write(json.dumps({**values, "sheet": str(sheet_path)}) + "\n")
+        return
+    sys.stdout.write(prior_table(report) + f"sheet      {sheet_path}\nfigures    {json_path}\n")
+
+
+def _sheet(report: PriorReport):
+    from studio.evaluation.sheets import contact_sheet
+
+    step = max(1, len(report.images) // 96)
+    chosen = range(0, len(report.images), step)
+    return contact_sheet(
+        [report.images[k] for k in chosen],
+        [report.requests[k].prompt.removeprefix("a ").removeprefix("an ") for k in chosen],
+        [report.right[k] for k in chosen],
+    )
+
+
+def prior_table(report: PriorReport) -> str:
+    """Figures, intervals and gates."""
+    from studio.evaluation.priors import GATES
+
+    lines = [f"{'figure':<16}{'value':>8}{'95 % interval':>20}{'n':>6}{'gate':>8}"]
+    for name, figure in report.figures.items():
+        interval = f"{figure.low:.3f} .. {figure.high:.3f}"
+        line = f"{name:<16}{figure.value:>8.3f}{interval:>20}{figure.n:>6}"
+        if name in GATES:
+            verdict = "pass" if report.passed[name] else "MISSED"
+            line += f"{GATES[name]:>8.2f}  {verdict}"
+        lines.append(line)
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,95 @@
+"""`studio train`: make the shipped weights again, or continue where a training stopped."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from studio.errors import ConfigError, WeightsMissing
+from studio.progress import say
+
+__all__ = ["WHAT", "run"]
+
+WHAT = ("pocket", "judge")
+PRESET_NAMES = ("cpu", "gpu")
+
+
+def run(
+    what: str,
+    *,
+    out: Path,
+    preset: str = "cpu",
+    work: Path | None = None,
+    text_source: Path | None = None,
+    steps: int | None = None,
+    device: str = "auto",
+    as_json: bool = False,
+) -> None:
+    """Train a model; calling again with the same folders continues.
+
+    Args:
+        what: "pocket" (the text-to-image prior) or "judge" (the networks behind `studio eval`).
+        out: a folder for pocket, in stock diffusers layout; a .safetensors file for the judge.
+        preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
+        work: folder of data and checkpoints; `training_runs/<what>`.
+        text_source: transformers folder of all-MiniLM-L6-v2, for pocket.
+        steps: optimizer steps instead of the preset's (of the denoiser, for pocket).
+        device: auto, cpu, cuda, cuda:1 or mps.
+        as_json: print the result as JSON.
+
+    Raises:
+        ConfigError: an argument is wrong.
+        WeightsMissing: the text encoder's source is not there.
+    """
+    for name, value, allowed in (("what", what, WHAT), ("--preset", preset, PRESET_NAMES)):
+        if value not in allowed:
+            raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
+    if steps is not None and steps < 1:
+        raise ConfigError(f"--steps is {steps} - expected at least 1.")
+    work = work or Path("training_runs") / what
+    train = _train_pocket if what == "pocket" else _train_judge
+    if what == "pocket" and not (text_source and (text_source / "tokenizer.json").is_file()):
+        raise WeightsMissing(
+            f"--text-source is {text_source} - expected a transformers folder of all-MiniLM-L6-v2 "
+            "(config.json, model.safetensors, tokenizer.json); pocket reads its prompts with it."
+        )
+    result = train(preset, out, work, text_source, steps, device)
+    if as_json:
+        sys.stdout.write(json.dumps({"out": str(out), "measured": result}) + "\n")
+        return
+    for name, value in result.items():
+        sys.stdout.write(f"{name:<12} {value:.4f}\n")
+    sys.stdout.write(f"weights      {out}\n")
+
+
+def _train_pocket(
+    preset: str, out: Path, work: Path, text_source: Path, steps: int | None, device: str
+) -> dict[str, float]:
+    from studio.device import resolve_device
+    from studio.training.pocket import PRESETS, train_pocket
+
+    config = PRESETS[preset]
+    if steps is not None:
+        loop = replace(config.denoiser.loop, steps=steps)
+        config = replace(config, denoiser=replace(config.denoiser, loop=loop))
+    train_pocket(
+        config, work, text_source=text_source, out=out, device=resolve_device(device), log=say
+    )
+    say(f"Measure it with: studio eval --prior {out}")
+    return {}
+
+
+def _train_judge(
+    preset: str, out: Path, work: Path, _: Path | None, steps: int | None, device: str
+) -> dict[str, float]:
+    from studio.device import resolve_device
+    from studio.training.judge import PRESETS, train_judge
+
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out is {out} - expected a file, such as judge.safetensors.")
+    config = PRESETS[preset]
+    if steps is not None:
+        config = replace(config, loop=replace(config.loop, steps=steps))
+    return train_judge(config, work, out=out, device=resolve_device(device), log=say)

@@ -1,0 +1,147 @@
+"""Rendered toybox objects for the judge: colour and coverage apart, so that backgrounds come later.
+
+The judge may see every combination of kind and colour, because it only judges; but its individuals
+are its own. A prior trains on even individuals below ``N_INDIVIDUALS``, evaluation uses odd ones
+below it, the judge trains on those from ``N_INDIVIDUALS`` upwards. Object k depends only on
+(seed, k); rendering is resumable.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from renderers.cameras import Cameras, orbit_cameras
+from scenes.toybox.captions import view_word
+from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
+from scenes.toybox.objects import ObjectSpec
+from scenes.toybox.render import ToyGeometry, render_rgb
+from scenes.toybox.scene import SceneSpec, build_scene
+from scenes.toybox.splits import N_INDIVIDUALS
+from studio.evaluation.judge import VIEWS
+
+__all__ = ["JudgeData", "JudgeDataConfig", "render_judge_data"]
+
+CHUNK = 300  # objects between two saves
+WHITE = 255
+
+
+@dataclass(frozen=True)
+class JudgeDataConfig:
+    """What the judge's training images show."""
+
+    objects: int = 7_000
+    """Rendered objects."""
+    views: int = 3
+    """Cameras around each object."""
+    image_size: int = 64
+    """Height and width in pixels."""
+    plain: float = 0.55
+    """Share of plain objects; the others are evenly striped, dotted and checked."""
+    seed: int = 77
+    """Seed of objects and cameras."""
+
+
+class JudgeData:
+    """Read access to a finished or growing folder of images.
+
+    Attributes:
+        images: ``[n, h, w, 4]`` uint8: colour over white, and coverage.
+        labels: ``[n, 4]`` int64: kind, colour, pattern and view, as indices.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder``; only finished images are visible."""
+        state = json.loads((folder / "state.json").read_text())
+        self.labels = np.array(state["labels"], dtype=np.int64)
+        self.images = np.load(folder / "images.npy", mmap_mode="r")[: len(self.labels)]
+
+    def __len__(self) -> int:
+        """Number of finished images."""
+        return len(self.labels)
+
+
+def _cameras(rng: np.random.Generator, config: JudgeDataConfig) -> Cameras:
+    """Any azimuth; elevations mostly 0..30, some odd ones, some from overhead."""
+    low, high = ((0, 30), (-15, 60), (60, 88))[int(rng.choice(3, p=(0.65, 0.23, 0.12)))]
+    elevation, fovy = rng.uniform(low, high), rng.uniform(20, 60)
+    distance = rng.uniform(0.9, 1.1) * 0.95 / np.tan(np.deg2rad(fovy / 2))
+    views = []
+    for _ in range(config.views):
+        camera = orbit_cameras(
+            1,
+            elevation_deg=elevation,
+            distance=distance,
+            fovy_deg=fovy,
+            height=config.image_size,
+            width=config.image_size,
+            azimuth_start_deg=rng.uniform(-180, 180),
+        )
+        views.append(camera)
+    return _joined(views)
+
+
+def _joined(cameras: list[Cameras]) -> Cameras:
+    names = ("c2w", "fovy", "azimuth_deg", "elevation_deg", "camera_distance", "light_position")
+    parts = {name: torch.cat([getattr(c, name) for c in cameras]) for name in names}
+    return Cameras(**parts, height=cameras[0].height, width=cameras[0].width)
+
+
+def _object(rng: np.random.Generator, plain: float) -> ObjectSpec:
+    pattern = PATTERNS[0] if rng.random() < plain else PATTERNS[1 + int(rng.integers(3))]
+    return ObjectSpec(
+        kind=KIND_NAMES[int(rng.integers(len(KIND_NAMES)))],
+        color=COLOR_NAMES[int(rng.integers(len(COLOR_NAMES)))],
+        pattern=pattern,
+        individual=N_INDIVIDUALS + int(rng.integers(N_INDIVIDUALS)),
+    )
+
+
+def draw_views(
+    rng: np.random.Generator, config: JudgeDataConfig
+) -> tuple[np.ndarray, list[list[int]]]:
+    """One object: images ``[views, h, w, 4]`` uint8 and their label rows."""
+    spec = _object(rng, config.plain)
+    cameras = _cameras(rng, config)
+    geometry = ToyGeometry(build_scene(SceneSpec((spec,))))
+    rgb, mask = render_rgb(geometry, cameras, background=np.ones(3))
+    images = np.round(np.concatenate([rgb, mask[..., None]], -1) * WHITE).astype(np.uint8)
+    what = [
+        KIND_NAMES.index(spec.kind),
+        COLOR_NAMES.index(spec.color),
+        PATTERNS.index(spec.pattern),
+    ]
+    angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist())
+    return images, [[*what, VIEWS.index(view_word(a, e).split()[0])] for a, e in angles]
+
+
+def render_judge_data(
+    folder: Path, config: JudgeDataConfig, *, log: Callable[[str], None]
+) -> JudgeData:
+    """Render into ``folder``, continuing where an earlier call stopped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path, total = folder / "state.json", config.objects * config.views
+    if state_path.exists():
+        labels = json.loads(state_path.read_text())["labels"]
+        images = np.load(folder / "images.npy", mmap_mode="r+")
+    else:
+        shape = (total, config.image_size, config.image_size, 4)
+        labels = []
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+    while len(labels) < total:
+        first = len(labels) // config.views
+        for k in range(first, min(first + CHUNK, config.objects)):
+            drawn, rows = draw_views(np.random.default_rng([config.seed, k]), config)
+            images[k * config.views : (k + 1) * config.views] = drawn
+            labels += rows
+        images.flush()
+        partial = state_path.with_suffix(".tmp")
+        partial.write_text(json.dumps({"labels": labels}))
+        partial.replace(state_path)
+        log(f"rendered {len(labels)}/{total}")
+    return JudgeData(folder)
