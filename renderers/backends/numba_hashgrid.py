@@ -21,6 +21,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from renderers.backends import torch_hashgrid
+from renderers.backends.autograd import reference_gradients
 from renderers.backends.numba_runtime import KERNEL_LOCK
 from renderers.backends.torch_hashgrid import HASH_PRIMES, GridLayout
 
@@ -72,7 +73,11 @@ class _Encode(torch.autograd.Function):
         x, table = ctx.saved_tensors
         layout = ctx.layout
         if torch.is_grad_enabled():  # create_graph=True: somebody will differentiate again
-            return *_reference_backward(torch_hashgrid.encode, ctx, (grad,)), None
+
+            def reference(x: Tensor, table: Tensor) -> Tensor:
+                return torch_hashgrid.encode(x, table, layout)
+
+            return *reference_gradients(reference, (x, table), (grad,)), None
         grad_np = grad.contiguous().numpy()
         grad_x = grad_table = None
         if ctx.needs_input_grad[0]:
@@ -101,24 +106,17 @@ class _EncodeWithJacobian(torch.autograd.Function):
         x, table = ctx.saved_tensors
         layout = ctx.layout
         if torch.is_grad_enabled():
-            reference = torch_hashgrid.encode_with_jacobian
-            return *_reference_backward(reference, ctx, (grad, grad_jac)), None
+
+            def reference(x: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+                return torch_hashgrid.encode_with_jacobian(x, table, layout)
+
+            return *reference_gradients(reference, (x, table), (grad, grad_jac)), None
         grad_table = None
         if ctx.needs_input_grad[1]:
             grad_table = torch.zeros_like(table, memory_format=torch.contiguous_format)
             grads = (grad.contiguous().numpy(), grad_jac.contiguous().numpy())
             _run(_backward_table_jacobian, x, grad_table, layout, *grads, _level_order(layout))
         return None, grad_table, None
-
-
-def _reference_backward(function, ctx, grads: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """The same gradients with a graph of their own, through the reference."""
-    x, table = ctx.saved_tensors
-    outputs = function(x, table, ctx.layout)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    wanted = [tensor for tensor in (x, table) if tensor.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True, allow_unused=True))
-    return tuple(next(found) if tensor.requires_grad else None for tensor in (x, table))
 
 
 def _run(kernel, x: Tensor, table: Tensor, layout: GridLayout, *rest) -> None:

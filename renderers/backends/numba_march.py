@@ -14,6 +14,7 @@ from numba import njit, prange
 from torch import Tensor
 
 from renderers.backends import torch_march
+from renderers.backends.autograd import reference_gradients
 from renderers.backends.numba_runtime import KERNEL_LOCK
 from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem
 
@@ -86,7 +87,7 @@ class _Composite(torch.autograd.Function):
     def backward(ctx, *grads):
         *inputs, weights, transmittance = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody will differentiate again
-            return *_reference_backward(inputs, grads), None, None, None, None
+            return reference_gradients(torch_march.composite, tuple(inputs), grads)
         sigma, features, t_starts, t_ends, _, packed_info = inputs
         grad_sigma = torch.zeros(sigma.shape, dtype=torch.float32)
         grad_features = torch.zeros(features.shape, dtype=torch.float32)
@@ -95,15 +96,6 @@ class _Composite(torch.autograd.Function):
             with KERNEL_LOCK:
                 _composite_backward(*arrays, grad_sigma.numpy(), grad_features.numpy())
         return grad_sigma, grad_features, None, None, None, None
-
-
-def _reference_backward(inputs, grads) -> tuple[Tensor | None, Tensor | None]:
-    """The same gradients with a graph of their own, through the reference."""
-    outputs = torch_march.composite(*inputs)
-    wanted = [tensor for tensor in inputs[:2] if tensor.requires_grad]
-    found = iter(torch.autograd.grad(outputs, wanted, grads, create_graph=True))
-    first, second = (next(found) if tensor.requires_grad else None for tensor in inputs[:2])
-    return first, second
 
 
 def _numpy(*tensors: Tensor) -> tuple[np.ndarray, ...]:
