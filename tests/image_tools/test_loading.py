@@ -341,3 +341,25 @@ def test_fingerprint_does_not_depend_on_the_place(sd1, tmp_path):
     paths = [[folder / UNET, folder / "model_index.json"] for folder in (sd1, elsewhere)]
     hashes = {fingerprint_files(files, "x") for files in paths}
     assert len(hashes) == 2, "the folder name of top-level files is part of the fingerprint"
+
+
+def test_key_names_of_older_releases_are_read(sd1):
+    """Files on the hub carry transformers 4 text keys and the first VAE attention names."""
+    before = load_folder(sd1, CPU)
+    text = sd1 / "text_encoder/model.safetensors"
+    old = {f"text_model.{key.removeprefix('text_model.')}": v for key, v in load_file(text).items()}
+    old["text_model.embeddings.position_ids"] = torch.arange(77)[None]
+    save_file(old, text, metadata={"format": "pt"})
+    names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    vae = sd1 / "vae/diffusion_pytorch_model.safetensors"
+    renamed = {}
+    for key, tensor in load_file(vae).items():
+        for new, first in names.items():
+            key = key.replace(f".{new}.", f".{first}.")
+        renamed[key] = tensor
+    save_file(renamed, vae, metadata={"format": "pt"})
+    after = load_folder(sd1, CPU)
+    assert torch.equal(_predict(after), _predict(before))
+    images = torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(after.encode_images(images), before.encode_images(images))

@@ -84,6 +84,31 @@ def test_ddim_images_equal_the_stock_pipeline(priors, pipelines, kind, eta):
     assert ours.std() > 0.05
 
 
+def test_zero_terminal_snr_images_equal_the_stock_pipeline(tiny_pipelines, tmp_path):
+    """The noise of the last timestep holds no image, yet our epsilon route stays accurate."""
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+    folder = tmp_path / "zero_snr"
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny_pipelines["sd2_v"], local_files_only=True
+    )
+    pipeline.scheduler = DDIMScheduler.from_config(
+        pipeline.scheduler.config, rescale_betas_zero_snr=True, timestep_spacing="trailing"
+    )
+    pipeline.save_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    prior = load_folder(folder, CPU)
+    config = DdimConfig(steps=4, guidance_scale=5.0)
+    assert ddim_steps(prior, 4)[0].t == 999
+    stock = pipeline(
+        PROMPTS[0], num_inference_steps=4, guidance_scale=5.0, output_type="pt",
+        generator=torch.Generator().manual_seed(5),
+    ).images  # fmt: skip
+    generators = [torch.Generator().manual_seed(5)]
+    ours = sample_images(prior, PROMPTS[:1], generators=generators, config=config)
+    assert (ours - stock.movedim(1, -1)).abs().max() < 1e-3
+
+
 def test_image_does_not_depend_on_its_neighbours(priors):
     config = DdimConfig(steps=3, eta=1.0)
 
