@@ -27,11 +27,10 @@ from torch import Tensor, nn
 
 from renderers.errors import EmptyGeometry, ShapeError, check_shape
 
-__all__ = ["GridTets"]
+__all__ = ["GridTets", "cut_triangles"]
 
 LARGEST_RESOLUTION = 512
 """7 (n + 1)^3 edge numbers must fit int32, and the memory of the dense arrays stays in GB."""
-LOCAL_EDGES = ((0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3))
 
 
 def _kuhn_tetrahedra() -> list[list[tuple[int, int, int]]]:
@@ -47,7 +46,7 @@ def _kuhn_tetrahedra() -> list[list[tuple[int, int, int]]]:
     return tetrahedra
 
 
-def _triangles(path: list[tuple[int, int, int]], code: int) -> list[list[tuple[int, int]]]:
+def cut_triangles(path: list[tuple[int, int, int]], code: int) -> list[list[tuple[int, int]]]:
     """Triangles, as tetrahedron edges, that part the inside corners (bits of ``code``) outwards."""
     inside = [k for k in range(4) if code >> k & 1]
     outside = [k for k in range(4) if not code >> k & 1]
@@ -118,7 +117,7 @@ class GridTets(nn.Module):
         for t, path in enumerate(_kuhn_tetrahedra()):
             corners[t] = torch.tensor([directions.index(corner) for corner in path])
             for code in range(16):
-                triangles = _triangles(path, code)
+                triangles = cut_triangles(path, code)
                 count[t, code] = len(triangles)
                 for k, triangle in enumerate(triangles):
                     for m, (i, j) in enumerate(triangle):

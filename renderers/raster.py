@@ -21,6 +21,7 @@ clipping; both sides of a face are drawn.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -88,18 +89,24 @@ def rasterize(
 
         return Raster(*nvdiffrast.rasterize(pos_clip, tri, height, width))
     chosen = resolve(pos_clip.device, dtype=pos_clip.dtype, prefer=backend)
-    if chosen == "numba":
-        from renderers.backends import numba_raster
-
-        return Raster(*numba_raster.rasterize(pos_clip, tri, height, width))
-    from renderers.backends import torch_raster
-
-    visibility = torch_raster.visibility
+    kernels = _kernels(chosen)
+    visibility = kernels.visibility
     if chosen == "triton":
         from renderers.backends.triton_raster import visibility
     with torch.no_grad():
         tri_id, zw = visibility(pos_clip.detach(), tri, height, width)
-    return Raster(tri_id, zw, torch_raster.barycentrics(pos_clip, tri, tri_id))
+    return Raster(tri_id, zw, kernels.barycentrics(pos_clip, tri, tri_id))
+
+
+def _kernels(chosen: BackendName) -> ModuleType:
+    """The module with the differentiable steps; on CUDA those are plain PyTorch."""
+    if chosen == "numba":
+        from renderers.backends import numba_raster
+
+        return numba_raster
+    from renderers.backends import torch_raster
+
+    return torch_raster
 
 
 def interpolate(
@@ -135,11 +142,8 @@ def interpolate(
         from renderers.backends import nvdiffrast
 
         return nvdiffrast.interpolate(batched, tri, raster.tri_id, raster.zw, raster.bary)
-    if resolve(attr.device, dtype=attr.dtype, prefer=backend) == "numba":
-        from renderers.backends import numba_raster as implementation
-    else:
-        from renderers.backends import torch_raster as implementation
-    return implementation.interpolate(batched, tri, raster.tri_id, raster.bary)
+    chosen = resolve(attr.device, dtype=attr.dtype, prefer=backend)
+    return _kernels(chosen).interpolate(batched, tri, raster.tri_id, raster.bary)
 
 
 def _check_indices(name: str, tri: Tensor, n_vertices: int) -> None:

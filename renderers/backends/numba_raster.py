@@ -20,7 +20,7 @@ from renderers.backends import torch_raster
 from renderers.backends.autograd import reference_gradients
 from renderers.backends.numba_runtime import KERNEL_LOCK
 
-__all__ = ["interpolate", "rasterize"]
+__all__ = ["barycentrics", "interpolate", "visibility"]
 
 F32 = np.float32
 ZERO, HALF, ONE, TWO = F32(0.0), F32(0.5), F32(1.0), F32(2.0)
@@ -263,42 +263,24 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().contiguous().numpy()
 
 
-def _visibility(
-    pos: np.ndarray, tri: np.ndarray, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    n_views, n_faces = pos.shape[0], tri.shape[0]
-    screen = np.empty((n_views, n_faces, 9), np.float32)
-    box = np.empty((n_views, n_faces, 4), np.int32)
-    tri_id = np.empty((n_views, height, width), np.int32)
-    zw = np.empty((n_views, height, width), np.float32)
-    n_bands = min(max(height // ROWS_PER_BAND, 1), MAX_BANDS)
-    _project_faces(pos, tri, height, width, screen, box)
-    _fill_bands(screen, box, n_bands, tri_id, zw)
-    return tri_id, zw
-
-
-class _Rasterize(torch.autograd.Function):
+class _Barycentrics(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, pos_clip, tri, height, width):
-        pos, faces = _numpy(pos_clip), _numpy(tri)
+    def forward(ctx, pos_clip, tri, tri_id):
+        bary = np.empty((*tri_id.shape, 2), np.float32)
         with KERNEL_LOCK:
-            tri_id, zw = _visibility(pos, faces, height, width)
-            bary = np.empty((*tri_id.shape, 2), np.float32)
-            _weights_forward(pos, faces, tri_id, bary)
-        tri_id, zw, bary = torch.from_numpy(tri_id), torch.from_numpy(zw), torch.from_numpy(bary)
+            _weights_forward(_numpy(pos_clip), _numpy(tri), _numpy(tri_id), bary)
         ctx.save_for_backward(pos_clip, tri, tri_id)
-        ctx.mark_non_differentiable(tri_id, zw)
-        return tri_id, zw, bary
+        return torch.from_numpy(bary)
 
     @staticmethod
-    def backward(ctx, _grad_id, _grad_zw, grad_bary):
+    def backward(ctx, grad_bary):
         pos_clip, tri, tri_id = ctx.saved_tensors
         if torch.is_grad_enabled():  # create_graph=True: somebody will differentiate again
 
             def reference(pos_clip: Tensor) -> Tensor:
                 return torch_raster.barycentrics(pos_clip, tri, tri_id)
 
-            return *reference_gradients(reference, (pos_clip,), (grad_bary,)), None, None, None
+            return *reference_gradients(reference, (pos_clip,), (grad_bary,)), None, None
         n_views, height, width = tri_id.shape
         n_buffers = _n_buffers(height, width)
         buffers = np.zeros((n_views, n_buffers, pos_clip.shape[1], 4), np.float32)
@@ -306,7 +288,7 @@ class _Rasterize(torch.autograd.Function):
             _weights_backward(
                 _numpy(pos_clip), _numpy(tri), _numpy(tri_id), _numpy(grad_bary), n_buffers, buffers
             )
-        return torch.from_numpy(buffers.sum(axis=1)), None, None, None
+        return torch.from_numpy(buffers.sum(axis=1)), None, None
 
 
 class _Interpolate(torch.autograd.Function):
@@ -346,11 +328,23 @@ class _Interpolate(torch.autograd.Function):
         return grad_attr, None, None, grad_bary
 
 
-def rasterize(
-    pos_clip: Tensor, tri: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """``(tri_id, zw, bary)`` of float32 CPU tensors; ``bary`` carries gradients to ``pos_clip``."""
-    return _Rasterize.apply(pos_clip, tri, height, width)
+def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """``(tri_id, zw)``, both ``[b, H, W]``, of positions ``[b, V, 4]`` and faces ``[F, 3]``."""
+    n_views, n_faces = pos_clip.shape[0], tri.shape[0]
+    screen = np.empty((n_views, n_faces, 9), np.float32)
+    box = np.empty((n_views, n_faces, 4), np.int32)
+    tri_id = np.empty((n_views, height, width), np.int32)
+    zw = np.empty((n_views, height, width), np.float32)
+    n_bands = min(max(height // ROWS_PER_BAND, 1), MAX_BANDS)
+    with KERNEL_LOCK:
+        _project_faces(_numpy(pos_clip), _numpy(tri), height, width, screen, box)
+        _fill_bands(screen, box, n_bands, tri_id, zw)
+    return torch.from_numpy(tri_id), torch.from_numpy(zw)
+
+
+def barycentrics(pos_clip: Tensor, tri: Tensor, tri_id: Tensor) -> Tensor:
+    """Perspective-correct weights ``[b, H, W, 2]`` of corners 0 and 1, from clip positions."""
+    return _Barycentrics.apply(pos_clip, tri, tri_id)
 
 
 def interpolate(attr: Tensor, tri: Tensor, tri_id: Tensor, bary: Tensor) -> Tensor:

@@ -1,0 +1,119 @@
+"""Measuring in benchmarks: variants that take turns, their ratio against a bar, and result files.
+
+Absolute times on a shared machine vary several times over, so only ratios of variants measured in
+turns in one process mean anything: the figure is the median of the ratios of all rounds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+__all__ = ["Ratio", "interleaved_ratio", "write_results"]
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PACKAGES = ("torch", "numpy", "numba")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times faster ours is than a baseline."""
+
+    name: str
+    ratio: float
+    """Median over rounds of baseline time over our time."""
+    bar: float
+    """The least ratio that passes."""
+    baseline_ms: float
+    ours_ms: float
+    """Medians, for orientation only."""
+    rounds: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether the bar is reached."""
+        return self.ratio >= self.bar
+
+
+def interleaved_ratio(
+    name: str,
+    *,
+    baseline: Callable[[], object],
+    ours: Callable[[], object],
+    bar: float,
+    rounds: int = 15,
+    warmup: int = 2,
+    budget_s: float = 30.0,
+) -> Ratio:
+    """Time two variants in turns, at least three rounds, about ``budget_s`` at most, and print."""
+    for _ in range(warmup):
+        baseline()
+        ours()
+    slow: list[float] = []
+    fast: list[float] = []
+    end = time.perf_counter() + budget_s
+    while len(slow) < rounds and (time.perf_counter() < end or len(slow) < 3):
+        slow.append(_timed(baseline))
+        fast.append(_timed(ours))
+    result = Ratio(
+        name=name,
+        ratio=statistics.median(s / f for s, f in zip(slow, fast, strict=True)),
+        bar=bar,
+        baseline_ms=1e3 * statistics.median(slow),
+        ours_ms=1e3 * statistics.median(fast),
+        rounds=len(slow),
+    )
+    verdict = "ok" if result.passed else "MISSED"
+    print(
+        f"{name}: {result.ratio:.2f}x (bar {bar:g}x, {verdict}; "
+        f"{result.baseline_ms:.2f} against {result.ours_ms:.2f} ms)",
+        flush=True,
+    )
+    return result
+
+
+def _timed(function: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def write_results(
+    suite: str, *, ratios: Sequence[Ratio], tables: Mapping[str, Sequence[object]] | None = None
+) -> Path:
+    """Write ratios and tables of dataclasses to ``benchmarks/results/SUITE--DEVICE.json``."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    document = {
+        "suite": suite,
+        "command": "python -m " + _module_name() + " " + " ".join(sys.argv[1:]),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "ratios": [{**dataclasses.asdict(ratio), "passed": ratio.passed} for ratio in ratios],
+    }
+    for name, rows in (tables or {}).items():
+        document[name] = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
+    path = RESULTS / f"{suite}--{device}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"wrote {path}")
+    return path
+
+
+def _module_name() -> str:
+    spec = sys.modules["__main__"].__spec__
+    return spec.name if spec is not None else sys.argv[0]
