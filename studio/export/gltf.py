@@ -19,7 +19,7 @@ from jaxtyping import Float
 
 from studio.export.shading import FlatMesh
 
-__all__ = ["glb_bytes", "png_bytes", "srgb_to_linear"]
+__all__ = ["glb_bytes", "linear_to_srgb", "png_bytes", "srgb_to_linear"]
 
 GENERATOR = "text-to-3d-studio"
 GLB_VERSION = 2
@@ -34,6 +34,12 @@ def srgb_to_linear(srgb: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
     """The sRGB transfer function (IEC 61966-2-1): display-referred 0..1 to linear 0..1."""
     srgb = np.clip(np.asarray(srgb, dtype=np.float64), 0.0, 1.0)
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+
+
+def linear_to_srgb(linear: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """Inverse of ``srgb_to_linear``."""
+    linear = np.clip(np.asarray(linear, dtype=np.float64), 0.0, 1.0)
+    return np.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 def png_bytes(image: Float[np.ndarray, "h w 3"]) -> bytes:

@@ -230,11 +230,12 @@ def _finish(
     with clock.step("vertex colours"):
         v_rgb = vertex_colours(mesh, colours, device=device)
     with clock.step("files"):
-        placed, crease_deg = place(mesh, height_m=config.height_m), config.crease_deg
+        placed, frame = place(mesh, height_m=config.height_m)
+        crease_deg = config.crease_deg
         painted = flatten(placed, crease_deg=crease_deg, v_rgb=v_rgb)
         flat = painted if atlas is None else flatten(placed, crease_deg=crease_deg, atlas=atlas)
         png = None if texture is None else png_bytes(texture.image)
-        asset = Asset(name, flat, painted, png, extras or {})
+        asset = Asset(name, flat, painted, png, {**(extras or {}), "scene_frame": asdict(frame)})
         files, problems = write_asset(asset, out_dir, formats=config.formats, up=config.up)
     return ExportResult(
         files=files,

@@ -6,6 +6,7 @@ cyclic permutation, a rotation with determinant +1, so nothing is mirrored.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -13,19 +14,30 @@ from jaxtyping import Float
 
 from studio.export.triangles import Triangles
 
-__all__ = ["WORLD_TO_GLTF", "place", "standing_up"]
+__all__ = ["WORLD_TO_GLTF", "SceneFrame", "place", "standing_up"]
 
 WORLD_TO_GLTF = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 """Rotation that takes world vectors to glTF vectors."""
 
 
-def place(mesh: Triangles, *, height_m: float) -> Triangles:
+@dataclass(frozen=True)
+class SceneFrame:
+    """How the asset stands in the world: glTF position = (axes(world) - base) * scale."""
+
+    scale: float
+    """Metres per world unit."""
+    base: tuple[float, float, float]
+    """Centre of the object's base, world units along glTF axes."""
+
+
+def place(mesh: Triangles, *, height_m: float) -> tuple[Triangles, SceneFrame]:
     """Turn to glTF axes, scale to ``height_m`` and put the centre of the base at the origin."""
     v_pos = mesh.v_pos @ WORLD_TO_GLTF.T
     lower, upper = v_pos.min(axis=0), v_pos.max(axis=0)
-    base = np.array([0.5 * (lower[0] + upper[0]), lower[1], 0.5 * (lower[2] + upper[2])])
-    height = max(float(upper[1] - lower[1]), 1e-12)
-    return Triangles((v_pos - base) * (height_m / height), mesh.t_pos_idx)
+    base = (float(lower[0] + upper[0]) / 2, float(lower[1]), float(lower[2] + upper[2]) / 2)
+    scale = height_m / max(float(upper[1] - lower[1]), 1e-12)
+    placed = Triangles((v_pos - np.array(base)) * scale, mesh.t_pos_idx)
+    return placed, SceneFrame(scale, base)
 
 
 def standing_up(vectors: Float[np.ndarray, "n 3"], up: Literal["y", "z"]) -> np.ndarray:

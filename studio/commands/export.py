@@ -1,0 +1,75 @@
+"""`studio export`: write a trained run's asset again, with other settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from studio.config import dump, load_scene, validate
+from studio.export.configs import ExportConfig
+from studio.progress import say
+from studio.run_folder import open_run
+
+__all__ = ["run"]
+
+
+def run(
+    path: Path,
+    *,
+    formats: str | None = None,
+    threshold: str | None = None,
+    faces: int | None = None,
+    texture: int | None = None,
+    up: str | None = None,
+    height_m: float | None = None,
+    device: str = "cpu",
+    as_json: bool = False,
+) -> None:
+    """Export, and print the files.
+
+    Args:
+        path: the run folder.
+        formats: comma-separated, of glb, obj, ply.
+        threshold: a density, or ``auto``.
+        faces: triangles after decimation.
+        texture: side of the texture in pixels; 0 for vertex colours.
+        up: up axis of OBJ and PLY.
+        height_m: height of the object in metres.
+        device: where the field is evaluated.
+        as_json: print the result as JSON.
+
+    Raises:
+        StudioError: a wrong value, no checkpoint, no surface, no space.
+    """
+    folder = open_run(path)
+    asked = {
+        "threshold": threshold,
+        "max_faces": faces,
+        "texture_size": texture or None,
+        "appearance": "vertex" if texture == 0 else None,
+        "up": up,
+        "height_m": height_m,
+    }
+    tree = dump(load_scene(str(folder.resolved_path)).config.export)
+    if formats is not None:
+        tree["formats"] = [name.strip() for name in formats.split(",") if name.strip()]
+    overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]
+    config = validate(ExportConfig, tree, overrides, where="studio export")
+
+    from studio.device import resolve_device
+    from studio.export.pipeline import export_run
+
+    chosen = str(resolve_device(device))
+    result = export_run(folder, config, device=chosen, progress=lambda step: say(f"  {step}"))
+    files = {kind: str(folder.asset_dir / name) for kind, name in result.files.items()}
+    if result.silhouette_iou is not None:
+        agreement = f"{100 * result.silhouette_iou:.0f} % of the rendered silhouettes"
+        say(f"Surface at density {result.threshold:.3g}: {agreement}.")
+    for problem in result.problems:
+        say(f"warning: GLB check: {problem}")
+    if as_json:
+        sys.stdout.write(json.dumps({**result.as_dict(), "files": files}) + "\n")
+        return
+    for kind, file in files.items():
+        sys.stdout.write(f"{kind:<10} {file}\n")

@@ -1,0 +1,116 @@
+"""The end of a run: asset, pictures, report.
+
+The turntable shows the exported asset, which takes seconds; the contact sheet sets it beside the
+field it was made from, so that a bad surface or texture is seen at once.
+
+    paths = finish_run(run, device="cpu")
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from renderers.materials import ALBEDO
+from studio.contact_sheet import contact_sheet, view_names
+from studio.errors import StudioError
+from studio.export.pipeline import export_run
+from studio.export.read import load_asset
+from studio.previews import save_png
+from studio.report import write_report
+from studio.run_folder import RunFolder
+from studio.stages import LoadedStage, load_stage
+from studio.turntable import asset_render, field_render, orbit_of
+from studio.video import picture, render_frames, write_gif, write_mp4
+
+__all__ = ["compare_views", "finish_run", "write_turntable"]
+
+FILM_FRAMES, FILM_SIZE, FILM_FPS = 90, 512, 24
+GIF_SIZE, GIF_EVERY = 256, 2
+SHEET_VIEWS, SHEET_SIZE = 4, 192
+
+
+def finish_run(
+    run: RunFolder, *, device: str = "cpu", progress: Callable[[str], None] = lambda _: None
+) -> dict[str, Path]:
+    """Export a trained run, film it and report on it; notes everything in ``run.json``.
+
+    A report is written even when the export fails: it shows the error and the previews.
+
+    Args:
+        run: the run folder.
+        device: where the field is evaluated.
+        progress: told what begins.
+
+    Returns:
+        The paths of ``asset``, ``turntable`` and ``report``.
+
+    Raises:
+        EmptyGeometry: the field has no surface.
+        StorageError: the run folder cannot be written.
+    """
+    start = time.perf_counter()
+    paths: dict[str, Path] = {}
+    try:
+        result = export_run(run, device=device, progress=progress)
+        if "glb" in result.files:
+            paths["asset"] = run.asset_dir / result.files["glb"]
+            stage = load_stage(run, device)
+            progress("turntable")
+            paths["turntable"] = write_turntable(run, stage)
+            progress("contact sheet")
+            compare_views(run, stage)
+    except StudioError as error:
+        run.update_info({"status": "failed", "error": str(error)})
+        write_report(run)
+        raise
+    seconds = dict(run.read_info().get("seconds") or {})
+    seconds["finish"] = round(time.perf_counter() - start, 3)
+    run.update_info({"status": "done", "error": None, "seconds": seconds})
+    progress("report")
+    paths["report"] = write_report(run)
+    return paths
+
+
+def write_turntable(run: RunFolder, stage: LoadedStage) -> Path:
+    """Film the exported asset as MP4 and GIF; returns the MP4."""
+    render = asset_render(load_asset(run.asset_dir / "asset.glb"))
+    cameras = orbit_of(stage, FILM_FRAMES, size=FILM_SIZE)
+    frames = list(render_frames(render, cameras))
+    film = run.renders_dir / "turntable.mp4"
+    write_mp4(film, frames, fps=FILM_FPS)
+    step = FILM_SIZE // GIF_SIZE
+    small = [frame[::step, ::step] for frame in frames[::GIF_EVERY]]
+    write_gif(run.renders_dir / "turntable.gif", small, fps=FILM_FPS // GIF_EVERY)
+    return film
+
+
+@torch.no_grad()
+def compare_views(run: RunFolder, stage: LoadedStage) -> Path:
+    """Contact sheet of four views: the field, the asset unlit and lit, and the asset's normals."""
+    mesh = load_asset(run.asset_dir / "asset.glb")
+    cameras = orbit_of(stage, SHEET_VIEWS, size=SHEET_SIZE)
+    field = picture(field_render(stage)(cameras), "comp_rgb", cameras).cpu()
+    unlit = asset_render(mesh, shading=ALBEDO)(cameras)
+    lit = asset_render(mesh)(cameras)
+    columns = {
+        "field": field,
+        "asset, unlit": picture(unlit, "comp_rgb", cameras),
+        "asset, lit": picture(lit, "comp_rgb", cameras),
+        "asset, normals": picture(lit, "normal", cameras),
+    }
+    info = run.read_info()
+    settings = {key: info.get(key) for key in ("prompt", "seed", "method", "version")}
+    sheet = contact_sheet(
+        [[images[view] for images in columns.values()] for view in range(len(cameras))],
+        rows=view_names(cameras.azimuth_deg),
+        columns=list(columns),
+        title=str(settings["prompt"] or ""),
+        subtitle=f"{settings['method']} · seed {settings['seed']} · step {stage.step}",
+    )
+    path = run.renders_dir / "contact_sheet.png"
+    save_png(path, sheet, settings)
+    return path

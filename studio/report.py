@@ -1,0 +1,368 @@
+"""The report of a run: one HTML file that needs no server, no network and no other file.
+
+The viewer's script, the GLB, the film and all pictures are inside. ``write_gallery`` lays several
+runs side by side, with links to their own reports.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import os
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from studio.metrics_log import read_metrics
+from studio.progress import format_seconds
+from studio.report_charts import line_chart, nice_number
+from studio.run_folder import RunFolder, storage_errors, write_atomic
+from studio.scene_file import read_yaml
+
+__all__ = ["data_uri", "write_gallery", "write_report"]
+
+_HERE = Path(__file__).parent
+VIEWER_SCRIPT = _HERE / "vendor" / "model-viewer" / "model-viewer-umd.min.js"
+TEMPLATE = _HERE / "report_template.html"
+MAX_PREVIEWS = 8
+# Columns of the metrics that are no curves.
+NO_CURVES = {"step", "stage", "seconds"}
+COLOURS = {"charts": "texture", "patches": "texture", "vertex": "per vertex"}
+MEDIA = {
+    ".glb": "model/gltf-binary",
+    ".mp4": "video/mp4",
+    ".gif": "image/gif",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+}
+
+
+def write_report(run: RunFolder, out: Path | None = None) -> Path:
+    """Write ``report.html`` of one run; parts that do not exist (yet) are left out.
+
+    Args:
+        run: the run folder.
+        out: the file; in the run folder when None.
+
+    Raises:
+        ConfigError: this is no run folder.
+        StorageError: the file cannot be written.
+    """
+    info = run.read_info()
+    target = out or run.report_path
+    glb = run.asset_dir / "asset.glb"
+    sections = [
+        _hero(run, info, glb, target.parent),
+        _pictures(run),
+        _previews(run),
+        _curves(run),
+        _settings(run, info),
+    ]
+    script = _viewer_script() if glb.is_file() else ""
+    page = _page(
+        title=str(info.get("prompt") or run.path.name),
+        subtitle=run.path.name,
+        body="\n".join(section for section in sections if section),
+        footer=_footer(info),
+        viewer=script,
+    )
+    return _write(target, page)
+
+
+def write_gallery(runs: Sequence[RunFolder], out: Path) -> Path:
+    """Write one page of cards for several runs, each linked to its own report.
+
+    Raises:
+        ConfigError: one of them is no run folder.
+        StorageError: the file cannot be written.
+    """
+    cards = "\n".join(_card(run, out.parent) for run in runs)
+    body = (
+        f'<p class="kicker">{len(runs)} runs</p><h1>Gallery</h1><div class="gallery">{cards}</div>'
+    )
+    page = _page(title="Gallery", subtitle="gallery", body=body, footer="", viewer="")
+    return _write(out, page)
+
+
+def data_uri(path: Path) -> str:
+    """A file as a ``data:`` address."""
+    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def _write(target: Path, page: str) -> Path:
+    """Write the page whole or not at all."""
+    with storage_errors(target, "write"):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, page)
+    return target
+
+
+def _page(*, title: str, subtitle: str, body: str, footer: str, viewer: str) -> str:
+    """Fill the template; ``title`` and ``subtitle`` are plain text, the others HTML."""
+    parts = {
+        "title": html.escape(title),
+        "subtitle": html.escape(subtitle),
+        "body": body,
+        "footer": footer,
+        "viewer": viewer,
+    }
+    template = TEMPLATE.read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _viewer_script() -> str:
+    """The viewer's code, in a form that cannot end or escape its own script element."""
+    code = VIEWER_SCRIPT.read_text(encoding="utf-8")
+    return (
+        "<script>" + code.replace("</script", "<\\/script").replace("<!--", "<\\!--") + "</script>"
+    )
+
+
+# --- one run --------------------------------------------------------------------------------------
+
+
+def _hero(run: RunFolder, info: dict[str, Any], glb: Path, home: Path) -> str:
+    """Viewer, prompt, key figures and files; without an asset, the error instead."""
+    prompt = html.escape(str(info.get("prompt", "")))
+    about = (
+        f'<div class="about"><p class="kicker">{html.escape(str(info.get("method", "run")))}</p>'
+        f"<h1>{prompt}</h1>{_chips(info)}{_facts(info)}{_files(run, home)}</div>"
+    )
+    if not glb.is_file():
+        return f"{_error(info)}<section>{about}</section>"
+    buttons = "".join(
+        f'<button type="button" data-orbit="{orbit}">{name}</button>'
+        for name, orbit in (
+            ("Front", "0deg 80deg"),
+            ("Left", "90deg 80deg"),
+            ("Back", "180deg 80deg"),
+            ("Right", "270deg 80deg"),
+            ("Spin", "auto"),
+        )
+    )
+    viewer = (
+        f'<model-viewer src="{data_uri(glb)}" alt="{prompt}" camera-controls auto-rotate '
+        'auto-rotate-delay="600" rotation-per-second="24deg" camera-orbit="25deg 76deg 110%" '
+        'shadow-intensity="0.9" shadow-softness="0.8" exposure="1.05" interaction-prompt="none" '
+        'touch-action="pan-y"></model-viewer>'
+    )
+    return (
+        f'<section class="hero"><div class="card viewer">{viewer}<div class="turns">{buttons}'
+        f"</div></div>{about}</section>"
+    )
+
+
+def _error(info: dict[str, Any]) -> str:
+    """Why there is no asset."""
+    text = info.get("error") or f"This run is {info.get('status', 'unfinished')}: no asset yet."
+    return (
+        '<section class="card error"><p><b>No asset</b></p>'
+        f"<p>{html.escape(str(text))}</p></section>"
+    )
+
+
+def _chips(info: dict[str, Any]) -> str:
+    """Seed, status, soundness of the GLB."""
+    export = info.get("export") or {}
+    chips = [("", f"seed {info.get('seed', '?')}")]
+    if "steps_done" in info:
+        chips.append(("", f"{info['steps_done']:,} steps"))
+    status = str(info.get("status", "unknown"))
+    chips.append(("good" if status == "done" else "bad", status))
+    if "problems" in export:
+        found = len(export["problems"])
+        chips.append(("bad", f"GLB: {found} problems") if found else ("good", "GLB is sound"))
+    items = "".join(f'<li class="{kind}">{html.escape(text)}</li>' for kind, text in chips)
+    return f'<ul class="chips">{items}</ul>'
+
+
+def _facts(info: dict[str, Any]) -> str:
+    """Key figures, those that are known."""
+    export, seconds = info.get("export") or {}, info.get("seconds") or {}
+    facts: list[tuple[str, str, str]] = []
+    if seconds:
+        facts.append(("time", format_seconds(sum(seconds.values())), ""))
+    if info.get("peak_memory_bytes"):
+        facts.append(("peak memory", f"{info['peak_memory_bytes'] / 2**30:.1f}", "GiB"))
+    if export:
+        facts.append(("triangles", f"{export['n_faces']:,}", ""))
+        facts.append(("colours", COLOURS.get(export["appearance"], export["appearance"]), ""))
+        if export.get("silhouette_iou") is not None:
+            facts.append(("surface fits render", f"{100 * export['silhouette_iou']:.0f}", "%"))
+    for name, value in (info.get("evaluation") or {}).items():
+        if isinstance(value, (int, float)):
+            facts.append((name.replace("_", " "), nice_number(float(value)), ""))
+    items = "".join(
+        f"<div><dt>{html.escape(name)}</dt>"
+        f"<dd>{html.escape(value)} <small>{unit}</small></dd></div>"
+        for name, value, unit in facts
+    )
+    return f'<dl class="facts">{items}</dl>' if items else ""
+
+
+def _files(run: RunFolder, home: Path) -> str:
+    """Links to the files beside the report; the GLB first."""
+    paths = sorted(
+        run.asset_dir.glob("asset.*"), key=lambda path: (path.suffix != ".glb", path.name)
+    )
+    paths += sorted(run.renders_dir.glob("turntable.*"))
+    links = [
+        f'<a class="{"main" if path.suffix == ".glb" else ""}" download '
+        f'href="{_link(path, home)}">{html.escape(path.name)}<small>{_size(path)}</small></a>'
+        for path in paths
+    ]
+    return f'<div class="files">{"".join(links)}</div>' if links else ""
+
+
+def _pictures(run: RunFolder) -> str:
+    """Film and contact sheet."""
+    film, sheet = run.renders_dir / "turntable.mp4", run.renders_dir / "contact_sheet.png"
+    parts = []
+    if film.is_file():
+        parts.append(
+            f'<figure class="card"><video src="{data_uri(film)}" autoplay loop muted playsinline '
+            'title="Click to stop and go"></video>'
+            "<figcaption>Turntable of the asset</figcaption></figure>"
+        )
+    if sheet.is_file():
+        parts.append(
+            f'<figure class="card"><img src="{data_uri(sheet)}" alt="Contact sheet of the views" '
+            'loading="lazy"><figcaption>The asset beside the field it was made from</figcaption>'
+            "</figure>"
+        )
+    if not parts:
+        return ""
+    single = " single" if len(parts) == 1 else ""
+    return f'<h2>Views</h2><section class="pair{single}">{"".join(parts)}</section>'
+
+
+def _previews(run: RunFolder) -> str:
+    """How the object came to be: preview sheets, first to last."""
+    paths = sorted(run.previews_dir.glob("step-*.png"))
+    if len(paths) > MAX_PREVIEWS:
+        last = len(paths) - 1
+        paths = [paths[round(i * last / (MAX_PREVIEWS - 1))] for i in range(MAX_PREVIEWS)]
+    figures = "".join(
+        f'<figure class="card"><img src="{data_uri(path)}" alt="" loading="lazy">'
+        f"<figcaption>step {int(path.stem.split('-')[-1]):,}</figcaption></figure>"
+        for path in paths
+    )
+    if not figures:
+        return ""
+    note = "Rows are four views; columns colour, normal, depth, opacity, and what the prior sees."
+    return f'<h2>How it came to be</h2><p>{note}</p><section class="strip">{figures}</section>'
+
+
+def _curves(run: RunFolder) -> str:
+    """One chart for each column of the metrics."""
+    if not run.metrics_path.is_file():
+        return ""
+    rows = read_metrics(run.metrics_path)
+    if not rows:
+        return ""
+    charts = []
+    for name in rows[0]:
+        pairs = [(float(row["step"]), _number(row[name])) for row in rows if row[name] != ""]
+        if name in NO_CURVES or not pairs or any(value is None for _, value in pairs):
+            continue
+        steps, values = zip(*pairs, strict=True)
+        charts.append(line_chart(steps, values, title=name.replace("_", " ")))
+    return f'<h2>Curves</h2><section class="charts">{"".join(charts)}</section>' if charts else ""
+
+
+def _settings(run: RunFolder, info: dict[str, Any]) -> str:
+    """The resolved scene in foldable tables, and how to make the same again."""
+    groups: list[tuple[str, Iterable[tuple[str, Any]]]] = []
+    if run.resolved_path.is_file():
+        tree, _ = read_yaml(run.resolved_path)
+        stages = tree.pop("stages", [])
+        plain = {key: value for key, value in tree.items() if not isinstance(value, dict)}
+        groups.append(("scene", _leaves(plain)))
+        groups += [(f"stage {stage.get('name', '')}", _leaves(stage)) for stage in stages]
+        groups += [(key, _leaves(value)) for key, value in tree.items() if isinstance(value, dict)]
+    environment = {
+        key: info[key] for key in ("version", "git", "python", "packages") if key in info
+    }
+    groups.append(("environment", _leaves(environment)))
+    folds = "".join(
+        f"<details><summary>{html.escape(name)} <small>{len(rows)} settings</small></summary>"
+        f"{_table(rows)}</details>"
+        for name, rows in ((name, list(rows)) for name, rows in groups)
+        if rows
+    )
+    again = f"cd {shlex.quote(run.path.name)}  # the run's folder\nstudio run resolved.yaml"
+    return (
+        f'<h2>Settings</h2><section class="card">{folds}</section>'
+        f'<h2>Make it again</h2><section class="card"><pre>{html.escape(again)}</pre></section>'
+    )
+
+
+def _leaves(tree: Any, key: str = "") -> list[tuple[str, Any]]:
+    """Dotted keys and plain values."""
+    if isinstance(tree, dict) and tree:
+        return [leaf for name, value in tree.items() for leaf in _leaves(value, f"{key}.{name}")]
+    return [(key.lstrip("."), tree)]
+
+
+def _table(rows: Iterable[tuple[str, Any]]) -> str:
+    """Keys and values."""
+    cells = "".join(
+        f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>"
+        for key, value in rows
+    )
+    return f"<table>{cells}</table>"
+
+
+def _footer(info: dict[str, Any]) -> str:
+    """Who made the page."""
+    version = html.escape(str(info.get("version") or ""))
+    return f"Made by text-to-3d-studio {version}. Viewer: model-viewer, Apache-2.0."
+
+
+# --- several runs ---------------------------------------------------------------------------------
+
+
+def _card(run: RunFolder, home: Path) -> str:
+    """A run in the gallery."""
+    info = run.read_info()
+    film, sheet = run.renders_dir / "turntable.mp4", run.renders_dir / "contact_sheet.png"
+    if film.is_file():
+        picture = f'<video src="{data_uri(film)}" autoplay loop muted playsinline></video>'
+    elif sheet.is_file():
+        picture = f'<img src="{data_uri(sheet)}" alt="" loading="lazy">'
+    else:
+        picture = f"<span>{html.escape(str(info.get('status', 'no pictures')))}</span>"
+    prompt = html.escape(str(info.get("prompt") or run.path.name))
+    if run.report_path.is_file():
+        prompt = f'<a href="{_link(run.report_path, home)}">{prompt}</a>'
+    note = f"{info.get('method', 'run')} · seed {info.get('seed', '?')} · {info.get('status', '')}"
+    return (
+        f'<article class="card"><div class="picture">{picture}</div><h3>{prompt}</h3>'
+        f"<p>{html.escape(note)}</p></article>"
+    )
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+
+def _link(path: Path, home: Path) -> str:
+    """A relative address that works wherever the folder is moved."""
+    from urllib.parse import quote
+
+    return quote(os.path.relpath(path, home).replace(os.sep, "/"))
+
+
+def _size(path: Path) -> str:
+    """Size of a file in words."""
+    size = path.stat().st_size
+    return f"{size / 2**20:.1f} MB" if size >= 2**20 else f"{max(1, size // 1024)} kB"
+
+
+def _number(text: str) -> float | None:
+    """The number in a cell of the metrics, or None for words."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
