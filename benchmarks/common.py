@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -92,14 +93,27 @@ def _timed(function: Callable[[], object]) -> float:
 
 
 def write_results(
-    suite: str, *, ratios: Sequence[Ratio], tables: Mapping[str, Sequence[object]] | None = None
+    suite: str,
+    *,
+    ratios: Sequence[Ratio],
+    tables: Mapping[str, Sequence[object]] | None = None,
+    path: Path | None = None,
 ) -> Path:
-    """Write ratios and tables of dataclasses to ``benchmarks/results/SUITE--DEVICE.json``."""
+    """Write ratios and tables of dataclasses as JSON, with what is needed to repeat them.
+
+    Args:
+        suite: what was measured.
+        ratios: speed ratios with their bars.
+        tables: further results, lists of dataclasses by name.
+        path: file to write; None is ``benchmarks/results/SUITE--DEVICE.json``.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     document = {
         "suite": suite,
         "command": "python -m " + _module_name() + " " + " ".join(sys.argv[1:]),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {device}",
+        "machine": f"{_processor()}, {os.cpu_count()} cores, {device}",
+        "commit": _commit(),
+        "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
@@ -107,11 +121,33 @@ def write_results(
     }
     for name, rows in (tables or {}).items():
         document[name] = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
-    path = RESULTS / f"{suite}--{device}.json"
+    path = path or RESULTS / f"{suite}--{device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {path}")
     return path
+
+
+def _processor() -> str:
+    """Name of the GPU, or of the CPU where the system tells."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _commit() -> str | None:
+    """Short hash of the checkout, if this is one."""
+    done = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        cwd=RESULTS.parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.stdout.strip() or None
 
 
 def _module_name() -> str:
