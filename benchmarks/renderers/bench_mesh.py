@@ -54,7 +54,7 @@ def blob(subdivisions: int) -> Mesh:
     """A dented icosphere of ``20 * 4**subdivisions`` faces."""
     sphere = trimesh.creation.icosphere(subdivisions=subdivisions)
     unit = torch.tensor(sphere.vertices, dtype=torch.float32)
-    scale = 0.55 * (1 + 0.15 * torch.sin(7 * unit[:, :1]) * torch.cos(5 * unit[:, 1:2]))
+    scale = 0.7 * (1 + 0.15 * torch.sin(7 * unit[:, :1]) * torch.cos(5 * unit[:, 1:2]))
     return Mesh(unit * scale, torch.tensor(sphere.faces, dtype=torch.int64))
 
 

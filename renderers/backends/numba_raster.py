@@ -72,11 +72,33 @@ def _project_faces(pos, tri, height, width, screen, box):
 
 
 @njit(**_KERNEL)
-def _fill_bands(screen, box, n_bands, tri_id, zw):
+def _count_faces(box, rows, count):
+    """Number of faces that reach into each band of rows, per view."""
+    n_views, n_faces = box.shape[0], box.shape[1]
+    for b in prange(n_views):
+        for f in range(n_faces):
+            if box[b, f, 0] <= box[b, f, 1] and box[b, f, 2] <= box[b, f, 3]:
+                for band in range(box[b, f, 2] // rows, box[b, f, 3] // rows + 1):
+                    count[b, band] += 1
+
+
+@njit(**_KERNEL)
+def _list_faces(box, rows, cursor, members):
+    """Write the faces of each band, in order, from the band's cursor on."""
+    n_views, n_faces = box.shape[0], box.shape[1]
+    for b in prange(n_views):
+        for f in range(n_faces):
+            if box[b, f, 0] <= box[b, f, 1] and box[b, f, 2] <= box[b, f, 3]:
+                for band in range(box[b, f, 2] // rows, box[b, f, 3] // rows + 1):
+                    members[cursor[b, band]] = f
+                    cursor[b, band] += 1
+
+
+@njit(**_KERNEL)
+def _fill_bands(screen, box, rows, start, members, tri_id, zw):
     """Z-buffer: nearest face of each pixel centre; of equal depths the lowest face wins."""
-    n_views, n_faces = screen.shape[0], screen.shape[1]
-    height, width = zw.shape[1], zw.shape[2]
-    rows = (height + n_bands - 1) // n_bands
+    n_views, height, width = zw.shape
+    n_bands = (len(start) - 1) // n_views
     for i in prange(n_views * n_bands):
         b, first = i // n_bands, (i % n_bands) * rows
         last = min(height, first + rows) - 1
@@ -84,11 +106,10 @@ def _fill_bands(screen, box, n_bands, tri_id, zw):
             for x in range(width):
                 tri_id[b, y, x] = 0
                 zw[b, y, x] = ONE
-        for f in range(n_faces):
+        for k in range(start[i], start[i + 1]):
+            f = members[k]
             top, bottom = max(box[b, f, 2], first), min(box[b, f, 3], last)
             left, right = box[b, f, 0], box[b, f, 1]
-            if top > bottom or left > right:
-                continue
             ax, ay, az = screen[b, f, 0], screen[b, f, 1], screen[b, f, 2]
             bx, by, bz = screen[b, f, 3], screen[b, f, 4], screen[b, f, 5]
             cx, cy, cz = screen[b, f, 6], screen[b, f, 7], screen[b, f, 8]
@@ -335,10 +356,16 @@ def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[
     box = np.empty((n_views, n_faces, 4), np.int32)
     tri_id = np.empty((n_views, height, width), np.int32)
     zw = np.empty((n_views, height, width), np.float32)
-    n_bands = min(max(height // ROWS_PER_BAND, 1), MAX_BANDS)
+    rows = max(ROWS_PER_BAND, -(-height // MAX_BANDS))
+    count = np.zeros((n_views, -(-height // rows)), np.int64)
+    start = np.zeros(count.size + 1, np.int64)
     with KERNEL_LOCK:
         _project_faces(_numpy(pos_clip), _numpy(tri), height, width, screen, box)
-        _fill_bands(screen, box, n_bands, tri_id, zw)
+        _count_faces(box, rows, count)
+        np.cumsum(count.reshape(-1), out=start[1:])
+        members = np.empty(start[-1], np.int32)
+        _list_faces(box, rows, start[:-1].reshape(count.shape).copy(), members)
+        _fill_bands(screen, box, rows, start, members, tri_id, zw)
     return torch.from_numpy(tri_id), torch.from_numpy(zw)
 
 
