@@ -158,10 +158,10 @@ def _digest(path: Path) -> str:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Step folders, oldest first."""
+    """Checkpoints, oldest first; a file in the place of a folder counts, and is refused later."""
     if not folder.is_dir():
         return []
-    found = [path for path in folder.iterdir() if _STEP.match(path.name) and path.is_dir()]
+    found = [path for path in folder.iterdir() if _STEP.match(path.name)]
     return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
 
 

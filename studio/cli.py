@@ -118,6 +118,145 @@ def doctor(
     command.run(scene, as_json=as_json)
 
 
+@verb("eval")
+def evaluate(
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Run folders.", show_default=False)
+    ] = None,
+    prior: Annotated[
+        Path | None, typer.Option(help="Evaluate this prior instead, a diffusers folder.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Samples of a prior.")] = 256,
+    out: Annotated[Path | None, typer.Option(help="Where a prior's samples are written.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure finished runs against the true objects, or a prior."""
+    from studio.commands import eval as command
+
+    command.run(runs or (), prior=prior, samples=samples, out=out, as_json=as_json)
+
+
+@verb("train")
+def train(
+    what: Annotated[str, typer.Argument(help="pocket or judge.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option(help="Folder (pocket) or file (judge) of the weights.")
+    ] = ...,
+    preset: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
+    work: Annotated[Path | None, typer.Option(help="Folder of data and checkpoints.")] = None,
+    text_source: Annotated[
+        Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    as_json: Json = False,
+) -> None:
+    """Make the shipped weights again, or go on with a training."""
+    from studio.commands import train as command
+
+    command.run(
+        what,
+        out=out,
+        preset=preset,
+        work=work,
+        text_source=text_source,
+        steps=steps,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@verb("export")
+def export(
+    path: RunArgument,
+    formats: Annotated[
+        str | None, typer.Option("--format", help="Comma-separated: glb, obj, ply.")
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option(help="Density of the surface, or auto.", show_default=False)
+    ] = None,
+    faces: Annotated[int | None, typer.Option(help="Triangles after decimation.")] = None,
+    texture: Annotated[
+        int | None, typer.Option(help="Side of the texture; 0 for vertex colours.")
+    ] = None,
+    up: Annotated[str | None, typer.Option(help="Up axis of OBJ and PLY: y or z.")] = None,
+    height_m: Annotated[float | None, typer.Option(help="Height in metres.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Write the asset of a run again, with other settings."""
+    from studio.commands import export as command
+
+    command.run(
+        path,
+        formats=formats,
+        threshold=threshold,
+        faces=faces,
+        texture=texture,
+        up=up,
+        height_m=height_m,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@verb("render")
+def render(
+    path: RunArgument,
+    source: Annotated[
+        str, typer.Option(help="field (as trained) or asset (as exported, fast).")
+    ] = "field",
+    camera: Annotated[str, typer.Option(help="turntable, or a camera path (JSON).")] = "turntable",
+    frames: Annotated[int, typer.Option(help="Views of the turntable.")] = 60,
+    size: Annotated[int, typer.Option(help="Height of the images, pixels.")] = 256,
+    outputs: Annotated[
+        str, typer.Option(help="Side by side: comp_rgb, normal, depth, opacity.")
+    ] = "comp_rgb",
+    video: Annotated[str, typer.Option(help="Comma-separated: mp4, gif; or empty.")] = "mp4",
+    stills: Annotated[bool, typer.Option("--stills", help="Also every view as PNG.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Film a run: a turntable or a camera path."""
+    from studio.commands import render as command
+
+    command.run(
+        path,
+        source=source,
+        camera=camera,
+        frames=frames,
+        size=size,
+        outputs=outputs,
+        video=video,
+        stills=stills,
+        device=device,
+        as_json=as_json,
+    )
+
+
+@verb("view")
+def view(
+    path: Annotated[Path, typer.Argument(help="Run folder or GLB file.", show_default=False)],
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 7007,
+) -> None:
+    """Look at an asset in the browser (extra: view)."""
+    from studio.commands import view as command
+
+    command.run(path, port=port)
+
+
+@verb("report")
+def report(
+    paths: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    out: Annotated[Path | None, typer.Option(help="The file.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report of a run, or a gallery of several."""
+    from studio.commands import report as command
+
+    command.run(paths, out=out, as_json=as_json)
+
+
 def main() -> None:
     """Entry point of the `studio` command."""
     try:

@@ -28,6 +28,7 @@ __all__ = [
     "pick_member",
 ]
 
+SHOWN_KEYS = 3
 _WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 _PLURALS = {int: "whole numbers", float: "numbers", str: "texts"}
 
@@ -108,7 +109,9 @@ def describe(tp: Any) -> str:
             return f"a list of {len(args)} {_PLURALS.get(args[0], describe(args[0]))}"
         return "a list of " + " and ".join(describe(arg) for arg in args)
     if dataclasses.is_dataclass(tp):
-        return f"a mapping with the keys {', '.join(hints_of(tp))}"
+        names = list(hints_of(tp))
+        more = ", …" if len(names) > SHOWN_KEYS else ""
+        return f"a mapping with keys such as {', '.join(names[:SHOWN_KEYS])}{more}"
     return getattr(tp, "__name__", str(tp))
 
 

@@ -69,10 +69,16 @@ def check_parameters(parameters: Mapping[str, Tensor], *, step: int) -> None:
     """
     for name, parameter in parameters.items():
         largest = float(parameter.detach().abs().max()) if parameter.numel() else 0.0
-        if not largest < MAX_PARAMETER:  # also true for NaN
+        if math.isnan(largest):
+            bad = int(parameter.isnan().sum())
             raise Diverged(
-                f"Step {step}: the tensor '{name}' reached {largest:g} "
-                f"(expected below {MAX_PARAMETER:g}). {_ADVICE}"
+                f"Step {step}: {bad} of {parameter.numel()} values of the tensor '{name}' are NaN. "
+                f"{_ADVICE}"
+            )
+        if largest >= MAX_PARAMETER:
+            raise Diverged(
+                f"Step {step}: the tensor '{name}' reached {largest:g} - expected below "
+                f"{MAX_PARAMETER:g}. {_ADVICE}"
             )
 
 

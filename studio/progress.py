@@ -58,8 +58,8 @@ def format_seconds(seconds: float) -> str:
 class Progress(Protocol):
     """What the runner tells about its steps."""
 
-    def update(self, done: int, values: Mapping[str, float]) -> None:
-        """``done`` steps are done; ``values`` are worth showing."""
+    def update(self, done: int, stage: str, values: Mapping[str, float]) -> None:
+        """``done`` steps are done, the last one in ``stage``; ``values`` are worth showing."""
 
     def close(self) -> None:
         """Stop showing."""
@@ -89,20 +89,18 @@ def _shown(values: Mapping[str, float]) -> str:
 class LineProgress:
     """A plain line at every tenth of the way, for logs and CI."""
 
-    def __init__(
-        self, total: int, done: int, label: str, write: Callable[[str], None] = say
-    ) -> None:
-        self.clock, self.label, self.write = _Clock(total, done), label, write
+    def __init__(self, total: int, done: int, write: Callable[[str], None] = say) -> None:
+        self.clock, self.write = _Clock(total, done), write
         self.tenth = 10 * done // max(total, 1)
 
-    def update(self, done: int, values: Mapping[str, float]) -> None:
+    def update(self, done: int, stage: str, values: Mapping[str, float]) -> None:
         """Write a line when another tenth is done."""
         tenth = 10 * done // max(self.clock.total, 1)
         if tenth <= self.tenth:
             return
         self.tenth = tenth
         self.write(
-            f"{self.label} {done}/{self.clock.total} ({10 * tenth} %)  "
+            f"{stage} {done}/{self.clock.total} ({10 * tenth} %)  "
             f"{self.clock.rate(done):.2f} it/s  ETA {self.clock.eta(done)}  {_shown(values)}"
         )
 
@@ -113,7 +111,7 @@ class LineProgress:
 class BarProgress:
     """A rich progress bar that stays on one line."""
 
-    def __init__(self, total: int, done: int, label: str) -> None:
+    def __init__(self, total: int, done: int) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as RichProgress
@@ -128,21 +126,23 @@ class BarProgress:
             console=Console(stderr=True),
             refresh_per_second=4,
         )
-        self.task = self.bar.add_task(label, total=total, completed=done, rate="", values="")
+        self.task = self.bar.add_task("", total=total, completed=done, rate="", values="")
         self.bar.start()
 
-    def update(self, done: int, values: Mapping[str, float]) -> None:
+    def update(self, done: int, stage: str, values: Mapping[str, float]) -> None:
         """Move the bar."""
         rate = f"{self.clock.rate(done):.2f} it/s ETA {self.clock.eta(done)}"
-        self.bar.update(self.task, completed=done, rate=rate, values=_shown(values))
+        self.bar.update(
+            self.task, description=stage, completed=done, rate=rate, values=_shown(values)
+        )
 
     def close(self) -> None:
         """Leave the finished bar on the screen."""
         self.bar.stop()
 
 
-def make_progress(total: int, done: int, label: str) -> Progress:
+def make_progress(total: int, done: int) -> Progress:
     """A bar on a terminal, lines elsewhere."""
     if sys.stderr.isatty():
-        return BarProgress(total, done, label)
-    return LineProgress(total, done, label)
+        return BarProgress(total, done)
+    return LineProgress(total, done)

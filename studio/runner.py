@@ -95,6 +95,7 @@ class Runner:
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
         if checkpoint:
             self.stage.restore(checkpoint)
+            say(f"Going on after step {self.steps_done} of {self.total_steps}.")
         self.opacity_watchdog, self.guidance_watchdog = OpacityWatchdog(), GuidanceWatchdog()
         self._warned: set[str] = set()
 
@@ -120,13 +121,14 @@ class Runner:
         self.run.update_info({"status": "running", "device": str(self.device)})
         started, metrics = time.perf_counter(), {}
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
-        progress = make_progress(self.total_steps, self.steps_done, self.stage.config.name)
+        progress = make_progress(self.total_steps, self.steps_done)
         try:
             with logged_to(self.run.log_path), StopRequest() as stop:
                 while self.has_next():
                     metrics = self.step()
                     self._after_step(metrics, log, time.perf_counter() - started)
-                    progress.update(self.steps_done, {name: metrics[name] for name in SHOWN})
+                    shown = {name: metrics[name] for name in SHOWN}
+                    progress.update(self.steps_done, self.stage.config.name, shown)
                     if stop.asked:
                         raise Interrupted(self._stopped())
                 self.save()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from studio.errors import ConfigError
 from studio.progress import make_progress
@@ -26,7 +26,7 @@ MAX_SIZE, MAX_FRAMES = 4096, 10_000
 def run(
     path: Path,
     *,
-    source: Literal["field", "asset"] = "field",
+    source: str = "field",
     camera: str = "turntable",
     frames: int = 60,
     size: int = 256,
@@ -136,7 +136,9 @@ def _write(
     progress = make_progress(len(cameras), 0)
     try:
         frames = list(
-            render_frames(render, cameras, kinds=kinds, done=lambda n: progress.update(n, {}))
+            render_frames(
+                render, cameras, kinds=kinds, done=lambda n: progress.update(n, "render", {})
+            )
         )
     finally:
         progress.close()

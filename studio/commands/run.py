@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from studio.config import Scene, differences, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
-from studio.errors import ConfigError, StorageError, StudioError
+from studio.errors import ConfigError, StorageError
 from studio.progress import format_seconds, say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
@@ -67,11 +68,11 @@ def run(
         runner = Runner(prepared.scene, prepared.run)
         runner.optimise()
         say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
-        results = _finish(prepared, str(runner.device))
+        files = _finish(prepared.run, str(runner.device))
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
-    _print_results(prepared.run, results, as_json)
+    _print_results(prepared.run, files, as_json)
 
 
 def _dry_scene(source: str | None, overrides: list[str], resume: Path | None) -> SceneConfig:
@@ -136,10 +137,10 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
         if change.key.split(".")[0] not in FREE_ON_RESUME
     ]
     if changed:
+        again = ["studio", "run", source or str(run.resolved_path), *overrides]
         raise ConfigError(
-            f"--resume: {', '.join(changed[:5])} differ from the run in {run.path} - expected the "
-            f"same scene. For a new run use: studio run {run.resolved_path} "
-            + " ".join(overrides[:5])
+            f"--resume: the run in {run.path} has other values of {', '.join(changed[:5])} - "
+            f"expected the same scene. For a new run use: {shlex.join(again)}"
         )
     return after
 
@@ -183,37 +184,25 @@ def _git_commit() -> str | None:
 # --- finishing ------------------------------------------------------------------------------------
 
 
-def _finish(prepared: Prepared, device: str) -> dict[str, Any]:
-    """Export, turntable and report of an optimised run; returns the paths."""
-    run = prepared.run
-    try:
-        results = _export(prepared, device)
-    except StudioError as error:
-        run.update_info({"status": "failed", "error": str(error)})
-        raise
-    run.update_info({"status": "done", "error": None})
-    return results
+def _finish(run: RunFolder, device: str) -> dict[str, str]:
+    """Asset, turntable and report of an optimised run; returns the paths, the page to open last."""
+    from studio.finish import finish_run
+
+    paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
+    exported = run.read_info().get("export", {}).get("files", {})
+    files = {kind: run.asset_dir / name for kind, name in exported.items()}
+    return {kind: str(path) for kind, path in {**files, **paths}.items()}
 
 
-def _export(prepared: Prepared, device: str) -> dict[str, Any]:
-    """Asset, turntable and report."""
-    from studio.export.pipeline import export_run
-
-    run = prepared.run
-    exported = export_run(
-        run, prepared.scene.export, device=device, progress=lambda name: say(f"  {name}")
-    )
-    return {kind: str(run.asset_dir / file) for kind, file in exported.files.items()}
-
-
-def _print_results(run: RunFolder, results: dict[str, Any], as_json: bool) -> None:
+def _print_results(run: RunFolder, files: dict[str, str], as_json: bool) -> None:
     """Results on stdout; the last line is the file to open."""
-    info = run.read_info()
     if as_json:
+        info = run.read_info()
         keys = ("status", "prompt", "seed", "seconds", "metrics", "export")
         values = {key: info.get(key) for key in keys}
-        sys.stdout.write(json.dumps({"run": str(run.path), **values, **results}) + "\n")
+        sys.stdout.write(json.dumps({"run": str(run.path), **values, "files": files}) + "\n")
         return
     sys.stdout.write(f"run        {run.path}\n")
-    for name, path in results.items():
-        sys.stdout.write(f"{name:<10} {path}\n")
+    for kind in ("asset", "obj", "ply", "turntable", "report"):
+        if kind in files:
+            sys.stdout.write(f"{kind:<10} {files[kind]}\n")

@@ -48,7 +48,7 @@ def test_missing_gradients_and_bad_losses():
 
 @pytest.mark.parametrize("bad", [float("nan"), 2e6, -float("inf")])
 def test_runaway_parameters_are_named(bad):
-    with pytest.raises(Diverged, match=r"Step 4: the tensor 'background\.w'"):
+    with pytest.raises(Diverged, match=r"Step 4: .*the tensor 'background\.w'"):
         check_parameters({"ok": torch.ones(3), "background.w": torch.tensor([0.0, bad])}, step=4)
     check_parameters({"ok": torch.full((2,), 100.0), "empty": torch.zeros(0)}, step=4)
 

@@ -24,9 +24,9 @@ def test_format_seconds(seconds, text):
 
 def test_plain_progress_writes_ten_lines():
     lines: list[str] = []
-    progress = LineProgress(total=57, done=0, label="shape", write=lines.append)
+    progress = LineProgress(total=57, done=0, write=lines.append)
     for step in range(1, 58):
-        progress.update(step, {"opacity": 0.123456})
+        progress.update(step, "shape", {"opacity": 0.123456})
     assert len(lines) == 10
     assert lines[-1].startswith("shape 57/57 (100 %)")
     assert "opacity 0.123" in lines[0]
@@ -35,11 +35,11 @@ def test_plain_progress_writes_ten_lines():
 
 def test_resumed_progress_does_not_repeat_lines():
     lines: list[str] = []
-    progress = LineProgress(total=100, done=55, label="shape", write=lines.append)
-    progress.update(56, {})
+    progress = LineProgress(total=100, done=55, write=lines.append)
+    progress.update(56, "shape", {})
     assert lines == []
-    progress.update(60, {})
-    assert "60/100" in lines[0]
+    progress.update(60, "detail", {})
+    assert lines[0].startswith("detail 60/100 (60 %)")
 
 
 def test_what_is_said_goes_to_stderr_and_into_the_log(tmp_path, capsys):
@@ -53,9 +53,9 @@ def test_what_is_said_goes_to_stderr_and_into_the_log(tmp_path, capsys):
 
 
 def test_no_bar_without_a_terminal_and_the_bar_starts_and_stops(capsys):
-    assert isinstance(make_progress(10, 0, "shape"), LineProgress)
-    bar = BarProgress(10, 0, "shape")
-    bar.update(10, {"loss": 1.0})
+    assert isinstance(make_progress(10, 0), LineProgress)
+    bar = BarProgress(10, 0)
+    bar.update(10, "shape", {"loss": 1.0})
     bar.close()
     captured = capsys.readouterr()
     assert captured.out == ""
