@@ -12,7 +12,7 @@ reach fields and textures through the colour.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -55,6 +55,7 @@ class Surface:
     """World position of the seen point, zero on the background."""
 
 
+@runtime_checkable
 class AlbedoSource(Protocol):
     """Where the base colour of a surface comes from."""
 
@@ -62,6 +63,7 @@ class AlbedoSource(Protocol):
         """Colour at every pixel, 0..1; anything on the background."""
 
 
+@runtime_checkable
 class PointAlbedo(Protocol):
     """The part of a field that colours a surface."""
 
