@@ -13,10 +13,13 @@ __all__ = [
     "MultiViewCamerasConfig",
     "RandomCamerasConfig",
     "ResolutionMilestone",
+    "check_between",
+    "check_positive",
+    "check_range",
 ]
 
 
-def _check_range(owner: str, name: str, span: tuple[float, float], low: float, high: float) -> None:
+def check_range(owner: str, name: str, span: tuple[float, float], low: float, high: float) -> None:
     """Reject ranges that are reversed or leave [low, high]."""
     if not low <= span[0] <= span[1] <= high:
         raise ValueError(
@@ -25,11 +28,21 @@ def _check_range(owner: str, name: str, span: tuple[float, float], low: float, h
         )
 
 
-def _check_positive(owner: str, **values: int) -> None:
+def check_positive(owner: str, **values: int) -> None:
     """Reject counts and sizes below one."""
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{owner}.{name} is {value}, expected at least 1. Set a larger value.")
+
+
+def check_between(owner: str, low: float, high: float, **values: float) -> None:
+    """Reject numbers outside [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise ValueError(
+                f"{owner}.{name} is {value}, expected a number from {low:g} to {high:g}. "
+                "Set a value in that range."
+            )
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class ResolutionMilestone:
 
     def __post_init__(self) -> None:
         """Check the sizes."""
-        _check_positive(
+        check_positive(
             "milestones", height=self.height, width=self.width, batch_size=self.batch_size
         )
 
@@ -119,11 +132,12 @@ class RandomCamerasConfig:
     def __post_init__(self) -> None:
         """Check ranges and sizes."""
         name = "cameras"
-        _check_positive(name, batch_size=self.batch_size, height=self.height, width=self.width)
-        _check_range(name, "distance_range", self.distance_range, 1e-3, 1e4)
-        _check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
-        _check_range(name, "azimuth_deg_range", self.azimuth_deg_range, -360.0, 360.0)
-        _check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
+        check_between(name, 0.0, 1.0, uniform_sphere_probability=self.uniform_sphere_probability)
+        check_positive(name, batch_size=self.batch_size, height=self.height, width=self.width)
+        check_range(name, "distance_range", self.distance_range, 1e-3, 1e4)
+        check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
+        check_range(name, "azimuth_deg_range", self.azimuth_deg_range, -360.0, 360.0)
+        check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
 
 
 @dataclass(frozen=True)
@@ -158,16 +172,16 @@ class MultiViewCamerasConfig:
     def __post_init__(self) -> None:
         """Check ranges, sizes and that every batch holds whole groups."""
         name = "cameras"
-        _check_positive(
+        check_positive(
             name,
             n_views=self.n_views,
             batch_size=self.batch_size,
             height=self.height,
             width=self.width,
         )
-        _check_range(name, "relative_distance_range", self.relative_distance_range, 1e-3, 1e3)
-        _check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
-        _check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
+        check_range(name, "relative_distance_range", self.relative_distance_range, 1e-3, 1e3)
+        check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
+        check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
         for size in (self.batch_size, *(m.batch_size for m in self.milestones)):
             if size % self.n_views:
                 raise ValueError(

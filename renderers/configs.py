@@ -13,6 +13,8 @@ from renderers.camera_configs import (
     MultiViewCamerasConfig,
     RandomCamerasConfig,
     ResolutionMilestone,
+    check_between,
+    check_positive,
 )
 
 __all__ = [
@@ -64,6 +66,8 @@ class HashGridConfig:
     """Resolution of the coarsest level, cells along one axis."""
     finest_resolution: int = 2048
     """Resolution of the finest level, cells along one axis."""
+    backend: Literal["auto", "torch", "numba", "triton", "tinycudann"] = "auto"
+    """Kernels; tinycudann stores its parameters in a layout of its own."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,11 @@ class OccupancyConfig:
     """A cell is occupied where density times step size exceeds min(threshold, mean)."""
     warmup_steps: int = 256
     """Before this step an update visits every cell, later a part of them."""
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        check_positive("occupancy", resolution=self.resolution, update_every=self.update_every)
+        check_between("occupancy", 0.0, 1.0, ema_decay=self.ema_decay)
 
 
 @dataclass(frozen=True)
@@ -189,6 +198,11 @@ class HashVolumeConfig:
     bands: ProgressiveBandsConfig | None = None
     """Coarse-to-fine opening of the grid's levels; none opens all at once."""
 
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        check_between("field", 1e-3, 1e3, radius=self.radius)
+        check_positive("field", hidden_layers=self.hidden_layers, hidden_width=self.hidden_width)
+
 
 @dataclass(frozen=True)
 class HashSDFConfig:
@@ -217,6 +231,17 @@ class HashSDFConfig:
     bands: ProgressiveBandsConfig | None = None
     """Coarse-to-fine opening of the grid's levels; none opens all at once."""
 
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        check_between("field", 1e-3, 1e3, radius=self.radius)
+        check_positive("field", hidden_layers=self.hidden_layers, hidden_width=self.hidden_width)
+        if min(self.semi_axes) <= 0.0:
+            raise ValueError(
+                f"field.semi_axes is {list(self.semi_axes)}, expected three positive lengths. "
+                "Set half axes such as [0.5, 0.5, 0.5]."
+            )
+        check_between("field", self.minimum_beta, 10.0, initial_beta=self.initial_beta)
+
 
 FieldConfig = HashVolumeConfig | HashSDFConfig
 
@@ -244,6 +269,10 @@ class RandomBackgroundConfig:
     color: Color = (1.0, 1.0, 1.0)
     """Solid colour."""
 
+    def __post_init__(self) -> None:
+        """Check the probability."""
+        check_between("background", 0.0, 1.0, probability=self.probability)
+
 
 @dataclass(frozen=True)
 class NeuralBackgroundConfig:
@@ -259,6 +288,13 @@ class NeuralBackgroundConfig:
     """Probability that a random colour replaces the map in training."""
     share: Literal["image", "batch"] = "image"
     """Draw the replacement for each image, or once for all views of a batch."""
+
+    def __post_init__(self) -> None:
+        """Check probability and sizes."""
+        check_between("background", 0.0, 1.0, random_probability=self.random_probability)
+        check_positive(
+            "background", hidden_layers=self.hidden_layers, hidden_width=self.hidden_width
+        )
 
 
 BackgroundConfig = SolidBackgroundConfig | RandomBackgroundConfig | NeuralBackgroundConfig
@@ -293,6 +329,19 @@ class DiffuseMaterialConfig:
     eval_shading: Literal["albedo", "diffuse"] = "albedo"
     """What evaluation renders show."""
 
+    def __post_init__(self) -> None:
+        """Check probabilities and shares."""
+        check_between(
+            "material",
+            0.0,
+            1.0,
+            ambient_only_until=self.ambient_only_until,
+            diffuse_probability=self.diffuse_probability,
+            textureless_probability=self.textureless_probability,
+            ambient=self.ambient,
+            diffuse=self.diffuse,
+        )
+
 
 MaterialConfig = AlbedoMaterialConfig | DiffuseMaterialConfig
 
@@ -303,6 +352,8 @@ class VolumeRendererConfig:
 
     kind: Literal["volume"] = "volume"
     """Tag of this choice."""
+    backend: Literal["auto", "torch", "numba", "triton", "nerfacc"] = "auto"
+    """Kernels of marching and compositing."""
     samples_per_ray: int = 128
     """Steps along the diagonal of the scene box."""
     eval_samples_per_ray: int = 256
@@ -313,7 +364,21 @@ class VolumeRendererConfig:
     """Samples of one training step; more are avoided by a longer step while much is occupied."""
     eval_chunk_rays: int = 16384
     """Rays of one chunk in evaluation."""
-    early_stop_transmittance: float = 0.001
-    """Samples with less light left than this are dropped before colours are computed; 0: none."""
+    min_transmittance: float = 0.001
+    """Samples that less of the light reaches are dropped before colours are computed; 0: none."""
+    min_alpha: float = 0.0001
+    """Samples that absorb a smaller share of the light are dropped too; 0: none."""
     occupancy: OccupancyConfig = field(default_factory=OccupancyConfig)
     """Occupancy grid."""
+
+    def __post_init__(self) -> None:
+        """Check counts and limits."""
+        check_positive(
+            "renderer",
+            samples_per_ray=self.samples_per_ray,
+            eval_samples_per_ray=self.eval_samples_per_ray,
+            max_samples=self.max_samples,
+            eval_chunk_rays=self.eval_chunk_rays,
+        )
+        check_between("renderer", 0.0, 0.5, min_transmittance=self.min_transmittance)
+        check_between("renderer", 0.0, 0.5, min_alpha=self.min_alpha)

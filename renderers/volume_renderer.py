@@ -2,7 +2,7 @@
 
 NeRF's quadrature (Mildenhall et al., arXiv 2003.08934, Eq. 3) with Instant-NGP's empty-space
 skipping (arXiv 2201.05989). Only samples in occupied cells exist, and of those only the ones that
-light still reaches are queried with gradients.
+contribute to a pixel are queried for colour, normals and gradients.
 
 Two modes, by whether gradients are enabled: with gradients one pass over all rays under the sample
 cap, and the samples are kept for regularisers; without, chunks of rays at the finer step.
@@ -15,6 +15,7 @@ Usage::
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -35,6 +36,8 @@ __all__ = ["VolumeRenderer"]
 
 # Below this opacity the mean distance of a ray is noise; it only guards a division.
 MIN_OPACITY = 1e-5
+# Stands for "none" in the transmittance limit: no float32 image shows so little light.
+SMALLEST_TRANSMITTANCE = 1e-30
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,7 @@ class VolumeRenderer(nn.Module):
     def _march(
         self, rays: _Rays, jitter: Tensor | None, samples_per_ray: int, max_samples: int | None
     ) -> RaySamples:
-        """Samples in occupied cells, those behind opaque matter dropped."""
+        """Samples in occupied cells, without those that contribute nothing."""
         samples = march_rays(
             rays.origins,
             rays.directions,
@@ -191,20 +194,26 @@ class VolumeRenderer(nn.Module):
             near=self.config.near,
             jitter=jitter,
             max_samples=max_samples,
+            backend=self.config.backend,
         )
-        if self.config.early_stop_transmittance <= 0.0:
+        if self.config.min_transmittance <= 0.0 and self.config.min_alpha <= 0.0:
             return samples
-        return select_samples(samples, self._is_lit(samples))
+        return select_samples(samples, self._contributes(samples))
 
     @torch.no_grad()
-    def _is_lit(self, samples: RaySamples) -> Tensor:
-        """Which samples more than ``early_stop_transmittance`` of the light still reaches."""
+    def _contributes(self, samples: RaySamples) -> Tensor:
+        """Which samples light reaches and which stop some of it.
+
+        The others change neither the image nor the gradient; on a solid object they are most.
+        """
         sigma = self.field.density(samples.positions)
         optical = (sigma * (samples.t_ends - samples.t_starts)).double()
         before = torch.cumsum(optical, dim=0) - optical
         first = samples.packed_info[:, 0][samples.ray_indices]
-        transmittance = torch.exp(before[first] - before)
-        return transmittance > self.config.early_stop_transmittance
+        # Both limits as optical depths, which needs no exponentials.
+        deepest = -math.log(max(self.config.min_transmittance, SMALLEST_TRANSMITTANCE))
+        thinnest = -math.log1p(-self.config.min_alpha)
+        return (before - before[first] < deepest) & (optical > thinnest)
 
     def _query(self, samples: RaySamples, with_normals: bool) -> FieldSamples:
         if with_normals:
@@ -222,7 +231,8 @@ class VolumeRenderer(nn.Module):
         columns = [rgb, offset[:, None], offset.square()[:, None]]
         if values.normal is not None:
             columns.append(values.normal)
-        sums = composite(values.sigma, torch.cat(columns, dim=1), samples, len(rays.origins))
+        features = torch.cat(columns, dim=1)
+        sums = composite(values.sigma, features, samples, backend=self.config.backend)
         opacity = sums.opacity[:, None]
         moments = sums.values[:, 3:5] / opacity.clamp(min=MIN_OPACITY)
         variance = (moments[:, 1:] - moments[:, :1].square()).clamp(min=0.0)

@@ -26,7 +26,7 @@ from renderers.configs import (
 )
 from renderers.fields.mlp import ReluMLP, in_row_chunks
 from renderers.fields.samples import FieldSamples
-from renderers.hashgrid import HashGrid
+from renderers.hashgrid import build_hash_grid
 
 __all__ = ["HashField"]
 
@@ -53,7 +53,7 @@ class HashField(nn.Module, ABC):
         super().__init__()
         self.config = config
         self.radius = config.radius
-        self.grid = HashGrid(config.grid, generator=generator)
+        self.grid = build_hash_grid(config.grid, generator=generator)
         hidden = (config.hidden_width,) * config.hidden_layers
         outputs = {"separate": 1, "joint": 4}[config.heads]
         self.potential_head = ReluMLP((self.grid.n_outputs, *hidden, outputs), generator=generator)
@@ -91,8 +91,9 @@ class HashField(nn.Module, ABC):
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by the learning rate they usually get: ``grid`` and ``network``."""
-        table = self.grid.table
-        return {"grid": [table], "network": [p for p in self.parameters() if p is not table]}
+        grid = list(self.grid.parameters())
+        known = {id(parameter) for parameter in grid}
+        return {"grid": grid, "network": [p for p in self.parameters() if id(p) not in known]}
 
     def potential(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, " n"]:
         """The scalar field whose level sets are the surfaces."""
@@ -164,10 +165,11 @@ class HashField(nn.Module, ABC):
         self, features: Tensor, jacobian: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same, and the learned potential's gradient in world coordinates."""
-        features = features * self.level_mask
+        features = self._masked(features)
         raw, by_feature = self.potential_head.with_input_gradient(features)
-        by_feature = by_feature * (self.level_mask / (2.0 * self.radius))
-        gradient = torch.bmm(jacobian, by_feature[:, :, None])[:, :, 0]
+        by_feature = self._masked(by_feature) / (2.0 * self.radius)
+        # A product and a sum: faster than batched 3 x 16 matrix products.
+        gradient = (jacobian * by_feature[:, None, :]).sum(dim=-1)
         return raw[:, :1], self._albedo(features, raw), gradient
 
     def _albedo(self, features: Tensor, raw: Tensor | None) -> Tensor:
@@ -177,7 +179,11 @@ class HashField(nn.Module, ABC):
         return torch.sigmoid(joint[:, 1:])
 
     def _encode(self, x: Tensor) -> Tensor:
-        return self.grid(self._to_unit_cube(x)) * self.level_mask
+        return self._masked(self.grid(self._to_unit_cube(x)))
+
+    def _masked(self, features: Tensor) -> Tensor:
+        """Silence the levels that are still closed."""
+        return features if self.config.bands is None else features * self.level_mask
 
     def _to_unit_cube(self, x: Tensor) -> Tensor:
         return (x / self.radius + 1.0) * 0.5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import replace
 
 import pytest
@@ -36,7 +37,8 @@ GRID = HashGridConfig(n_levels=4, log2_hashmap_size=10, base_resolution=4, fines
 DENSE = VolumeRendererConfig(
     samples_per_ray=64,
     eval_samples_per_ray=64,
-    early_stop_transmittance=0.0,
+    min_transmittance=0.0,
+    min_alpha=0.0,
     max_samples=10**7,
     occupancy=OccupancyConfig(resolution=32),
 )
@@ -194,7 +196,7 @@ def test_error_of_pruning_by_updates_falls_with_its_threshold(threshold, bound, 
 
 
 def test_early_stop_drops_hidden_samples_and_keeps_the_image():
-    stopping = replace(DENSE, early_stop_transmittance=1e-3)
+    stopping = replace(DENSE, min_transmittance=1e-3)
     full = renderer_for(Sphere(60.0)).render(views())
     stopped = renderer_for(Sphere(60.0), stopping).render(views())
     inside = (full.weights > 0).sum()
@@ -315,14 +317,14 @@ def test_gradients_reach_field_and_background(config, generator):
 
 
 def test_signed_distance_renders_the_same_ball_as_density():
-    config = HashSDFConfig(grid=GRID, initial_beta=0.005)
+    config = HashSDFConfig(grid=GRID, initial_beta=0.01)
     field = HashSDFField(config, torch.Generator().manual_seed(0))
-    fine = replace(DENSE, samples_per_ray=512)
-    output = renderer_for(field, fine).render(views(), with_normals=True)
-    chord, entry = chord_and_entry(views(), 0.5)
+    fine = replace(DENSE, samples_per_ray=256)
+    output = renderer_for(field, fine).render(views(1), with_normals=True)
+    chord, entry = chord_and_entry(views(1), 0.5)
     solid = chord > 0.3
     assert (output.opacity[..., 0][solid] > 0.99).all()
-    assert ((output.depth / output.opacity)[..., 0][solid] - entry[solid]).abs().max() < 0.02
+    assert ((output.depth / output.opacity)[..., 0][solid] - entry[solid]).abs().max() < 0.03
 
 
 def test_float64_render_agrees_with_float32():
@@ -394,3 +396,20 @@ def test_same_seed_gives_the_same_render():
     )
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: VolumeRendererConfig(samples_per_ray=0), "renderer.samples_per_ray is 0"),
+        (lambda: VolumeRendererConfig(min_alpha=0.9), "from 0 to 0.5"),
+        (lambda: OccupancyConfig(resolution=-64), "occupancy.resolution is -64"),
+        (lambda: HashVolumeConfig(radius=-1.0), "field.radius is -1.0"),
+        (lambda: HashSDFConfig(semi_axes=(0.5, 0.0, 0.5)), "three positive lengths"),
+        (lambda: RandomBackgroundConfig(probability=1.5), "background.probability is 1.5"),
+        (lambda: DiffuseMaterialConfig(ambient=-0.1), "material.ambient is -0.1"),
+    ],
+)
+def test_bad_configs_say_what_to_change(build, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        build()
