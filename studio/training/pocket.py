@@ -29,7 +29,7 @@ from studio.training.denoiser import (
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
 from studio.training.text import build_text_encoder
-from studio.training.vae import VAEConfig, image_batch, psnr_of, train_vae
+from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -128,10 +128,14 @@ def train_pocket(
         count=min(256, config.images),
         seed=config.seed,
     )
+    train_decoder(
+        config.vae, vae, images, latents.latents, work / "decoder", seed=config.seed, log=log
+    )
     test = image_batch(unseen, np.arange(len(unseen)), device)
     facts = {
         "vae_psnr_db": round(psnr_of(vae, test), 2),
         "vae": json.loads((work / "vae" / "state.json").read_text()),
+        "decoder": json.loads((work / "decoder" / "state.json").read_text()),
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
@@ -171,11 +175,13 @@ def write_pocket(
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(out, safe_serialization=True)
-    # Half precision on disk, single precision in use: transformers follows the config's dtype.
-    config_path = out / "text_encoder" / "config.json"
-    text_config = json.loads(config_path.read_text())
-    text_config["dtype"] = "float32"
-    config_path.write_text(json.dumps(text_config, indent=2) + "\n")
+    for path in out.glob("*/config.json"):
+        settings = json.loads(path.read_text())
+        settings.pop("_name_or_path", None)  # a path on the training machine
+        if path.parent.name == "text_encoder":
+            # Half precision on disk, single precision in use: transformers follows the config.
+            settings["dtype"] = "float32"
+        path.write_text(json.dumps(settings, indent=2) + "\n")
     (out / "training.json").write_text(
         json.dumps({"config": asdict(config), "facts": facts}, indent=2) + "\n"
     )

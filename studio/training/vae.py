@@ -24,7 +24,18 @@ from studio.training.loop import LoopConfig, TrainingLoop
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-__all__ = ["VAEConfig", "build_vae", "image_batch", "psnr_of", "train_vae", "whiten_latents"]
+__all__ = [
+    "VAEConfig",
+    "build_vae",
+    "image_batch",
+    "psnr_of",
+    "train_decoder",
+    "train_vae",
+    "whiten_latents",
+]
+
+
+DECODER_NOISE = 0.05
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,13 @@ class VAEConfig:
             steps=3000, learning_rate=2e-3, ema_decay=0.995, weight_decay=0.0
         )
     )
-    """Length and learning rate."""
+    """Length and learning rate of encoder and decoder together."""
+    decoder_loop: LoopConfig = field(
+        default_factory=lambda: LoopConfig(
+            steps=4000, learning_rate=1e-3, ema_decay=0.998, weight_decay=0.0
+        )
+    )
+    """Length and learning rate of the decoder alone, afterwards, on the final latents."""
 
 
 def build_vae(config: VAEConfig) -> AutoencoderKL:
@@ -74,15 +91,19 @@ def _edges(images: Tensor) -> tuple[Tensor, Tensor]:
     return images[..., 1:, :] - images[..., :-1, :], images[..., 1:] - images[..., :-1]
 
 
+def rebuild_loss(rebuilt: Tensor, images: Tensor, config: VAEConfig) -> Tensor:
+    """L1 + 2 L2 + weighted L1 of image differences, of ``[b, 3, h, w]`` in -1..1."""
+    edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(rebuilt), _edges(images)))
+    loss = F.l1_loss(rebuilt, images) + 2.0 * F.mse_loss(rebuilt, images)
+    return loss + config.gradient_weight * edges
+
+
 def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, config: VAEConfig) -> Tensor:
     """Reconstruction and KL loss of ``images [b, 3, h, w]`` with latent ``noise``."""
     posterior = vae.encode(images).latent_dist
     latents = posterior.mean + posterior.std * noise
-    rebuilt = vae.decode(latents).sample
     kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
-    edges = sum(F.l1_loss(a, b) for a, b in zip(_edges(rebuilt), _edges(images)))
-    loss = F.l1_loss(rebuilt, images) + 2.0 * F.mse_loss(rebuilt, images)
-    return loss + config.gradient_weight * edges + config.kl_weight * kl
+    return rebuild_loss(vae.decode(latents).sample, images, config) + config.kl_weight * kl
 
 
 @torch.no_grad()
@@ -149,3 +170,37 @@ def train_vae(
     vae.eval().requires_grad_(False)
     whiten_latents(vae, image_batch(cache, np.arange(min(1024, len(cache))), device))
     return vae
+
+
+def train_decoder(
+    config: VAEConfig,
+    vae: AutoencoderKL,
+    cache: ImageCache,
+    latents: np.ndarray,
+    folder: Path,
+    *,
+    seed: int,
+    log: Callable[[str], None],
+) -> None:
+    """Go on with the decoder alone, in place, on ``latents [n, 4, h, w]`` of the cached images.
+
+    The encoder and with it the latent space stay as they are, so this may run beside or after the
+    denoiser's training.
+    """
+    decoder = torch.nn.ModuleDict({"post_quant_conv": vae.post_quant_conv, "decoder": vae.decoder})
+    decoder.requires_grad_(True).train()
+    loop = TrainingLoop(decoder, config.decoder_loop, folder)
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, step])
+        index = np.sort(rng.integers(0, len(latents), config.batch_size))
+        z = torch.from_numpy(latents[index]).to(vae.device).float()
+        # A little noise: sampled latents are never exactly on the encoder's manifold.
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        z = z + DECODER_NOISE * torch.randn(z.shape, generator=generator).to(z.device)
+        rebuilt = vae.decoder(vae.post_quant_conv(z))
+        return rebuild_loss(rebuilt, image_batch(cache, index, vae.device), config)
+
+    loop.run(loss_at, log=log)
+    loop.load_average()
+    decoder.eval().requires_grad_(False)

@@ -102,6 +102,12 @@ def test_the_model_folder_tells_how_it_was_made(trained: tuple[Path, Path]) -> N
     assert 0.0 < card["facts"]["vae_psnr_db"] < 60.0
 
 
+def test_the_model_folder_names_no_path_of_the_training_machine(trained: tuple[Path, Path]) -> None:
+    texts = [path.read_text() for path in trained[1].rglob("*.json")]
+    assert len(texts) >= 7
+    assert not [text for text in texts if str(trained[0]) in text]
+
+
 def test_weights_are_stored_in_half_precision_safetensors(trained: tuple[Path, Path]) -> None:
     from safetensors import safe_open
 
