@@ -200,10 +200,7 @@ class MeshRenderer(nn.Module):
         surface = self._see(mesh, cameras)
         normal = None
         if with_normals or shading.needs_normals:
-            smooth = interpolate(
-                mesh.vertex_normals(), surface.raster, mesh.t_pos_idx, backend=self.config.backend
-            )
-            normal = F.normalize(smooth, dim=-1)
+            normal = self._normals(surface)
         light = cameras.light_position[:, None, None]
         rgb = shade(albedo(surface), normal, surface.position, light, shading)
         mask = surface.raster.mask
@@ -229,6 +226,11 @@ class MeshRenderer(nn.Module):
         raster = rasterize(pos_clip, mesh.t_pos_idx, size, backend=backend)
         position = interpolate(mesh.v_pos, raster, mesh.t_pos_idx, backend=backend)
         return Surface(mesh, pos_clip, raster, position)
+
+    def _normals(self, surface: Surface) -> Tensor:
+        normals, tri = surface.mesh.vertex_normals(), surface.mesh.t_pos_idx
+        smooth = interpolate(normals, surface.raster, tri, backend=self.config.backend)
+        return F.normalize(smooth, dim=-1)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
