@@ -28,9 +28,10 @@ from studio.commands import run as run_command
 from studio.errors import Interrupted, StudioError
 from studio.evaluation.assets import AssetMetrics, asset_glb, evaluate_run
 from studio.evaluation.judge import load_judge
-from studio.evaluation.sheets import contact_sheet, filmstrip
+from studio.evaluation.sheets import filmstrip, judged_sheet
 from studio.evaluation.suite import SUITE, SuitePrompt, markdown, plain_summary
-from studio.evaluation.views import eval_cameras, load_glb, normalized, render_mesh
+from studio.evaluation.views import eval_cameras, normalized, render_mesh
+from studio.export.read import load_asset
 from studio.previews import save_png
 from studio.progress import say
 from studio.run_folder import RunFolder, slug, write_atomic
@@ -174,13 +175,13 @@ def sheet(folders: Mapping[str, RunFolder | None], results: Mapping[str, AssetMe
         strip = torch.full((PANEL, 4 * PANEL, 3), 0.9)
         if glb is not None:
             strip = filmstrip(
-                render_mesh(normalized(load_glb(glb)), eval_cameras(4, size=PANEL)).rgb
+                render_mesh(normalized(load_asset(glb)), eval_cameras(4, size=PANEL)).rgb
             )
         strips.append(strip)
         both = metrics.both_accuracy if metrics else 0.0
         labels.append(f"{prompt}   {both:.2f}" if metrics else f"{prompt}   failed")
         right.append(both > 0.5)
-    return contact_sheet(strips, labels, right, columns=4)
+    return judged_sheet(strips, labels, right, columns=4)
 
 
 def write(name: str, folder: Path, document: dict[str, Any], table: str, picture) -> Sequence[Path]:

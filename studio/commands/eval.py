@@ -167,11 +167,11 @@ def _evaluate_prior(path: Path, samples: int, out: Path, as_json: bool) -> None:
 
 
 def _sheet(report: PriorReport):
-    from studio.evaluation.sheets import contact_sheet
+    from studio.evaluation.sheets import judged_sheet
 
     step = max(1, len(report.images) // 96)
     chosen = range(0, len(report.images), step)
-    return contact_sheet(
+    return judged_sheet(
         [report.images[k] for k in chosen],
         [report.requests[k].prompt.removeprefix("a ").removeprefix("an ") for k in chosen],
         [report.right[k] for k in chosen],

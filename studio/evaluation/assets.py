@@ -29,11 +29,11 @@ from studio.evaluation.truth import N_POINTS, TrueObject, true_object
 from studio.evaluation.views import (
     Views,
     eval_cameras,
-    load_glb,
     normalized,
     render_field,
     render_mesh,
 )
+from studio.export.read import load_asset
 from studio.run_folder import RunFolder
 
 __all__ = ["AssetMetrics", "asset_glb", "evaluate_mesh", "evaluate_run", "evaluate_views"]
@@ -165,7 +165,7 @@ def evaluate_run(run: RunFolder, judge: Judge, *, device: str = "cpu") -> AssetM
         raise ConfigError(f"{run.info_path} has no prompt - expected a run of studio run.")
     glb = asset_glb(run)
     if glb is not None:
-        return evaluate_mesh(load_glb(glb), prompt, judge)
+        return evaluate_mesh(load_asset(glb), prompt, judge)
     from studio.stages import load_stage
 
     stage = load_stage(run, device)

@@ -34,6 +34,7 @@ __all__ = [
     "Verdicts",
     "load_judge",
     "save_judge",
+    "split_heads",
 ]
 
 VIEWS: tuple[str, ...] = ("front", "side", "back", "overhead")
@@ -65,9 +66,10 @@ HEADS: dict[str, int] = {
     "kind": len(KIND_NAMES),
     "color": len(COLOR_NAMES),
     "pattern": len(PATTERNS),
-    "view": len(VIEWS),
+    "view": len(KIND_NAMES) * len(VIEWS),
 }
-"""Classes of each head, in the order of the labels and of the network's outputs."""
+"""Outputs of each head, side by side in this order. What a front looks like depends on the kind, so
+there are logits of the views for each kind."""
 
 
 class _Block(nn.Module):
@@ -99,12 +101,18 @@ class JudgeNet(nn.Module):
         side = IMAGE_SIZE // 2 ** len(WIDTHS)
         self.heads = nn.Linear(last + PLACES * side * side, sum(HEADS.values()))
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b outputs"]:
         """Logits in the order of :data:`HEADS`."""
         x = F.relu(self.stem_norm(self.stem(images * 2.0 - 1.0)))
         x = self.blocks(x)
         placed = F.relu(self.places(x)).flatten(1)
         return self.heads(torch.cat([x.mean((2, 3)), placed], 1))
+
+
+def split_heads(logits: Float[Tensor, "b outputs"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Logits of kind, colour, pattern, and of the views for each kind ``[b, kinds, views]``."""
+    kind, color, pattern, view = logits.split(list(HEADS.values()), dim=1)
+    return kind, color, pattern, view.unflatten(1, (len(KIND_NAMES), len(VIEWS)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +126,7 @@ class Verdicts:
     pattern: Float[Tensor, "b patterns"]
     """In the order of ``PATTERNS``."""
     view: Float[Tensor, "b views"]
-    """In the order of :data:`VIEWS`; without meaning for symmetric kinds."""
+    """In the order of :data:`VIEWS`, over all kinds; without meaning for symmetric ones."""
 
     @property
     def front(self) -> Float[Tensor, " b"]:
@@ -150,15 +158,19 @@ class Judge:
                 pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
             parts.append(self.net(pixels.clamp(0, 1)).cpu())
         logits = torch.cat(parts) if parts else torch.zeros(0, sum(HEADS.values()))
-        split = logits.split(list(HEADS.values()), dim=1)
-        return Verdicts(**{name: x.softmax(1) for name, x in zip(HEADS, split)})
+        kind, color, pattern, views = split_heads(logits)
+        kind = kind.softmax(1)
+        view = (kind[:, :, None] * views.softmax(2)).sum(1)
+        return Verdicts(kind, color.softmax(1), pattern.softmax(1), view)
 
 
 def save_judge(net: JudgeNet, path: Path) -> None:
     """Write the weights in half precision."""
     from safetensors.torch import save_file
 
-    tensors = {n: t.half() for n, t in net.state_dict().items() if t.is_floating_point()}
+    tensors = {
+        n: t.half().contiguous() for n, t in net.state_dict().items() if t.is_floating_point()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path)
 

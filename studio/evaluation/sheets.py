@@ -1,4 +1,4 @@
-"""Labelled contact sheets of small images."""
+"""Contact sheets of judged images, each with its own label."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["contact_sheet", "filmstrip"]
+__all__ = ["filmstrip", "judged_sheet"]
 
 GAP = 3
 LABEL_HEIGHT = 13
@@ -21,7 +21,7 @@ def filmstrip(images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "h w_n 3"]:
     return torch.cat(list(images), dim=1)
 
 
-def contact_sheet(
+def judged_sheet(
     images: Sequence[Float[Tensor, "h w 3"]],
     labels: Sequence[str],
     right: Sequence[bool],

@@ -4,16 +4,13 @@ An asset is shown as the guidance saw it: unlit, over white, because light is pa
 A true object is shown by the toybox's own renderer. Both are centred by their bounding box and
 scaled so that the farthest vertex is at ``OBJECT_RADIUS``, as toybox objects are.
 
-    views = render_mesh(normalized(load_glb(path)), eval_cameras())
+    views = render_mesh(normalized(load_asset(path)), eval_cameras())
     verdicts = load_judge()(views.rgb)
 """
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,14 +27,10 @@ from renderers.volume_renderer import VolumeRenderer
 from scenes.toybox.objects import OBJECT_RADIUS, ObjectSpec, ToyObject, build_object
 from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import ToyScene
-from studio.errors import ConfigError
-from studio.export.glb_check import read_accessor, read_glb
-from studio.export.placement import WORLD_TO_GLTF
 
 __all__ = [
     "Views",
     "eval_cameras",
-    "load_glb",
     "normalized",
     "render_field",
     "render_mesh",
@@ -72,57 +65,6 @@ def eval_cameras(
         height=size,
         width=size,
     )
-
-
-def load_glb(path: Path) -> Mesh:
-    """Read a GLB that Studio wrote, turned to world axes; colours become display-referred.
-
-    Raises:
-        ConfigError: the file is absent or not such a GLB.
-    """
-    try:
-        document, binary = read_glb(path.read_bytes())
-        primitive = document["meshes"][0]["primitives"][0]
-        arrays = {
-            name: read_accessor(document, binary, index)
-            for name, index in primitive["attributes"].items()
-        }
-        faces = read_accessor(document, binary, primitive["indices"]).reshape(-1, 3)
-        image = _base_color_image(document, binary)
-    except (OSError, ValueError, KeyError, IndexError) as error:
-        raise ConfigError(
-            f"{path}: cannot be read ({error}) - expected a GLB of studio export."
-        ) from error
-    tri = torch.from_numpy(faces.astype(np.int64))
-    mesh = Mesh(
-        torch.from_numpy(arrays["POSITION"].astype(np.float32) @ WORLD_TO_GLTF.astype(np.float32)),
-        tri,
-    )
-    if image is not None and "TEXCOORD_0" in arrays:
-        uv = torch.from_numpy(arrays["TEXCOORD_0"].astype(np.float32))
-        return replace(mesh, v_tex=uv, t_tex_idx=tri, texture=image)
-    if "COLOR_0" in arrays:
-        return replace(mesh, v_rgb=torch.from_numpy(_srgb(arrays["COLOR_0"])))
-    return mesh
-
-
-def _base_color_image(document: dict[str, Any], binary: bytes) -> Float[Tensor, "H W 3"] | None:
-    from PIL import Image
-
-    if not document.get("images"):
-        return None
-    view = document["bufferViews"][document["images"][0]["bufferView"]]
-    start = view.get("byteOffset", 0)
-    png = Image.open(io.BytesIO(binary[start : start + view["byteLength"]]))
-    return torch.from_numpy(np.asarray(png.convert("RGB"), dtype=np.float32) / 255.0)
-
-
-def _srgb(stored: np.ndarray) -> np.ndarray:
-    """glTF's linear ``COLOR_0`` ``[V, 3 or 4]`` to display-referred RGB (IEC 61966-2-1)."""
-    top = np.iinfo(stored.dtype).max if stored.dtype.kind == "u" else 1.0
-    linear = np.clip(stored[:, :3].astype(np.float64) / top, 0.0, 1.0)
-    curved = 1.055 * linear ** (1 / 2.4) - 0.055
-    return np.where(linear <= 0.0031308, linear * 12.92, curved).astype(np.float32)
 
 
 def normalized(mesh: Mesh, *, radius: float = OBJECT_RADIUS) -> Mesh:

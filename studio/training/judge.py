@@ -1,7 +1,8 @@
 """The recipe of the independent judge: render, train one small network, measure, write a card.
 
-Losses are cross-entropies of kind, colour, pattern and view. The view of a symmetric kind counts
-only where it is "overhead". Every stage is resumable and seeded.
+Losses are cross-entropies of kind, colour, pattern, and of the view among those of the true kind.
+The view of a symmetric kind counts only where it is "overhead". Every stage is resumable and
+seeded.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from torch import Tensor, nn
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.samples import SampleConfig, ToySampler
 from studio.evaluation.judge import (
-    HEADS,
     SYMMETRIC_KINDS,
     VIEWS,
     Judge,
     JudgeNet,
     load_judge,
     save_judge,
+    split_heads,
 )
 from studio.training.judge_augment import augment
 from studio.training.judge_data import JudgeData, JudgeDataConfig, render_judge_data
@@ -42,13 +43,15 @@ class JudgeConfig:
     """The rendered objects."""
     batch_size: int = 96
     """Images a step."""
+    view_weight: float = 2.0
+    """Weight of the view loss; kind and colour have weight 1."""
     pattern_weight: float = 0.5
-    """Weight of the pattern loss; the other heads have weight 1."""
+    """Weight of the pattern loss."""
     test_images: int = 2000
     """Held-out renders that measure the result."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=2200,
+            steps=3600,
             learning_rate=2e-3,
             warmup=100,
             ema_decay=0.998,
@@ -70,21 +73,25 @@ PRESETS: dict[str, JudgeConfig] = {
 }
 
 
-def judge_loss(logits: Tensor, labels: Tensor, *, pattern_weight: float) -> Tensor:
+def judge_loss(
+    logits: Tensor, labels: Tensor, *, view_weight: float, pattern_weight: float
+) -> Tensor:
     """Sum of the heads' losses.
 
     Args:
-        logits: ``[b, classes]`` of all heads side by side.
+        logits: ``[b, outputs]`` of all heads side by side.
         labels: ``[b, 4]`` kind, colour, pattern, view.
+        view_weight: weight of the view loss.
         pattern_weight: weight of the pattern loss.
     """
-    kind, color, pattern, view = logits.split(list(HEADS.values()), dim=1)
+    kind, color, pattern, views = split_heads(logits)
     loss = F.cross_entropy(kind, labels[:, 0]) + F.cross_entropy(color, labels[:, 1])
     loss = loss + pattern_weight * F.cross_entropy(pattern, labels[:, 2])
     symmetric = torch.tensor([name in SYMMETRIC_KINDS for name in KIND_NAMES], device=logits.device)
     seen = ~symmetric[labels[:, 0]] | (labels[:, 3] == VIEWS.index("overhead"))
-    views = F.cross_entropy(view, labels[:, 3], reduction="none")
-    return loss + (views * seen).sum() / seen.sum().clamp(min=1)
+    view = views[torch.arange(len(views), device=views.device), labels[:, 0]]
+    view_loss = F.cross_entropy(view, labels[:, 3], reduction="none")
+    return loss + view_weight * (view_loss * seen).sum() / seen.sum().clamp(min=1)
 
 
 def _batch(
@@ -139,7 +146,12 @@ def train_judge(
 
     def loss_at(step: int) -> Tensor:
         images, labels = _batch(data, config, step, device)
-        return judge_loss(net(images), labels, pattern_weight=config.pattern_weight)
+        return judge_loss(
+            net(images),
+            labels,
+            view_weight=config.view_weight,
+            pattern_weight=config.pattern_weight,
+        )
 
     net.train()
     loop.run(loss_at, log=log)
@@ -197,7 +209,8 @@ def _write_card(
     card = {
         "what": "Judge of toybox images: kind, colour, pattern and view of a 64x64 image.",
         "data": f"{images} toybox renders, individuals and seed of its own, all combinations of "
-        "kind and colour; worn by studio.training.judge_augment; no output of any prior.",
+        "kind and colour, some with several fronts; worn by studio.training.judge_augment; no "
+        "output of any prior.",
         "command": "studio train judge",
         "licence": "Apache-2.0; trained on procedural images only",
         "parameters": sum(p.numel() for p in JudgeNet().parameters()),

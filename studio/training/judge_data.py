@@ -19,24 +19,43 @@ import torch
 from renderers.cameras import Cameras, orbit_cameras
 from scenes.toybox.captions import view_word
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
-from scenes.toybox.objects import ObjectSpec
+from scenes.toybox.objects import ObjectSpec, ToyObject, build_object
 from scenes.toybox.render import ToyGeometry, render_rgb
-from scenes.toybox.scene import SceneSpec, build_scene
+from scenes.toybox.scene import ToyScene
 from scenes.toybox.splits import N_INDIVIDUALS
-from studio.evaluation.judge import VIEWS
+from studio.evaluation.janus_objects import with_fronts
+from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS
 
-__all__ = ["JudgeData", "JudgeDataConfig", "render_judge_data"]
+__all__ = [
+    "JudgeData",
+    "JudgeDataConfig",
+    "draw_janus_views",
+    "draw_object",
+    "draw_views",
+    "render_judge_data",
+    "seen_view",
+]
 
 CHUNK = 300  # objects between two saves
 WHITE = 255
+JANUS_FRONTS = (
+    (True, False, True, False),
+    (True, True, False, False),
+    (True, True, False, True),
+    (True, True, True, True),
+    (True, True, True, True),
+)
+"""Quarters with a front; four fronts are as common as any two of the other cases."""
 
 
 @dataclass(frozen=True)
 class JudgeDataConfig:
     """What the judge's training images show."""
 
-    objects: int = 7_000
+    objects: int = 7_200
     """Rendered objects."""
+    janus_objects: int = 1_300
+    """Objects with two to four fronts, on top; what faces the camera then decides the view."""
     views: int = 3
     """Cameras around each object."""
     image_size: int = 64
@@ -92,7 +111,8 @@ def _joined(cameras: list[Cameras]) -> Cameras:
     return Cameras(**parts, height=cameras[0].height, width=cameras[0].width)
 
 
-def _object(rng: np.random.Generator, plain: float) -> ObjectSpec:
+def draw_object(rng: np.random.Generator, plain: float) -> ObjectSpec:
+    """An object of any combination; its individual is used for nothing else."""
     pattern = PATTERNS[0] if rng.random() < plain else PATTERNS[1 + int(rng.integers(3))]
     return ObjectSpec(
         kind=KIND_NAMES[int(rng.integers(len(KIND_NAMES)))],
@@ -106,9 +126,32 @@ def draw_views(
     rng: np.random.Generator, config: JudgeDataConfig
 ) -> tuple[np.ndarray, list[list[int]]]:
     """One object: images ``[views, h, w, 4]`` uint8 and their label rows."""
-    spec = _object(rng, config.plain)
-    cameras = _cameras(rng, config)
-    geometry = ToyGeometry(build_scene(SceneSpec((spec,))))
+    spec = draw_object(rng, config.plain)
+    return _look(build_object(spec), spec, (True, False, False, False), _cameras(rng, config))
+
+
+def draw_janus_views(
+    rng: np.random.Generator, config: JudgeDataConfig
+) -> tuple[np.ndarray, list[list[int]]]:
+    """The same of an object with two, three or four fronts."""
+    while (spec := draw_object(rng, config.plain)).kind in SYMMETRIC_KINDS:
+        pass
+    fronts = JANUS_FRONTS[int(rng.integers(len(JANUS_FRONTS)))]
+    toy = with_fronts(build_object(spec), fronts)
+    return _look(toy, spec, fronts, _cameras(rng, config))
+
+
+def seen_view(fronts: tuple[bool, ...], azimuth_deg: float, elevation_deg: float) -> str:
+    """The side that a camera sees of an object with a front at azimuth 90 k where ``fronts[k]``."""
+    view = view_word(azimuth_deg, elevation_deg).split()[0]
+    facing = fronts[round(azimuth_deg / 90.0) % 4]
+    return "front" if facing and view != "overhead" else view
+
+
+def _look(
+    toy: ToyObject, spec: ObjectSpec, fronts: tuple[bool, ...], cameras: Cameras
+) -> tuple[np.ndarray, list[list[int]]]:
+    geometry = ToyGeometry(ToyScene((toy,), np.zeros((1, 3)), np.ones(1)))
     rgb, mask = render_rgb(geometry, cameras, background=np.ones(3))
     images = np.round(np.concatenate([rgb, mask[..., None]], -1) * WHITE).astype(np.uint8)
     what = [
@@ -117,7 +160,7 @@ def draw_views(
         PATTERNS.index(spec.pattern),
     ]
     angles = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist())
-    return images, [[*what, VIEWS.index(view_word(a, e).split()[0])] for a, e in angles]
+    return images, [[*what, VIEWS.index(seen_view(fronts, a, e))] for a, e in angles]
 
 
 def render_judge_data(
@@ -125,7 +168,9 @@ def render_judge_data(
 ) -> JudgeData:
     """Render into ``folder``, continuing where an earlier call stopped."""
     folder.mkdir(parents=True, exist_ok=True)
-    state_path, total = folder / "state.json", config.objects * config.views
+    state_path = folder / "state.json"
+    objects = config.objects + config.janus_objects
+    total = objects * config.views
     if state_path.exists():
         labels = json.loads(state_path.read_text())["labels"]
         images = np.load(folder / "images.npy", mmap_mode="r+")
@@ -135,8 +180,9 @@ def render_judge_data(
         images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     while len(labels) < total:
         first = len(labels) // config.views
-        for k in range(first, min(first + CHUNK, config.objects)):
-            drawn, rows = draw_views(np.random.default_rng([config.seed, k]), config)
+        for k in range(first, min(first + CHUNK, objects)):
+            draw = draw_views if k < config.objects else draw_janus_views
+            drawn, rows = draw(np.random.default_rng([config.seed, k]), config)
             images[k * config.views : (k + 1) * config.views] = drawn
             labels += rows
         images.flush()

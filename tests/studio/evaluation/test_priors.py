@@ -1,0 +1,67 @@
+"""Prompts, figures and gates of a prior, with a tiny real pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from image_tools.diffusion.loading import load_folder
+from scenes.toybox.splits import is_held_out
+from studio.evaluation.judge import Judge, JudgeNet
+from studio.evaluation.priors import GATES, PriorEvalConfig, evaluate_prior, requests
+
+
+@pytest.fixture(scope="module")
+def report(tiny_prior: Path):
+    """A prior of random weights, judged by a network of random weights."""
+    torch.manual_seed(0)
+    config = PriorEvalConfig(samples=20, steps=1, vae_images=4, batch_size=8)
+    return evaluate_prior(load_folder(tiny_prior, torch.device("cpu")), Judge(JudgeNet()), config)
+
+
+def test_prompts_cover_all_combinations_before_any_comes_again():
+    train = requests(300, held_out=False, seed=0)
+    pairs = [(r.spec.kind, r.spec.color) for r in train[:274]]
+    assert len(set(pairs)) == 274
+    assert not any(is_held_out(*pair) for pair in pairs)
+    held_out = requests(46, held_out=True, seed=0)
+    assert len({(r.spec.kind, r.spec.color) for r in held_out}) == 46
+    assert all(is_held_out(r.spec.kind, r.spec.color) for r in held_out)
+
+
+def test_prompts_ask_for_every_view():
+    found = requests(30, held_out=False, seed=0)
+    views = [r.view for r in found]
+    assert views[:10] == [*("front", "side", "back") * 3, "overhead"]
+    assert found[1].prompt.endswith(f" {found[1].spec.color} {noun(found[1])}, side view")
+
+
+def noun(request) -> str:
+    """The noun in the request's prompt."""
+    return request.prompt.split(f"{request.spec.color} ")[1].split(",")[0]
+
+
+def test_figures_count_what_they_should(report):
+    counts = {name: figure.n for name, figure in report.figures.items()}
+    assert (counts["train_kind"], counts["held_out_color"], counts["vae_psnr_db"]) == (20, 10, 4)
+    words = ("view_front", "view_side", "view_back", "view_overhead")
+    assert counts["view"] == sum(counts[word] for word in words) < 30
+    assert len(report.images) == len(report.requests) == len(report.seen) == len(report.right) == 30
+
+
+def test_gates_are_compared_with_the_values(report):
+    assert set(report.passed) == set(GATES)
+    assert all(
+        report.passed[name] == (report.figures[name].value >= bar) for name, bar in GATES.items()
+    )
+    assert not report.passed["train_kind"]
+    assert report.as_dict()["passed"] == report.passed
+
+
+def test_the_same_seed_gives_the_same_samples(report, tiny_prior):
+    again = evaluate_prior(
+        load_folder(tiny_prior, torch.device("cpu")), Judge(JudgeNet()), report.config
+    )
+    assert torch.equal(again.images, report.images)

@@ -1,0 +1,34 @@
+"""`studio train`: what it refuses before any work begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from studio.commands import train as command
+from studio.errors import ConfigError, WeightsMissing
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"what": "jury"}, "what is 'jury' - expected pocket or judge"),
+        ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
+        ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
+        ({"what": "judge"}, "--out is out - expected a file"),
+    ],
+)
+def test_wrong_arguments_are_named(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        command.run(**arguments, out=Path("out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("source", [None, Path("nowhere")])
+def test_pocket_needs_the_source_of_its_text_encoder(source, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsMissing, match=r"--text-source is .* all-MiniLM-L6-v2"):
+        command.run("pocket", out=Path("out"), text_source=source)
+    assert list(tmp_path.iterdir()) == []
