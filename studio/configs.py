@@ -34,10 +34,12 @@ __all__ = [
     "GuidanceConfig",
     "LossesConfig",
     "OptimizerConfig",
+    "PreviousFieldConfig",
     "RendererConfig",
     "SavingConfig",
     "SceneConfig",
     "StageConfig",
+    "StageFieldConfig",
 ]
 
 MAX_PROMPT = 1000  # characters; text encoders read 24 to 77 tokens, so more is a mistake
@@ -124,6 +126,17 @@ class SavingConfig:
 
 
 @dataclass(frozen=True)
+class PreviousFieldConfig:
+    """Go on with the field of the stage before."""
+
+    kind: Literal["previous"] = "previous"
+    """Tag of this choice."""
+
+
+StageFieldConfig = FieldConfig | PreviousFieldConfig
+
+
+@dataclass(frozen=True)
 class StageConfig:
     """One optimisation: a field, seen by a renderer, pulled by a guidance rule."""
 
@@ -131,8 +144,8 @@ class StageConfig:
     """Name of the stage, unique in the scene; overrides may use it in place of the index."""
     steps: int
     """Optimiser steps."""
-    field: FieldConfig = setting(default_factory=HashVolumeConfig)
-    """What is optimised. A stage whose field equals the previous stage's goes on with it."""
+    field: StageFieldConfig = setting(default_factory=HashVolumeConfig)
+    """What is optimised. Later stages go on with it: {kind: previous}."""
     renderer: RendererConfig = setting(default_factory=VolumeRendererConfig)
     """How the field becomes images."""
     background: BackgroundConfig = setting(default_factory=SolidBackgroundConfig)
@@ -181,6 +194,12 @@ class SceneConfig:
     saving: SavingConfig = setting(default_factory=SavingConfig)
     """Checkpoints and previews."""
 
+    def field_of(self, index: int) -> FieldConfig:
+        """Settings of the field that stage ``index`` optimises."""
+        while isinstance(self.stages[index].field, PreviousFieldConfig):
+            index -= 1
+        return self.stages[index].field
+
     def __post_init__(self) -> None:
         """Refuse scenes that cannot run, naming every reason."""
         problems = [*self._prompt_problems(), *self._stage_problems()]
@@ -215,14 +234,14 @@ class SceneConfig:
         twice = sorted({name for name in names if names.count(name) > 1})
         problems = [f"stages: the name {name!r} stands twice - name each once." for name in twice]
         for index, stage in enumerate(self.stages):
-            if index and stage.field != self.stages[index - 1].field:
-                problems.append(
-                    f"stages.{index}.field: differs from the field of stage {index - 1}, which it "
-                    "goes on with - expected the same field settings in both."
-                )
-            if stage.losses.eikonal != 0.0 and not isinstance(stage.field, HashSDFConfig):
+            goes_on = isinstance(stage.field, PreviousFieldConfig)
+            if goes_on != (index > 0):
+                wanted = "{kind: previous}" if index else "a field of its own"
+                problems.append(f"stages.{index}.field: expected {wanted}, got {stage.field.kind}.")
+            first = self.stages[0].field
+            if stage.losses.eikonal != 0.0 and not isinstance(first, HashSDFConfig):
                 problems.append(
                     f"stages.{index}.losses.eikonal: needs a signed distance - expected 0, or "
-                    f"stages.{index}.field.kind=hash_sdf."
+                    "stages.0.field.kind=hash_sdf."
                 )
         return problems

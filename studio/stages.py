@@ -120,7 +120,7 @@ def build_stage(scene: SceneConfig, index: int, device: torch.device) -> Stage:
     start = make_generators((f"{config.name}/init",), seed=scene.seed, device=cpu)
     names = tuple(f"{config.name}/{name}" for name in GENERATORS)
     drawn = make_generators(names, seed=scene.seed, device=cpu)
-    renderer = _build_renderer(config, start[f"{config.name}/init"]).to(device)
+    renderer = _build_renderer(scene, index, start[f"{config.name}/init"]).to(device)
     background = list(renderer.background.parameters())
     groups = {**renderer.field.parameter_groups(), "background": background}
     return Stage(
@@ -132,9 +132,10 @@ def build_stage(scene: SceneConfig, index: int, device: torch.device) -> Stage:
     )
 
 
-def _build_renderer(config: StageConfig, generator: torch.Generator) -> VolumeRenderer:
-    """Field, background and renderer with initial values."""
-    field = build_field(config.field, generator)
+def _build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -> VolumeRenderer:
+    """Field, background and renderer of a stage, with initial values."""
+    config = scene.stages[index]
+    field = build_field(scene.field_of(index), generator)
     background = build_background(config.background, generator)
     return VolumeRenderer(config.renderer, field, background, config.material)
 
@@ -185,8 +186,8 @@ def load_stage(run: RunFolder, device: torch.device | str = "cpu") -> LoadedStag
             f"{run.path} has no checkpoint yet - expected at least one. "
             f"Run it first with: studio run --resume {run.path}"
         )
-    stage = config.stages[checkpoint.state["stage"]]
-    renderer = _build_renderer(stage, torch.Generator().manual_seed(0))
+    index = checkpoint.state["stage"]
+    renderer = _build_renderer(config, index, torch.Generator().manual_seed(0))
     _load_scene(renderer, checkpoint.scene)
     renderer = renderer.to(resolve_device(str(device))).eval()
     return LoadedStage(
@@ -194,6 +195,6 @@ def load_stage(run: RunFolder, device: torch.device | str = "cpu") -> LoadedStag
         renderer=renderer,
         background=renderer.background,
         config=config,
-        stage=stage,
+        stage=config.stages[index],
         step=checkpoint.step,
     )

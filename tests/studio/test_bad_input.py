@@ -121,8 +121,9 @@ CASES = [
         scene_yaml="prompt: a duck\nstages:\n- {name: shape}\n",
     ),
     case("scene without stages", "run", "scene.yaml", scene_yaml="prompt: a duck\n"),
+    case("first stage without a field", "run", "demo", "stages.0.field.kind=previous"),
     case(
-        "stages with different fields",
+        "second stage with a field of its own",
         "run",
         "scene.yaml",
         scene_yaml=SCENE + "stages:\n- {name: detail, steps: 4, field: {kind: hash_sdf}}\n",

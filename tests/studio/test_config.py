@@ -192,7 +192,8 @@ def test_changes_are_told_against_the_preset(tmp_path):
 
 
 def test_total_steps_are_shared_in_proportion(tmp_path):
-    stages = [{"name": "shape"}, {"name": "detail", "steps": 100}]
+    detail = {"name": "detail", "steps": 100, "field": {"kind": "previous"}}
+    stages = [{"name": "shape"}, detail]
     path = _write(tmp_path, {"base": "demo", "stages": stages})
     first = load_scene(path).config.stages[0].steps
     config = load_scene(path, [f"steps={(first + 100) // 2}"]).config

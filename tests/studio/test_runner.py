@@ -71,11 +71,15 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(variant, tiny_scen
 
 def test_second_stage_goes_on_with_the_first_and_resumes_across_it(tiny_scene, tmp_path):
     scene_file = tmp_path / "two.yaml"
+    detail = """  - name: detail
+    steps: 3
+    field: {kind: previous}
+    renderer: {samples_per_ray: 24, occupancy: {resolution: 16, update_every: 2}}
+    background: {kind: random}
+    cameras: {batch_size: 1, height: 16, width: 16, distance_range: [2.6, 3.2]}
+export:"""
     text = tiny_scene.read_text(encoding="utf-8")
-    stage = text[text.index("    field:") : text.index("export:")]
-    scene_file.write_text(
-        text.replace("export:", f"  - name: detail\n    steps: 3\n{stage}export:"), encoding="utf-8"
-    )
+    scene_file.write_text(text.replace("export:", detail), encoding="utf-8")
     scene, whole = start(scene_file, tmp_path / "whole")
     expected = run_to_the_end(scene, whole)
     assert expected.name == "step-000009"
