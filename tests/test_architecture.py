@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from functools import cache
@@ -274,6 +275,20 @@ def test_no_text_names_a_machine_path_or_a_package_registry() -> None:
         if word in path.read_text(errors="replace")
     ]
     assert wrong == []
+
+
+def test_every_data_file_of_the_packages_is_installed_with_them() -> None:
+    """Presets, weights and the vendored viewer must be in the wheel, not only in the checkout."""
+    settings = (ROOT / "pyproject.toml").read_text()
+    packaged = set(re.findall(r'"\*\*/\*?([\w.]+)"', settings))
+    data = {
+        path.suffix or path.name
+        for name in PACKAGES
+        for path in (ROOT / name).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".py"
+    }
+    assert {".yaml", ".js", "LICENSE"} <= packaged
+    assert data <= packaged
 
 
 def test_the_import_rule_sees_lazy_and_typed_imports() -> None:
