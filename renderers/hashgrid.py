@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Float
@@ -23,7 +24,10 @@ from renderers.backends.torch_hashgrid import GridLayout
 from renderers.configs import HashGridConfig
 from renderers.errors import check_shape
 
-__all__ = ["HashGrid"]
+if TYPE_CHECKING:
+    from renderers.backends.tinycudann import TinyCudaHashGrid
+
+__all__ = ["HashGrid", "build_hash_grid"]
 
 INITIAL_RANGE = 1e-4
 """Half width of the uniform initial distribution of the table (paper, section 4)."""
@@ -33,13 +37,14 @@ class HashGrid(nn.Module):
     """Maps positions in the unit cube to ``L * F`` features.
 
     Args:
-        config: sizes.
+        config: sizes, and the backend that calls use unless they name another.
         generator: source of the initial table; None uses the global generator.
     """
 
     def __init__(self, config: HashGridConfig, *, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.layout = GridLayout.from_config(config)
+        self.backend: str = config.backend
         table = torch.empty(self.layout.n_entries, self.layout.n_features)
         self.table = nn.Parameter(
             table.uniform_(-INITIAL_RANGE, INITIAL_RANGE, generator=generator)
@@ -62,7 +67,7 @@ class HashGrid(nn.Module):
             BackendMissing: ``backend`` is unknown or cannot serve this device.
         """
         check_shape("x", x, "n 3")
-        kernels = _kernels(x, self.table, backend)
+        kernels = _kernels(x, self.table, backend or self.backend)
         return kernels.encode(x.clamp(0.0, 1.0), self.table, self.layout)
 
     def with_jacobian(
@@ -77,7 +82,7 @@ class HashGrid(nn.Module):
             BackendMissing: ``backend`` is unknown or cannot serve this device.
         """
         check_shape("x", x, "n 3")
-        kernels = _kernels(x, self.table, backend)
+        kernels = _kernels(x, self.table, backend or self.backend)
         return kernels.encode_with_jacobian(x.clamp(0.0, 1.0), self.table, self.layout)
 
     def level_mask(self, progress: float, *, start_level: int = 1) -> Float[Tensor, "lf"]:
@@ -86,13 +91,25 @@ class HashGrid(nn.Module):
         The first ``start_level`` levels are always on; the others fade in one after the other,
         linearly, while ``progress`` goes from 0 to 1.
         """
-        n_levels = self.layout.n_levels
-        n_on = start_level + min(max(progress, 0.0), 1.0) * (n_levels - start_level)
-        levels = torch.arange(n_levels, device=self.table.device, dtype=self.table.dtype)
-        return (n_on - levels).clamp(0.0, 1.0).repeat_interleave(self.layout.n_features)
+        return self.layout.level_mask(progress, start_level).to(self.table)
 
 
-def _kernels(x: Tensor, table: Tensor, backend: str | None) -> ModuleType:
+def build_hash_grid(
+    config: HashGridConfig, *, generator: torch.Generator | None = None
+) -> HashGrid | TinyCudaHashGrid:
+    """The hash grid that ``config.backend`` asks for.
+
+    Raises:
+        BackendMissing: ``config.backend`` is ``"tinycudann"``, which cannot be used here.
+    """
+    if config.backend == "tinycudann":
+        from renderers.backends.tinycudann import TinyCudaHashGrid
+
+        return TinyCudaHashGrid(config, generator=generator)
+    return HashGrid(config, generator=generator)
+
+
+def _kernels(x: Tensor, table: Tensor, backend: str) -> ModuleType:
     if x.dtype != table.dtype:
         raise TypeError(f"x is {x.dtype} and the table {table.dtype}; cast x to the table's dtype.")
     name = resolve(x.device, dtype=x.dtype, prefer=backend)

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from renderers.backends import resolve
-from renderers.backends.torch_march import MarchProblem
+from renderers.backends.torch_march import MarchProblem, Search
 from renderers.errors import check_shape
 from renderers.occupancy import OccupancyGrid
 
@@ -110,7 +110,7 @@ def march_rays(
         jitter: shift of each ray's samples in 0..1 steps; None is 0 for all rays.
         max_samples: above this many samples the step of all rays is lengthened until they fit (at
             most to a quarter of the box's edge), so that the picture stays whole.
-        backend: a kernel backend by name; None chooses.
+        backend: a kernel backend by name, or ``"nerfacc"``; None chooses.
 
     Raises:
         ShapeError: rays that are not [n, 3].
@@ -134,16 +134,16 @@ def march_rays(
     )
     kernels = _kernels(rays_o, backend)
     limit = max(step_size, 2.0 * grid.radius / COARSEST_STEPS_ACROSS)
-    step, counts = _fit_step(
-        lambda step: kernels.count_samples(problem, step), step_size, limit, max_samples
+    step, search = _fit_step(
+        lambda step: kernels.find_samples(problem, step), step_size, limit, max_samples
     )
-    t_starts, ray_indices, positions = kernels.write_samples(problem, step, counts)
-    first = torch.cumsum(counts, dim=0) - counts
+    t_starts, ray_indices, positions = kernels.write_samples(problem, step, search)
+    first = torch.cumsum(search.counts, dim=0) - search.counts
     return RaySamples(
         t_starts=t_starts,
         t_ends=t_starts + step,
         ray_indices=ray_indices,
-        packed_info=torch.stack([first, counts], dim=1),
+        packed_info=torch.stack([first, search.counts], dim=1),
         positions=positions,
         step_size=step,
     )
@@ -164,7 +164,7 @@ def composite(
         features: colours or whatever is to be averaged.
         samples: where the samples lie.
         n_rays: number of rays, checked against ``samples`` when given.
-        backend: a kernel backend by name; None chooses.
+        backend: a kernel backend by name, or ``"nerfacc"``; None chooses.
 
     Raises:
         ShapeError: tensors that do not fit the samples.
@@ -215,20 +215,20 @@ def select_samples(samples: RaySamples, keep: Bool[Tensor, "m"]) -> RaySamples:
 
 
 def _fit_step(
-    count: Callable[[float], Int[Tensor, "n"]],
-    step_size: float,
-    limit: float,
-    max_samples: int | None,
-) -> tuple[float, Int[Tensor, "n"]]:
-    """The shortest tried step that gives at most ``max_samples``, and the counts per ray."""
-    step = step_size
-    counts = count(step)
-    while max_samples is not None and step < limit and (total := int(counts.sum())) > max_samples:
+    find: Callable[[float], Search], step_size: float, limit: float, max_samples: int | None
+) -> tuple[float, Search]:
+    """The shortest tried step that gives at most ``max_samples``, and its samples."""
+    step, search = step_size, find(step_size)
+    if max_samples is None:
+        return step, search
+    while step < limit and (total := int(search.counts.sum())) > max_samples:
         step = min(step * max(total / max(max_samples, 1), MIN_COARSENING), limit)
-        counts = count(step)
-    return step, counts
+        search = find(step)
+    return step, search
 
 
 def _kernels(tensor: Tensor, backend: str | None) -> ModuleType:
+    if backend == "nerfacc":
+        return import_module("renderers.backends.nerfacc")
     name = resolve(tensor.device, dtype=tensor.dtype, prefer=backend)
     return import_module(f"renderers.backends.{name}_march")

@@ -1,8 +1,8 @@
 """Ray marching and compositing on the CPU: numba kernels, parallel over rays.
 
 Same samples (bit for bit) and same interface as `torch_march`. Marching takes two passes, one that
-counts and one that writes; compositing keeps each sample's weight and transmittance, and its
-backward pass is one loop per ray from the last sample to the first.
+finds the samples and one that writes them. Compositing keeps each sample's weight and
+transmittance; its backward pass is one loop per ray from the last sample to the first.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from torch import Tensor
 from renderers.backends import torch_march
 from renderers.backends.autograd import reference_gradients
 from renderers.backends.numba_runtime import KERNEL_LOCK
-from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem
+from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem, Search
 
-__all__ = ["composite", "count_samples", "write_samples"]
+__all__ = ["composite", "find_samples", "write_samples"]
+
+WORD_BITS = 63
+"""Lattice points per 64-bit word; the sign bit is left out, since shifts would copy it."""
 
 _ZERO = np.float32(0.0)
 _HALF = np.float32(0.5)
@@ -28,26 +31,29 @@ _TINY = np.float32(TINY_DIRECTION)
 _OPTIONS = {"cache": True, "error_model": "numpy", "boundscheck": False}
 
 
-def count_samples(problem: MarchProblem, step: float) -> Int[Tensor, "n"]:
-    """Number of samples on each ray."""
-    counts = torch.zeros(problem.rays_o.shape[0], dtype=torch.int64)
-    if counts.shape[0]:
+def find_samples(problem: MarchProblem, step: float) -> Search:
+    """Look for the samples of every ray; what was found is kept as one bit per lattice point."""
+    n_rays = problem.rays_o.shape[0]
+    counts = torch.zeros(n_rays, dtype=torch.int64)
+    n_slots = int(2.0 * 3**0.5 * problem.radius / step) + 4
+    hits = torch.empty(n_rays, -(-n_slots // WORD_BITS), dtype=torch.int64)
+    if n_rays:
         with KERNEL_LOCK:
-            _count(*_arguments(problem, step), counts.numpy())
-    return counts
+            _find(*_arguments(problem, step), counts.numpy(), hits.numpy())
+    return Search(counts=counts, found=(hits,))
 
 
 def write_samples(
-    problem: MarchProblem, step: float, counts: Int[Tensor, "n"]
+    problem: MarchProblem, step: float, search: Search
 ) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m 3"]]:
     """Starts, ray numbers and middles of all samples, ray after ray."""
-    total = int(counts.sum())
+    total = int(search.counts.sum())
     t_starts = torch.empty(total, dtype=torch.float32)
     ray_indices = torch.empty(total, dtype=torch.int64)
     positions = torch.empty(total, 3, dtype=torch.float32)
     if total:
-        first = torch.cumsum(counts, dim=0) - counts
-        out = (first.numpy(), t_starts.numpy(), ray_indices.numpy(), positions.numpy())
+        first = torch.cumsum(search.counts, dim=0) - search.counts
+        out = _numpy(*search.found, first, t_starts, ray_indices, positions)
         with KERNEL_LOCK:
             _write(*_arguments(problem, step), *out)
     return t_starts, ray_indices, positions
@@ -126,25 +132,31 @@ def _box(o, d, i, radius, near, far):
 
 
 @njit(inline="always", **_OPTIONS)
-def _cell_along(position, radius, cells_per_unit, resolution):
-    cell = np.int64((position + radius) * cells_per_unit)
-    return min(max(cell, 0), resolution - 1)
+def _cell_along(position, resolution):
+    return min(max(np.int64(position), 0), resolution - 1)
 
 
 @njit(parallel=True, **_OPTIONS)
-def _count(o, d, jitter, binary, resolution, radius, near, far, step, cells_per_unit, counts):
+def _find(o, d, jitter, binary, resolution, radius, near, far, step, cells_per_unit, counts, hits):
     for i in prange(o.shape[0]):
         enter, leave = _box(o, d, i, radius, near, far)
+        hits[i] = 0
         count = 0
         if enter < leave:
             lowest = np.floor(enter / step - jitter[i])
-            for slot in range(np.int64((leave - enter) / step) + 3):
+            # In units of cells, so that only a product and a sum are left for each lattice point.
+            ox, dx = (o[i, 0] + radius) * cells_per_unit, d[i, 0] * cells_per_unit
+            oy, dy = (o[i, 1] + radius) * cells_per_unit, d[i, 1] * cells_per_unit
+            oz, dz = (o[i, 2] + radius) * cells_per_unit, d[i, 2] * cells_per_unit
+            n_slots = min(np.int64((leave - enter) / step) + 3, hits.shape[1] * WORD_BITS)
+            for slot in range(n_slots):
                 middle = (lowest + np.float32(slot) + jitter[i]) * step + _HALF * step
                 if enter <= middle < leave:
-                    x = _cell_along(o[i, 0] + middle * d[i, 0], radius, cells_per_unit, resolution)
-                    y = _cell_along(o[i, 1] + middle * d[i, 1], radius, cells_per_unit, resolution)
-                    z = _cell_along(o[i, 2] + middle * d[i, 2], radius, cells_per_unit, resolution)
+                    x = _cell_along(ox + middle * dx, resolution)
+                    y = _cell_along(oy + middle * dy, resolution)
+                    z = _cell_along(oz + middle * dz, resolution)
                     if binary[(x * resolution + y) * resolution + z]:
+                        hits[i, slot // WORD_BITS] |= np.int64(1) << np.int64(slot % WORD_BITS)
                         count += 1
         counts[i] = count
 
@@ -152,30 +164,26 @@ def _count(o, d, jitter, binary, resolution, radius, near, far, step, cells_per_
 @njit(parallel=True, **_OPTIONS)
 def _write(
     o, d, jitter, binary, resolution, radius, near, far, step, cells_per_unit,
-    first, t_starts, ray_indices, positions,
+    hits, first, t_starts, ray_indices, positions,
 ):  # fmt: skip
     for i in prange(o.shape[0]):
-        enter, leave = _box(o, d, i, radius, near, far)
-        if enter < leave:
-            at = first[i]
-            lowest = np.floor(enter / step - jitter[i])
-            for slot in range(np.int64((leave - enter) / step) + 3):
-                start = (lowest + np.float32(slot) + jitter[i]) * step
-                middle = start + _HALF * step
-                if enter <= middle < leave:
-                    px = o[i, 0] + middle * d[i, 0]
-                    py = o[i, 1] + middle * d[i, 1]
-                    pz = o[i, 2] + middle * d[i, 2]
-                    x = _cell_along(px, radius, cells_per_unit, resolution)
-                    y = _cell_along(py, radius, cells_per_unit, resolution)
-                    z = _cell_along(pz, radius, cells_per_unit, resolution)
-                    if binary[(x * resolution + y) * resolution + z]:
-                        t_starts[at] = start
-                        ray_indices[at] = i
-                        positions[at, 0] = px
-                        positions[at, 1] = py
-                        positions[at, 2] = pz
-                        at += 1
+        at = first[i]
+        enter, _ = _box(o, d, i, radius, near, far)
+        lowest = np.floor(enter / step - jitter[i])
+        for word in range(hits.shape[1]):
+            bits, slot = hits[i, word], word * WORD_BITS
+            while bits != 0:
+                if bits & 1:
+                    start = (lowest + np.float32(slot) + jitter[i]) * step
+                    middle = start + _HALF * step
+                    t_starts[at] = start
+                    ray_indices[at] = i
+                    positions[at, 0] = o[i, 0] + middle * d[i, 0]
+                    positions[at, 1] = o[i, 1] + middle * d[i, 1]
+                    positions[at, 2] = o[i, 2] + middle * d[i, 2]
+                    at += 1
+                bits >>= 1
+                slot += 1
 
 
 @njit(parallel=True, **_OPTIONS)

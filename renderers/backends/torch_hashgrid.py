@@ -93,6 +93,16 @@ class GridLayout:
         """Features per position, L * F."""
         return self.n_levels * self.n_features
 
+    def level_mask(self, progress: float, start_level: int) -> Float[Tensor, "lf"]:
+        """Factors on the features for coarse-to-fine training.
+
+        The first ``start_level`` levels are always on; the others fade in one after the other,
+        linearly, while ``progress`` goes from 0 to 1.
+        """
+        n_on = start_level + min(max(progress, 0.0), 1.0) * (self.n_levels - start_level)
+        levels = torch.arange(self.n_levels, dtype=torch.float32)
+        return (n_on - levels).clamp(0.0, 1.0).repeat_interleave(self.n_features)
+
 
 def encode(
     x: Float[Tensor, "n 3"], table: Float[Tensor, "entries f"], layout: GridLayout

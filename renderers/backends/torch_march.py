@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["MarchProblem", "composite", "count_samples", "write_samples"]
+__all__ = ["MarchProblem", "Search", "composite", "find_samples", "write_samples"]
 
 TINY_DIRECTION = 1e-12
 """Smaller direction components count as this one, so that the slab test divides by no zero."""
@@ -38,31 +38,40 @@ class MarchProblem:
     far: float
 
 
-def count_samples(problem: MarchProblem, step: float) -> Int[Tensor, "n"]:
-    """Number of samples on each ray."""
-    counts = [
-        keep.sum(dim=1)
-        for *_, keep in (_lattice(problem, step, rows) for rows in _chunks(problem, step))
-    ]
-    return torch.cat(counts) if counts else problem.rays_o.new_zeros(0, dtype=torch.long)
+@dataclass(frozen=True)
+class Search:
+    """The samples that were found, before they are written out."""
+
+    counts: Int[Tensor, "n"]
+    """Samples on each ray."""
+    found: tuple[Tensor, ...]
+    """What the backend keeps for its `write_samples`."""
+
+
+def find_samples(problem: MarchProblem, step: float) -> Search:
+    """Look for the samples of every ray."""
+    counts, rays, slots = [], [], []
+    for rows in _chunks(problem, step):
+        *_, keep = _lattice(problem, step, rows)
+        ray, slot = keep.nonzero(as_tuple=True)
+        counts.append(keep.sum(dim=1))
+        rays.append(ray + rows.start)
+        slots.append(slot)
+    if not counts:
+        none = torch.zeros(0, dtype=torch.long, device=problem.rays_o.device)
+        return Search(counts=none, found=(none, none))
+    return Search(counts=torch.cat(counts), found=(torch.cat(rays), torch.cat(slots)))
 
 
 def write_samples(
-    problem: MarchProblem, step: float, counts: Int[Tensor, "n"]
+    problem: MarchProblem, step: float, search: Search
 ) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m 3"]]:
     """Starts, ray numbers and middles of all samples, ray after ray."""
-    starts, rays, middles = [], [], []
-    for rows in _chunks(problem, step):
-        t, middle, keep = _lattice(problem, step, rows)
-        ray, slot = keep.nonzero(as_tuple=True)
-        starts.append(t[ray, slot])
-        rays.append(ray + rows.start)
-        o, d = problem.rays_o[rows][ray], problem.rays_d[rows][ray]
-        middles.append(o + middle[ray, slot, None] * d)
-    if not starts:
-        empty = problem.rays_o.new_zeros(0, 3)
-        return empty[:, 0], torch.zeros(0, dtype=torch.long, device=empty.device), empty
-    return torch.cat(starts), torch.cat(rays), torch.cat(middles)
+    ray, slot = search.found
+    enter, _ = box_interval(problem, slice(None))
+    start = _lattice_starts(enter[ray], problem.jitter[ray], slot, step)
+    middle = (start + 0.5 * step)[:, None]
+    return start, ray, problem.rays_o[ray] + middle * problem.rays_d[ray]
 
 
 def composite(
@@ -102,24 +111,28 @@ def box_interval(problem: MarchProblem, rows: slice) -> tuple[Tensor, Tensor]:
     return enter, leave
 
 
-def _lattice(problem: MarchProblem, step: float, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Starts and middles [n, s] of the lattice points of some rays, and which are samples."""
+def _lattice_starts(enter: Tensor, jitter: Tensor, slot: Tensor, step: float) -> Tensor:
+    """Starts of lattice intervals, counted from the one in which the box begins."""
+    return (torch.floor(enter / step - jitter) + slot.to(enter.dtype) + jitter) * step
+
+
+def _lattice(problem: MarchProblem, step: float, rows: slice) -> tuple[Tensor, Tensor]:
+    """Middles [n, s] of the lattice intervals of some rays, and which are samples."""
     enter, leave = box_interval(problem, rows)
-    jitter = problem.jitter[rows]
-    first = torch.floor(enter / step - jitter)
-    n_slots = _lattice_length(enter, leave, step)
-    slots = torch.arange(n_slots, device=enter.device, dtype=enter.dtype)
-    t = ((first[:, None] + slots) + jitter[:, None]) * step
-    middle = t + 0.5 * step
+    slots = torch.arange(_lattice_length(enter, leave, step), device=enter.device)
+    start = _lattice_starts(enter[:, None], problem.jitter[rows, None], slots, step)
+    middle = start + 0.5 * step
     inside = (middle >= enter[:, None]) & (middle < leave[:, None])
     resolution = problem.binary.shape[0]
     cells_per_unit = resolution / (2.0 * problem.radius)
-    o, d = problem.rays_o[rows], problem.rays_d[rows]
+    # In units of cells, so that only a product and a sum are left for each lattice point.
+    origin = (problem.rays_o[rows] + problem.radius) * cells_per_unit
+    direction = problem.rays_d[rows] * cells_per_unit
     cell = torch.zeros_like(middle, dtype=torch.long)
     for axis in range(3):
-        along = (o[:, axis, None] + middle * d[:, axis, None] + problem.radius) * cells_per_unit
+        along = origin[:, axis, None] + middle * direction[:, axis, None]
         cell = cell * resolution + along.nan_to_num(0.0).long().clamp(0, resolution - 1)
-    return t, middle, inside & problem.binary.reshape(-1)[cell]
+    return middle, inside & problem.binary.reshape(-1)[cell]
 
 
 def _lattice_length(enter: Tensor, leave: Tensor, step: float) -> int:

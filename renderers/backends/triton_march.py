@@ -16,9 +16,9 @@ from torch import Tensor
 
 from renderers.backends import torch_march
 from renderers.backends.autograd import reference_gradients
-from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem
+from renderers.backends.torch_march import TINY_DIRECTION, MarchProblem, Search
 
-__all__ = ["composite", "count_samples", "write_samples"]
+__all__ = ["composite", "find_samples", "write_samples"]
 
 RAYS = 64
 """Rays per program; its lanes wait for the longest one, so few are better than many."""
@@ -28,19 +28,20 @@ _SERIES_BELOW = tl.constexpr(0.1)
 """Optical depths under this use the series of 1 - exp(-x), which cancels no digits."""
 
 
-def count_samples(problem: MarchProblem, step: float) -> Int[Tensor, "n"]:
-    """Number of samples on each ray."""
+def find_samples(problem: MarchProblem, step: float) -> Search:
+    """Count the samples on every ray."""
     counts = torch.zeros(problem.rays_o.shape[0], dtype=torch.int64, device=problem.rays_o.device)
-    _launch_march(
-        problem, step, counts, counts, problem.rays_o, counts, problem.rays_o, WRITE=False
-    )
-    return counts
+    # The tensors that only a writing pass touches are stand-ins here.
+    unused = (problem.rays_o, counts, problem.rays_o)
+    _launch_march(problem, step, counts, counts, *unused, WRITE=False)
+    return Search(counts=counts, found=())
 
 
 def write_samples(
-    problem: MarchProblem, step: float, counts: Int[Tensor, "n"]
+    problem: MarchProblem, step: float, search: Search
 ) -> tuple[Float[Tensor, "m"], Int[Tensor, "m"], Float[Tensor, "m 3"]]:
     """Starts, ray numbers and middles of all samples, ray after ray."""
+    counts = search.counts
     total = int(counts.sum())
     t_starts = problem.rays_o.new_empty(total)
     ray_indices = counts.new_empty(total)
@@ -161,9 +162,9 @@ def _slab(origin, direction, radius, enter, leave):
 
 
 @triton.jit
-def _cell_along(position, radius, cells_per_unit, resolution):
-    cell = ((position + radius) * cells_per_unit).to(tl.int32)
-    return tl.minimum(tl.maximum(cell, 0), resolution - 1)
+def _cell_along(origin, direction, middle, radius, cells_per_unit, resolution):
+    along = (origin + radius) * cells_per_unit + middle * (direction * cells_per_unit)
+    return tl.minimum(tl.maximum(along.to(tl.int32), 0), resolution - 1)
 
 
 @triton.jit
@@ -197,18 +198,17 @@ def _march(
         start = (lowest + slot + jitter) * step
         middle = start + 0.5 * step
         inside = hit & (middle >= enter) & (middle < leave)
-        px, py, pz = ox + middle * dx, oy + middle * dy, oz + middle * dz
-        x = _cell_along(px, radius, cells_per_unit, resolution)
-        y = _cell_along(py, radius, cells_per_unit, resolution)
-        z = _cell_along(pz, radius, cells_per_unit, resolution)
+        x = _cell_along(ox, dx, middle, radius, cells_per_unit, resolution)
+        y = _cell_along(oy, dy, middle, radius, cells_per_unit, resolution)
+        z = _cell_along(oz, dz, middle, radius, cells_per_unit, resolution)
         cell = (x * resolution + y) * resolution + z
         inside = inside & (tl.load(Binary + cell, inside, 0) != 0)
         if WRITE:
             tl.store(TStarts + at, start, inside)
             tl.store(RayIndices + at, i.to(tl.int64), inside)
-            tl.store(Positions + 3 * at, px, inside)
-            tl.store(Positions + 3 * at + 1, py, inside)
-            tl.store(Positions + 3 * at + 2, pz, inside)
+            tl.store(Positions + 3 * at, ox + middle * dx, inside)
+            tl.store(Positions + 3 * at + 1, oy + middle * dy, inside)
+            tl.store(Positions + 3 * at + 2, oz + middle * dz, inside)
             at += inside.to(tl.int64)
         count += inside.to(tl.int64)
         slot += 1
