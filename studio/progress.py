@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 __all__ = [
     "BarProgress",
@@ -55,6 +55,7 @@ def format_seconds(seconds: float) -> str:
     return f"{hours}:{clock}" if hours else clock
 
 
+@runtime_checkable
 class Progress(Protocol):
     """What the runner tells about its steps."""
 

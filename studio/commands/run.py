@@ -17,7 +17,7 @@ from typing import Any
 from studio.config import Scene, differences, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
 from studio.errors import ConfigError, StorageError
-from studio.progress import format_seconds, say
+from studio.progress import format_seconds, logged_to, say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 
@@ -188,7 +188,8 @@ def _finish(run: RunFolder, device: str) -> dict[str, str]:
     """Asset, turntable and report of an optimised run; returns the paths, the page to open last."""
     from studio.finish import finish_run
 
-    paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
+    with logged_to(run.log_path):
+        paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
     exported = run.read_info().get("export", {}).get("files", {})
     files = {kind: run.asset_dir / name for kind, name in exported.items()}
     return {kind: str(path) for kind, path in {**files, **paths}.items()}

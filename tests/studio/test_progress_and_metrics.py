@@ -16,7 +16,7 @@ from studio.progress import (
 
 
 @pytest.mark.parametrize(
-    ("seconds", "text"), [(0, "0:00"), (65, "1:05"), (3725, "1:02:05"), (59.6, "1:00")]
+    ("seconds", "text"), [(0.0, "0:00"), (65.0, "1:05"), (3725.0, "1:02:05"), (59.6, "1:00")]
 )
 def test_format_seconds(seconds, text):
     assert format_seconds(seconds) == text

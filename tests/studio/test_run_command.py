@@ -63,6 +63,7 @@ def test_run_folder_repeats_the_run(finished):
     assert json.loads(line)["status"] == "done"
 
 
+@pytest.mark.slow
 def test_resume_of_a_finished_run_exports_it_anew(finished, monkeypatch):
     result, _ = finished
     arguments = ["run", "--resume", result["run"], "export.formats=[ply]", "--json"]
@@ -72,6 +73,7 @@ def test_resume_of_a_finished_run_exports_it_anew(finished, monkeypatch):
     assert again["metrics"] == result["metrics"]
 
 
+@pytest.mark.slow
 def test_last_line_is_the_file_to_open(finished, monkeypatch):
     result, _ = finished
     lines = studio(monkeypatch, "run", "--resume", result["run"]).strip().splitlines()

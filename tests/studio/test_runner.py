@@ -56,7 +56,11 @@ def assert_equal_bits(first: Path, second: Path) -> None:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
 
 
-@pytest.mark.parametrize("variant", VARIANTS, ids=lambda name: name.split(",")[0])
+@pytest.mark.parametrize(
+    "variant",
+    [name if name == "plain" else pytest.param(name, marks=pytest.mark.slow) for name in VARIANTS],
+    ids=lambda name: name.split(",")[0],
+)
 def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(variant, tiny_scene, tmp_path):
     scene, whole = start(tiny_scene, tmp_path / "whole", *VARIANTS[variant])
     expected = run_to_the_end(scene, whole)

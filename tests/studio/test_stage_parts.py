@@ -1,0 +1,118 @@
+"""Devices, generators, optimiser state and loss weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from renderers.outputs import RenderOutput
+from studio.configs import AdamConfig, LossesConfig
+from studio.device import make_generators, peak_memory_bytes, resolve_device
+from studio.errors import CheckpointError, ConfigError
+from studio.losses import active_weights, wants_normals, weighted_losses
+from studio.optimizers import (
+    build_optimizer,
+    load_optimizer,
+    optimizer_tensors,
+    set_learning_rates,
+)
+
+CPU = torch.device("cpu")
+
+
+def test_auto_is_a_device_that_exists():
+    assert resolve_device("auto").type in {"cpu", "cuda"}
+    assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "cuda:99", "cpu:1", "CPU"])
+def test_impossible_devices_are_refused(name):
+    with pytest.raises(ConfigError, match="device:"):
+        resolve_device(name)
+
+
+def test_generators_depend_on_seed_and_name_only():
+    first = make_generators(("a", "b"), seed=1, device=CPU)
+    again = make_generators(("b",), seed=1, device=CPU)
+    other = make_generators(("b",), seed=2, device=CPU)
+    numbers = torch.rand(4, generator=first["b"])
+    assert torch.equal(numbers, torch.rand(4, generator=again["b"]))
+    assert not torch.equal(numbers, torch.rand(4, generator=other["b"]))
+    assert not torch.equal(numbers, torch.rand(4, generator=first["a"]))
+
+
+def test_peak_memory_is_plausible():
+    assert 50e6 < peak_memory_bytes(CPU) < 1e12
+
+
+class Model(nn.Module):
+    """Two parameters, one of which may stay without gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.ones(3))
+        self.weight = nn.Parameter(torch.ones(2, 2))
+
+
+def train(model: Model, optimizer: torch.optim.Adam, steps: int) -> None:
+    """A few steps on a curved loss."""
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (model.table.cos().sum() + (model.weight**4).sum()).backward()
+        optimizer.step()
+
+
+def make() -> tuple[Model, torch.optim.Adam]:
+    model = Model()
+    groups = {"grid": [model.table], "network": [model.weight], "background": []}
+    return model, build_optimizer(AdamConfig(), groups)
+
+
+def test_restored_optimizer_continues_bit_for_bit():
+    model, optimizer = make()
+    train(model, optimizer, 5)
+    saved = {name: value.clone() for name, value in model.state_dict().items()}
+    tensors = optimizer_tensors(optimizer, dict(model.named_parameters()))
+    tensors = {name: value.clone() for name, value in tensors.items()}
+    assert set(tensors) == {
+        f"{name}/{key}" for name in ("table", "weight") for key in ("step", "exp_avg", "exp_avg_sq")
+    }
+    train(model, optimizer, 3)
+
+    again, fresh = make()
+    again.load_state_dict(saved)
+    load_optimizer(fresh, dict(again.named_parameters()), tensors)
+    train(again, fresh, 3)
+    assert torch.equal(again.table, model.table)
+    assert torch.equal(again.weight, model.weight)
+
+
+def test_optimizer_state_of_another_shape_is_refused():
+    model, optimizer = make()
+    with pytest.raises(CheckpointError, match=r"'table/exp_avg' has shape \(4,\)"):
+        load_optimizer(optimizer, dict(model.named_parameters()), {"table/exp_avg": torch.zeros(4)})
+
+
+def test_learning_rates_follow_their_schedules():
+    model = Model()
+    config = AdamConfig(grid=((0.0, 0.0), (1.0, 2.0)), network=0.5)
+    optimizer = build_optimizer(config, {"grid": [model.table], "network": [model.weight]})
+    set_learning_rates(optimizer, config, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert optimizer.param_groups[0]["name"] == "grid"
+
+
+def test_only_terms_with_a_weight_are_computed_and_weighted():
+    config = LossesConfig(guidance=2.0, sparsity=((0.0, 0.0), (1.0, 4.0)), orient=0.0)
+    assert active_weights(config, 0.0) == {}
+    assert active_weights(config, 0.5) == {"sparsity": 2.0}
+    assert wants_normals(LossesConfig(orient=1.0), 0.5)
+    assert not wants_normals(config, 0.5)
+    opacity = torch.full((1, 2, 2, 1), 0.5)
+    image = torch.zeros(1, 2, 2, 3)
+    output = RenderOutput(comp_rgb=image, opacity=opacity, depth=opacity, comp_rgb_bg=image)
+    losses = weighted_losses(config, output, torch.tensor(3.0), 0.5)
+    assert float(losses["guidance"]) == 6.0
+    assert float(losses["sparsity"]) == pytest.approx(2.0 * (0.25 + 0.01) ** 0.5)
+    assert set(losses) == {"guidance", "sparsity"}
