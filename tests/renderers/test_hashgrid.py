@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -192,6 +193,15 @@ def test_table_gradients_of_reruns_agree_bit_for_bit(generator, monkeypatch):
         numba_hashgrid, "_level_order", lambda layout: np.arange(layout.n_levels)[::-1].copy()
     )
     assert all(torch.equal(a, b) for a, b in zip(first, gradients()))
+
+
+def test_kernels_may_be_called_from_several_threads(generator):
+    grid = HashGrid(MIXED, generator=generator)
+    x = torch.rand(2000, 3, generator=generator)
+    expected = grid(x, backend="numba")
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda _: grid(x, backend="numba"), range(40)))
+    assert all(torch.equal(result, expected) for result in results)
 
 
 def test_second_derivatives_through_numba_equal_the_reference(generator):
