@@ -2,8 +2,9 @@
 
 Same samples and same interface as `torch_march`. Marching takes two passes, one that counts and one
 that writes; compositing walks each ray's samples in order, its backward pass in reverse, so there
-are no atomics and reruns agree bit for bit. Loops are written with ``while``: Triton's interpreter
-cannot run ``for`` loops whose bound is a tensor in releases before 3.7 under NumPy >= 2.4.
+are no atomics and reruns agree bit for bit. Loops are written with ``while``, because the
+interpreter of Triton 3.6 cannot run ``for`` loops with a tensor as bound under NumPy 2.4 (that of
+3.9 can).
 """
 
 from __future__ import annotations
