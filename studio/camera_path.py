@@ -1,7 +1,7 @@
 """Camera paths as JSON, in the form of nerfstudio, which its Blender add-on reads and writes.
 
-Both sides are right-handed with +z up and OpenGL camera axes, so matrices pass unchanged. ``fov`` is
-vertical, in degrees.
+Both sides are right-handed with +z up and OpenGL camera axes, so matrices pass unchanged. ``fov``
+is vertical, in degrees.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from studio.video import picture, render_frames, write_gif, write_mp4
 
 __all__ = ["compare_views", "finish_run", "write_turntable"]
 
-FILM_FRAMES, FILM_SIZE, FILM_FPS = 90, 512, 24
+FILM_FRAMES, FILM_SIZE, FILM_FPS = 72, 512, 24
 GIF_SIZE, GIF_EVERY = 256, 2
 SHEET_VIEWS, SHEET_SIZE = 4, 192
 

@@ -22,6 +22,9 @@ class ExportConfig:
     """Grid cells along the longest side of the object's bounding box."""
     search_resolution: int = 64
     """Grid cells along the whole scene in the first pass, which finds the threshold and the box."""
+    blur_cells: float = 1.5
+    """Standard deviation, in grid cells, of the blur that takes the noise of the hash grid out of
+    the surface; 0 keeps every bump."""
     min_component: float = 0.02
     """Parts below this fraction of the largest part's volume and area are floaters; 0 keeps all."""
     max_faces: int = 20_000
@@ -52,6 +55,7 @@ class ExportConfig:
             "max_faces": 100,
             "texture_size": 16,
             "unwrap_budget_s": 0,
+            "blur_cells": 0,
             "shell_cells": 0,
             "min_component": 0,
             "crease_deg": 0,
@@ -60,6 +64,7 @@ class ExportConfig:
             "resolution": 512,
             "search_resolution": 256,
             "texture_size": 8192,
+            "blur_cells": 5,
             "min_component": 1,
             "crease_deg": 180,
         }

@@ -6,7 +6,9 @@ display-referred colours; PLY has no textures, so it always gets vertex colours.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +21,7 @@ from studio.export.ply import ply_bytes
 from studio.export.shading import FlatMesh
 from studio.run_folder import storage_errors, write_atomic
 
-__all__ = ["Asset", "write_asset"]
+__all__ = ["Asset", "prepare_folder", "write_asset"]
 
 STEM = "asset"
 
@@ -40,10 +42,22 @@ class Asset:
     """JSON values for ``asset.extras`` of the GLB."""
 
 
+def prepare_folder(out_dir: Path) -> None:
+    """Make the folder and see that it can be written, before minutes go into the asset.
+
+    Raises:
+        StorageError: it cannot.
+    """
+    with storage_errors(out_dir, "write the asset to"):
+        out_dir.mkdir(parents=True, exist_ok=True)
+        if not os.access(out_dir, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+
 def write_asset(
     asset: Asset, out_dir: Path, *, formats: tuple[str, ...], up: Literal["y", "z"]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Write the files.
+    """Write the files into an existing folder.
 
     Returns:
         File names by format, and the problems found in the GLB (none, normally).
@@ -66,7 +80,6 @@ def write_asset(
     if "ply" in formats:
         contents["ply"] = (f"{STEM}.ply", ply_bytes(_turned(asset.painted, up)))
     with storage_errors(out_dir, "write the asset to"):
-        out_dir.mkdir(parents=True, exist_ok=True)
         for filename, content in contents.values():
             write_atomic(out_dir / filename, content)
     return {kind: filename for kind, (filename, _) in contents.items()}, tuple(problems)

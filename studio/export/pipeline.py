@@ -27,7 +27,7 @@ from studio.export.bake import (
 )
 from studio.export.cleanup import drop_parts, repair, weld
 from studio.export.configs import ExportConfig
-from studio.export.files import Asset, write_asset
+from studio.export.files import Asset, prepare_folder, write_asset
 from studio.export.gltf import png_bytes
 from studio.export.placement import place
 from studio.export.shading import flatten
@@ -159,6 +159,7 @@ def export_field(
         EmptyGeometry: the field has no surface; the message names its range and what to try.
         StorageError: ``out_dir`` cannot be written.
     """
+    prepare_folder(out_dir)
     clock = _Clock(progress)
     with clock.step("surface"):
         surface = extract_surface(scene_field, config, device=device)
@@ -182,6 +183,7 @@ def export_mesh(
     progress: Progress = lambda _: None,
 ) -> ExportResult:
     """Clean, colour and write a surface that exists already; arguments as in ``export_field``."""
+    prepare_folder(out_dir)
     return _finish(
         weld(mesh),
         colours,

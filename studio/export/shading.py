@@ -18,6 +18,8 @@ __all__ = ["FlatMesh", "corner_normals", "flatten"]
 
 # Corners whose normals agree to this step share one vertex.
 NORMAL_STEP = 1e-3
+# Share of the neighbours in a face's orientation: 10 degrees on a box, all of it on a sliver.
+NEIGHBOUR_WEIGHT = 0.1
 
 
 @dataclass(frozen=True)
@@ -40,12 +42,15 @@ def corner_normals(mesh: Triangles, *, crease_deg: float) -> Float[np.ndarray, "
     """Unit normal of every corner: mean of the faces around its vertex that lean less than
     ``crease_deg`` from the corner's own face, weighted by their area and angle.
 
-    Decimation leaves a few slivers whose own normal is noise. So a face's orientation for the
-    crease test is that of its neighbourhood: its area vector plus those of its neighbours.
+    Decimation leaves a few slivers whose own normal is noise. So a face's orientation in the
+    crease test is its area vector plus a fraction of those of its neighbours: a face of ordinary
+    size keeps its own, a sliver takes on its neighbourhood's.
     """
     vertex = mesh.t_pos_idx.reshape(-1)
     area = mesh.area_vectors()
-    orientation = np.repeat(_unit(area + _neighbour_sum(mesh, area)), 3, axis=0)  # [3f, 3]
+    orientation = np.repeat(
+        _unit(area + NEIGHBOUR_WEIGHT * _neighbour_sum(mesh, area)), 3, axis=0
+    )  # [3f, 3]
     weighted = np.repeat(area, 3, axis=0) * corner_angles(mesh).reshape(-1, 1)
     first, second = _corner_pairs(vertex, len(mesh.v_pos))
     cosine = np.einsum("pi,pi->p", orientation[first], orientation[second])

@@ -1,10 +1,12 @@
 """Iso-surfaces of density and distance fields.
 
 Two passes: a coarse grid over the scene finds the threshold and the bounding box, a fine grid over
-the box gives the topology by marching tetrahedra. Densities jump by orders of magnitude inside one
-cell, where linear interpolation would leave stair-steps; so every vertex is then moved along its
-own grid edge to the true crossing of the field (bisection, then one secant step). The connectivity
-never changes, and the surface stays closed.
+the box is marched by tetrahedra. A radiance field looks smooth because every pixel averages along
+its ray, but its level sets are as rough as the noise of its hash grid; so the level function is
+first bounded to -1..1 (densities differ by orders of magnitude within a cell) and blurred over
+about one cell. Without the blur, linear interpolation would leave stair-steps: then every vertex is
+moved along its grid edge to the field's true crossing, by bisection and one secant step. In both
+cases the connectivity is that of the signs alone, and the surface is closed.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from renderers.errors import EmptyGeometry
@@ -108,7 +110,7 @@ def extract_surface(
             return ((threshold - field.density(x)) / threshold).clamp(-1.0, 1.0)
 
     lower, upper = _tight_box(inside, lower, upper)
-    mesh = _march(outside, lower, upper, config.resolution, device=device)
+    mesh = _march(outside, lower, upper, config, device=device)
     cell = float((upper - lower).max()) / config.resolution
     return Surface(mesh, cell, level, threshold)
 
@@ -178,48 +180,84 @@ def _march(
     outside: Callable[[Tensor], Tensor],
     lower: Float[Tensor, "3"],
     upper: Float[Tensor, "3"],
-    resolution: int,
+    config: ExportConfig,
     *,
     device: torch.device | str,
 ) -> Triangles:
-    """March the sign of the field, then move every vertex along its edge to the crossing."""
-    values = sample_grid(outside, lower, upper, resolution, device=device)
+    """March the sign of the level function, then place every vertex on its edge."""
+    n = config.resolution
+    values = sample_grid(outside, lower, upper, n, device=device)
+    if config.blur_cells > 0.0:
+        from scipy.ndimage import gaussian_filter
+
+        blurred = gaussian_filter(values.numpy(), config.blur_cells, mode="nearest")
+        values = torch.from_numpy(blurred)
     for axis in range(3):  # whatever reaches the box's wall is cut and closed there
         values.select(axis, 0).fill_(1.0)
         values.select(axis, -1).fill_(1.0)
+    if not (values < 0.0).any():
+        raise EmptyGeometry(
+            f"The surface is thinner than {config.blur_cells} cells of the {n}^3 grid and vanished "
+            "in the blur. Raise export.resolution, or set export.blur_cells=0."
+        )
     # On the bare sign every vertex is the midpoint of its edge, which tells the edge's two ends.
     sign = torch.where(values < 0.0, -1.0, 1.0)
     with torch.no_grad():
-        vertices, faces = GridTets(resolution)(sign.reshape(-1))
-    twice = (0.5 * (vertices + 1.0) * resolution * 2.0).round().long()
-    start, end = twice // 2, (twice + 1) // 2
-    positions = _edge_crossings(outside, values, start, end, (lower, upper), device)
-    return Triangles.of(positions.double().numpy(), faces.numpy())
+        vertices, faces = GridTets(n)(sign.reshape(-1))
+    edge = _Edges.of(vertices, values, lower, upper)
+    if config.blur_cells > 0.0:
+        t = edge.f_start / (edge.f_start - edge.f_end)
+    else:
+        t = _true_crossings(outside, edge, device)
+    t = t.clamp(EDGE_MARGIN, 1.0 - EDGE_MARGIN)
+    return Triangles.of(
+        torch.lerp(edge.start, edge.end, t[:, None]).double().numpy(), faces.numpy()
+    )
 
 
-def _edge_crossings(
-    outside: Callable[[Tensor], Tensor],
-    values: Float[Tensor, "r r r"],
-    start: Int[Tensor, "v 3"],
-    end: Int[Tensor, "v 3"],
-    box: tuple[Float[Tensor, "3"], Float[Tensor, "3"]],
-    device: torch.device | str,
-) -> Float[Tensor, "v 3"]:
-    """Find where the field changes sign between grid points ``start`` and ``end`` of each
-    vertex."""
-    lower, upper = box
-    cell = (upper - lower) / (values.shape[0] - 1)
-    a, b = lower + start * cell, lower + end * cell
-    f_low, f_high = values[tuple(start.T)], values[tuple(end.T)]
+@dataclass(frozen=True)
+class _Edges:
+    """The grid edge of every vertex, and the level function at its ends."""
+
+    start: Float[Tensor, "v 3"]
+    end: Float[Tensor, "v 3"]
+    f_start: Float[Tensor, " v"]
+    f_end: Float[Tensor, " v"]
+
+    @classmethod
+    def of(
+        cls,
+        midpoints: Float[Tensor, "v 3"],
+        values: Float[Tensor, "r r r"],
+        lower: Float[Tensor, "3"],
+        upper: Float[Tensor, "3"],
+    ) -> _Edges:
+        """Edges from their midpoints in ``[-1, 1]^3``: twice a midpoint is the sum of two ends."""
+        n = values.shape[0] - 1
+        cell = (upper - lower) / n
+        twice = ((midpoints + 1.0) * n).round().long()
+        start, end = twice // 2, (twice + 1) // 2
+        return cls(
+            lower + start * cell,
+            lower + end * cell,
+            values[tuple(start.T)],
+            values[tuple(end.T)],
+        )
+
+
+def _true_crossings(
+    outside: Callable[[Tensor], Tensor], edge: _Edges, device: torch.device | str
+) -> Float[Tensor, " v"]:
+    """Where the level function itself changes sign, as a fraction of each edge."""
+    f_low, f_high = edge.f_start, edge.f_end
     low, high = torch.zeros_like(f_low), torch.ones_like(f_low)
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        f_middle = _evaluate(outside, torch.lerp(a, b, middle[:, None]), device)
+        f_middle = _evaluate(outside, torch.lerp(edge.start, edge.end, middle[:, None]), device)
         left = (f_middle < 0.0) == (f_low < 0.0)
         low, f_low = torch.where(left, middle, low), torch.where(left, f_middle, f_low)
         high, f_high = torch.where(left, high, middle), torch.where(left, f_high, f_middle)
-    t = low + (high - low) * f_low / (f_low - f_high).where(f_low != f_high, torch.ones(()))
-    return torch.lerp(a, b, t.clamp(EDGE_MARGIN, 1.0 - EDGE_MARGIN)[:, None])
+    return low + (high - low) * f_low / (f_low - f_high).where(f_low != f_high, torch.ones(()))
 
 
 def _evaluate(
