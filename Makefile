@@ -34,7 +34,7 @@ setup: $(STAMP) ## Create .venv and install the studio with its test tools.
 # then, pip runs again. A failed install leaves no stamp.
 $(STAMP): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.10 found - name one: make PYTHON=python3.12 setup" >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment - on Debian: apt install python3-venv" >&2; exit 1; }
 	@rm -f $@
 	$(BIN)/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[test]'
