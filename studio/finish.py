@@ -28,8 +28,9 @@ from studio.video import picture, render_frames, write_gif, write_mp4
 
 __all__ = ["compare_views", "finish_run", "write_turntable"]
 
-FILM_FRAMES, FILM_SIZE, FILM_FPS = 72, 512, 24
-GIF_SIZE, GIF_EVERY = 256, 2
+FILM_FPS = 24
+# The GIF shows every second pixel of every second frame.
+GIF_STEP = 2
 SHEET_VIEWS, SHEET_SIZE = 4, 192
 
 
@@ -78,13 +79,13 @@ def finish_run(
 def write_turntable(run: RunFolder, stage: LoadedStage) -> Path:
     """Film the exported asset as MP4 and GIF; returns the MP4."""
     render = asset_render(load_asset(run.asset_dir / "asset.glb"))
-    cameras = orbit_of(stage, FILM_FRAMES, size=FILM_SIZE)
+    config = stage.config.export
+    cameras = orbit_of(stage, config.film_frames, size=config.film_size)
     frames = list(render_frames(render, cameras))
     film = run.renders_dir / "turntable.mp4"
     write_mp4(film, frames, fps=FILM_FPS)
-    step = FILM_SIZE // GIF_SIZE
-    small = [frame[::step, ::step] for frame in frames[::GIF_EVERY]]
-    write_gif(run.renders_dir / "turntable.gif", small, fps=FILM_FPS // GIF_EVERY)
+    small = [frame[::GIF_STEP, ::GIF_STEP] for frame in frames[::GIF_STEP]]
+    write_gif(run.renders_dir / "turntable.gif", small, fps=FILM_FPS // GIF_STEP)
     return film
 
 

@@ -7,7 +7,7 @@ write_mp4(run.renders_dir / "turntable.mp4", frames, fps=24)
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,7 +31,7 @@ Picture = Literal["comp_rgb", "normal", "depth", "opacity"]
 # Constant rate factor of x264: visually lossless for flat renders, still small.
 MP4_QUALITY = 18
 GIF_COLOURS = 255
-PALETTE_FRAMES = 8
+PALETTE_FRAMES = 12
 
 
 def picture(output: RenderOutput, kind: Picture, cameras: Cameras) -> Float[Tensor, "b h w 3"]:
@@ -93,8 +93,6 @@ def write_mp4(path: Path, frames: Iterable[Frame], *, fps: int = 24) -> None:
         ConfigError: there are no frames.
         StorageError: the file cannot be written.
     """
-    import imageio_ffmpeg
-
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.mp4")
     with storage_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -102,22 +100,32 @@ def write_mp4(path: Path, frames: Iterable[Frame], *, fps: int = 24) -> None:
         try:
             for frame in map(_even, frames):
                 if writer is None:
-                    writer = imageio_ffmpeg.write_frames(
-                        str(temporary),
-                        (frame.shape[1], frame.shape[0]),
-                        fps=fps,
-                        codec="libx264",
-                        macro_block_size=2,
-                        output_params=["-crf", str(MP4_QUALITY), "-movflags", "+faststart"],
-                    )
-                    writer.send(None)
+                    writer = _encoder(temporary, frame, fps)
                 writer.send(np.ascontiguousarray(frame))
             if writer is None:
                 raise ConfigError(f"{path.name}: there are no frames - expected at least one view.")
             writer.close()
             os.replace(temporary, path)
         finally:
+            if writer is not None:
+                writer.close()  # ffmpeg must be gone before its file is
             temporary.unlink(missing_ok=True)
+
+
+def _encoder(path: Path, first: Frame, fps: int) -> Generator[None, Frame, None]:
+    """A running ffmpeg that takes frames of this size."""
+    import imageio_ffmpeg
+
+    writer = imageio_ffmpeg.write_frames(
+        str(path),
+        (first.shape[1], first.shape[0]),
+        fps=fps,
+        codec="libx264",
+        macro_block_size=2,
+        output_params=["-crf", str(MP4_QUALITY), "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    return writer
 
 
 def write_gif(path: Path, frames: Iterable[Frame], *, fps: int = 12) -> None:
@@ -161,8 +169,8 @@ def _palette(images: list):
     """The common colours of a few frames spread over the film."""
     from PIL import Image
 
-    step = max(1, len(images) // PALETTE_FRAMES)
-    chosen = images[::step][:PALETTE_FRAMES]
+    places = np.linspace(0, len(images) - 1, min(PALETTE_FRAMES, len(images))).round()
+    chosen = [images[int(place)] for place in places]
     width, height = chosen[0].size
     strip = Image.new("RGB", (width * len(chosen), height))
     for index, image in enumerate(chosen):

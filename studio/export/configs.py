@@ -46,6 +46,10 @@ class ExportConfig:
     """Height of the exported object, metres."""
     up: Literal["y", "z"] = "y"
     """Up axis of OBJ and PLY files. GLB is always +y up, as glTF demands."""
+    film_frames: int = 72
+    """Views of the turntable film that a run ends with."""
+    film_size: int = 512
+    """Side of the film in pixels; the GIF has half of it."""
 
     def __post_init__(self) -> None:
         """Refuse values no export can be made with, naming every reason."""
@@ -59,6 +63,8 @@ class ExportConfig:
             "shell_cells": 0,
             "min_component": 0,
             "crease_deg": 0,
+            "film_frames": 1,
+            "film_size": 16,
         }
         high = {
             "resolution": 512,
@@ -67,6 +73,8 @@ class ExportConfig:
             "blur_cells": 5,
             "min_component": 1,
             "crease_deg": 180,
+            "film_frames": 10_000,
+            "film_size": 4096,
         }
         problems = [
             f"{name} is {getattr(self, name)} - expected at least {least}."

@@ -30,7 +30,8 @@ stages:
     cameras: {batch_size: 2, height: 12, width: 12, distance_range: [2.6, 3.2]}
     guidance: {guidance_scale: 7.0, timesteps: {max_t: [[0, 0.98], [1, 0.5]]}}
     losses: {sparsity: 0.5, opaque: [[0, 0], [1, 3]]}
-export: {resolution: 16, search_resolution: 12, max_faces: 400, texture_size: 64}
+export: {resolution: 16, search_resolution: 12, max_faces: 400, texture_size: 64, film_frames: 3,
+  film_size: 32}
 saving: {checkpoint_every: 2, preview_every: 0, preview_size: 12}
 """
 

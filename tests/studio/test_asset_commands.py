@@ -1,0 +1,248 @@
+"""The verbs export, render, report and view, and the end of a run, on an untrained blob."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from studio.camera_path import write_camera_path
+from studio.checkpoints import save_checkpoint
+from studio.commands import export, render, report, view
+from studio.errors import BackendMissing, CheckpointError, ConfigError, EmptyGeometry
+from studio.export.read import load_asset
+from studio.finish import finish_run
+from studio.run_folder import RunFolder
+from studio.stages import build_stage, load_stage
+from studio.turntable import asset_render, field_render, orbit_of
+from tests.studio.conftest import start
+
+
+def with_checkpoint(scene_file: Path, out: Path, *overrides: str) -> RunFolder:
+    """A run whose field is still the blob it starts from: nearly a ball."""
+    scene, run = start(scene_file, out, *overrides)
+    stage = build_stage(scene, 0, torch.device("cpu"))
+    for step in range(0, 8, 2):
+        stage.renderer.update_occupancy(step, stage.generators["occupancy"])
+    save_checkpoint(run.checkpoints_dir, stage.to_checkpoint(6))
+    return run
+
+
+@pytest.fixture
+def run(tiny_scene, tmp_path) -> RunFolder:
+    """A run ready for export."""
+    return with_checkpoint(tiny_scene, tmp_path / "runs", "export.search_resolution=24")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_scene, tmp_path_factory) -> RunFolder:
+    """A run with asset, pictures and report."""
+    out = tmp_path_factory.mktemp("finished")
+    run = with_checkpoint(tiny_scene, out, "export.search_resolution=24", "export.resolution=24")
+    finish_run(run)
+    return run
+
+
+def frames_of(path: Path) -> tuple[int, tuple[int, int]]:
+    """Number and size of the frames of a film."""
+    reader = imageio_ffmpeg.read_frames(str(path))
+    size = next(reader)["size"]
+    return sum(1 for _ in reader), size
+
+
+def test_finish_writes_asset_pictures_and_report(finished):
+    info = finished.read_info()
+    assert info["status"] == "done"
+    assert info["export"]["problems"] == []
+    assert info["seconds"]["finish"] > 0.0
+    names = {path.name for path in finished.renders_dir.iterdir()}
+    assert names == {"turntable.mp4", "turntable.gif", "contact_sheet.png"}
+    assert "data:model/gltf-binary" in finished.report_path.read_text(encoding="utf-8")
+
+
+def test_field_and_asset_are_rendered_in_the_same_place(finished):
+    """Their silhouettes overlap: the asset was put back where its field is."""
+    stage = load_stage(finished)
+    cameras = orbit_of(stage, 3, size=48)
+    with torch.no_grad():
+        field = field_render(stage)(cameras).opacity > 0.5
+    asset = asset_render(load_asset(finished.asset_dir / "asset.glb"))(cameras).opacity > 0.5
+    overlap = (field & asset).sum() / (field | asset).sum()
+    assert float(overlap) > 0.85
+
+
+def test_orbit_starts_in_front_at_the_training_distance(finished):
+    stage = load_stage(finished)
+    cameras = orbit_of(stage, 4, size=32)
+    assert cameras.azimuth_deg.tolist() == [0.0, 90.0, 180.0, 270.0]
+    low, high = stage.stage.cameras.distance_range
+    assert low <= float(cameras.camera_distance[0]) <= high
+
+
+def test_failed_export_leaves_a_report_and_the_reason(run):
+    text = run.resolved_path.read_text().replace("threshold: auto", "threshold: 1000000.0")
+    run.resolved_path.write_text(text)
+    with pytest.raises(EmptyGeometry):
+        finish_run(run)
+    assert run.read_info()["status"] == "failed"
+    assert "No surface at threshold" in run.report_path.read_text(encoding="utf-8")
+
+
+def test_export_takes_its_options(run, capsys):
+    export.run(run.path, formats="ply, obj", faces=200, texture=0, up="z", as_json=True)
+    result = json.loads(capsys.readouterr().out)
+    assert set(result["files"]) == {"ply", "obj"}
+    assert Path(result["files"]["ply"]).is_file()
+    assert result["n_faces"] <= 200
+    assert result["appearance"] == "vertex"
+    assert run.read_info()["export"]["n_faces"] == result["n_faces"]
+
+
+def test_export_prints_paths_on_stdout_and_the_rest_on_stderr(run, capsys):
+    export.run(run.path, formats="glb", texture=0)
+    output = capsys.readouterr()
+    kinds = [line.split()[0] for line in output.out.splitlines()]
+    assert kinds == ["glb", "validation"]
+    assert "silhouettes" in output.err
+
+
+WRONG_EXPORTS = {
+    "format": ({"formats": "glb,stl"}, "stl"),
+    "no format": ({"formats": ","}, "formats is empty"),
+    "threshold": ({"threshold": "high"}, "threshold"),
+    "faces": ({"faces": 3}, "max_faces is 3 - expected at least 100"),
+    "up": ({"up": "x"}, "up"),
+    "height": ({"height_m": -1.0}, "height_m is -1.0"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), WRONG_EXPORTS.values(), ids=WRONG_EXPORTS.keys())
+def test_wrong_export_options_are_named(run, options, words):
+    with pytest.raises(ConfigError) as error:
+        export.run(run.path, **options)
+    assert words in str(error.value)
+
+
+def test_export_without_checkpoint_says_so(tiny_scene, tmp_path):
+    _, run = start(tiny_scene, tmp_path)
+    with pytest.raises(CheckpointError, match="no checkpoint yet"):
+        export.run(run.path)
+
+
+def test_render_films_the_field(run, capsys):
+    render.run(
+        run.path, frames=3, size=16, outputs="comp_rgb,normal", video="mp4,gif", as_json=True
+    )
+    files = json.loads(capsys.readouterr().out)
+    assert frames_of(Path(files["mp4"])) == (3, (32, 16))
+    assert Path(files["gif"]).is_file()
+
+
+def test_render_follows_a_camera_path_and_writes_stills(finished, tmp_path, capsys):
+    cameras = orbit_of(load_stage(finished), 2, size=10)
+    write_camera_path(tmp_path / "dolly.json", cameras, fps=5)
+    render.run(
+        finished.path,
+        source="asset",
+        camera=str(tmp_path / "dolly.json"),
+        size=20,
+        video="",
+        stills=True,
+        as_json=True,
+    )
+    folder = Path(json.loads(capsys.readouterr().out)["stills"])
+    with Image.open(folder / "001.png") as image:
+        assert image.size == (20, 20)
+        assert json.loads(image.text["studio"])["view"] == 1
+        assert np.array(image).min() < 200
+
+
+WRONG_RENDERS = {
+    "source": ({"source": "mesh"}, "unknown 'mesh' - expected field or asset"),
+    "outputs": ({"outputs": "rgb"}, "unknown 'rgb'"),
+    "video": ({"video": "avi"}, "unknown 'avi' - expected some of mp4, gif"),
+    "size": ({"size": 0}, "--size is 0"),
+    "frames": ({"frames": -4}, "--frames is -4"),
+    "nothing": ({"video": ""}, "Nothing to write"),
+    "camera": ({"camera": "none.json"}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("options", "words"), WRONG_RENDERS.values(), ids=WRONG_RENDERS.keys())
+def test_wrong_render_options_are_named(run, options, words):
+    with pytest.raises(ConfigError) as error:
+        render.run(run.path, **{"frames": 1, "size": 8, **options})
+    assert words in str(error.value)
+
+
+def test_asset_that_is_not_there_names_the_command(run):
+    with pytest.raises(ConfigError, match="studio export RUN"):
+        render.run(run.path, source="asset", frames=1, size=8)
+
+
+def test_report_prints_where_it_is(finished, capsys):
+    report.run([finished.path])
+    assert capsys.readouterr().out.strip() == str(finished.report_path)
+
+
+def test_report_of_several_runs_is_a_gallery(finished, run, tmp_path, capsys):
+    report.run([finished.path, run.path], out=tmp_path / "all.html", as_json=True)
+    assert json.loads(capsys.readouterr().out) == {"report": str(tmp_path / "all.html")}
+    assert (tmp_path / "all.html").read_text(encoding="utf-8").count("<article") == 2
+
+
+def test_report_without_runs_says_what_it_needs():
+    with pytest.raises(ConfigError, match="at least one run folder"):
+        report.run([])
+
+
+@pytest.mark.skipif(find_spec("viser") is not None, reason="viser is installed here")
+def test_view_without_viser_names_the_extra(finished):
+    with pytest.raises(BackendMissing, match=r"text-to-3d-studio\[view\]"):
+        view.run(finished.path)
+
+
+def test_view_looks_for_the_asset_before_the_viewer(run, tmp_path):
+    with pytest.raises(ConfigError, match="no asset yet"):
+        view.run(run.path)
+    with pytest.raises(ConfigError, match="no such file"):
+        view.run(tmp_path / "none.glb")
+    with pytest.raises(ConfigError, match="--port is 0"):
+        view.run(run.path, port=0)
+
+
+def test_view_of_a_file_takes_the_file(finished):
+    glb = finished.asset_dir / "asset.glb"
+    assert view.find_asset(glb) == glb
+    assert view.find_asset(finished.path) == glb
+
+
+@pytest.mark.skipif(find_spec("viser") is None, reason="the extra 'view' (viser) is not installed")
+def test_viewer_answers_on_this_machine_only(finished):
+    import viser
+
+    server = view.serve(viser, finished.asset_dir / "asset.glb", port=17007)
+    try:
+        assert server.get_host() == "127.0.0.1"
+        address = f"http://127.0.0.1:{server.get_port()}"
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            assert answer.status == 200
+    finally:
+        server.stop()
+
+
+def test_verbs_load_no_viewer_and_start_no_thread(finished):
+    """Reports and exports must not pay for the extra."""
+    before = threading.active_count()
+    report.run([finished.path])
+    assert "viser" not in sys.modules or find_spec("viser") is not None
+    assert threading.active_count() == before

@@ -1,0 +1,248 @@
+"""The report: whole, self-contained, safe, and of use even when a run failed."""
+
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from studio.config import dump_yaml, load_scene
+from studio.errors import ConfigError
+from studio.export.gltf import glb_bytes
+from studio.export.shading import FlatMesh
+from studio.metrics_log import MetricsLog
+from studio.previews import save_png
+from studio.report import VIEWER_SCRIPT, write_gallery, write_report
+from studio.report_charts import line_chart, nice_number
+from studio.run_folder import RunFolder, create_run, write_atomic
+from studio.video import write_mp4
+
+PROMPT = 'a "small" blue teapot & <b>lid</b></script><script>alert(1)</script>'
+VOID = {"meta", "img", "br", "link", "input", "path", "circle"}
+
+
+def tetrahedron() -> bytes:
+    """A small GLB."""
+    position = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
+    normal = np.tile(np.array([[0, 1, 0]], dtype=np.float32), (4, 1))
+    faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
+    return glb_bytes(FlatMesh(position, normal, faces), texture_png=None, name="t")
+
+
+@pytest.fixture
+def bare_run(tmp_path) -> RunFolder:
+    """A run that has just begun."""
+    return create_run(tmp_path / "runs", prompt=PROMPT, method="demo", seed=3, info={})
+
+
+@pytest.fixture
+def full_run(bare_run) -> RunFolder:
+    """A run with everything a finished one has."""
+    run = bare_run
+    scene = load_scene("demo", ["prompt=a small blue teapot"]).config
+    write_atomic(run.resolved_path, dump_yaml(scene))
+    (run.asset_dir / "asset.glb").write_bytes(tetrahedron())
+    (run.asset_dir / "asset.ply").write_bytes(b"ply")
+    frames = [np.full((16, 16, 3), level, np.uint8) for level in (0, 120, 240)]
+    write_mp4(run.renders_dir / "turntable.mp4", frames)
+    save_png(run.renders_dir / "contact_sheet.png", torch.rand(20, 20, 3))
+    for step in range(50, 1001, 50):
+        save_png(run.previews_dir / f"step-{step:06d}.png", torch.rand(8, 8, 3))
+    log = MetricsLog(run.metrics_path)
+    for step in range(1, 101):
+        row = {"step": step, "stage": "shape", "seconds": 0.1, "opacity": 1.0 / step}
+        log.write({**row, "guidance_grad_norm": 2.0})
+    log.close()
+    run.update_info(
+        {
+            "status": "done",
+            "steps_done": 300,
+            "seconds": {"optimise": 120.0, "finish": 5.0},
+            "peak_memory_bytes": 2**31,
+            "version": "0.1.0",
+            "packages": {"torch": "2.13.0"},
+            "export": {
+                "n_faces": 19999,
+                "appearance": "charts",
+                "silhouette_iou": 0.91,
+                "problems": [],
+            },
+        }
+    )
+    return run
+
+
+class Page(HTMLParser):
+    """Collects elements and text, and checks that elements nest."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict]] = []
+        self.stack: list[str] = []
+        self.words = ""
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.stack.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        if not self.stack or self.stack[-1] not in {"script", "style"}:
+            self.words += data
+
+    def all(self, tag: str) -> list[dict]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def page_of(path: Path) -> Page:
+    page = Page(path.read_text(encoding="utf-8"))
+    assert page.stack == []
+    return page
+
+
+def test_report_holds_the_asset_itself(full_run):
+    page = page_of(write_report(full_run))
+    (viewer,) = page.all("model-viewer")
+    kind, data = viewer["src"].split(",", 1)
+    assert kind == "data:model/gltf-binary;base64"
+    assert base64.b64decode(data) == (full_run.asset_dir / "asset.glb").read_bytes()
+
+
+def test_report_needs_no_other_file(full_run):
+    """Whatever the page loads by itself is inside; only download links point to files."""
+    page = page_of(write_report(full_run))
+    loaded = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    assert len(loaded) >= 4
+    assert all(source.startswith("data:") for source in loaded)
+    assert page.all("link") == []
+    styles = re.sub(r"data:[^)]*", "", (Path(write_report(full_run)).read_text()))
+    assert "@import" not in styles
+    assert "url(http" not in styles
+
+
+def test_links_point_to_files_beside_it(full_run):
+    links = [attrs["href"] for attrs in page_of(write_report(full_run)).all("a")]
+    assert "asset/asset.glb" in links
+    for link in links:
+        assert (full_run.path / link).is_file()
+
+
+def test_prompt_cannot_break_out(full_run):
+    page = page_of(write_report(full_run))
+    assert PROMPT in page.words
+    assert "alert(1)" not in "".join(
+        re.findall(r"<script>(.*?)</script>", full_run.report_path.read_text(), re.DOTALL)
+    )
+
+
+def test_viewer_script_cannot_end_its_element(full_run):
+    text = write_report(full_run).read_text(encoding="utf-8")
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    longest = max(scripts, key=len)
+    assert len(longest) > 0.99 * VIEWER_SCRIPT.stat().st_size
+    assert "<!--" not in longest
+
+
+def test_report_shows_figures_previews_curves_and_settings(full_run):
+    page = page_of(write_report(full_run))
+    for words in ("19,999", "2:05", "2.0", "91", "GLB is sound", "300 steps", "seed 3"):
+        assert words in page.words
+    assert "guidance.guidance_scale" in page.words
+    assert "torch" in page.words
+    captions = re.findall(r"step ([\d,]+)", page.words)
+    assert captions[0] == "50"
+    assert "1,000" in captions
+    assert len(page.all("img")) <= 9
+    assert len(page.all("svg")) == 2
+
+
+def test_report_of_a_failed_run_shows_the_error(bare_run):
+    bare_run.update_info({"status": "failed", "error": "No visible surface (density max 0.2)."})
+    page = page_of(write_report(bare_run))
+    assert page.all("model-viewer") == []
+    assert "No visible surface (density max 0.2)." in page.words
+    assert bare_run.report_path.stat().st_size < 60_000
+
+
+def test_problems_of_the_glb_are_shown(full_run):
+    export = full_run.read_info()["export"] | {"problems": ["3 normals are not of unit length"]}
+    full_run.update_info({"export": export})
+    assert "GLB: 1 problems" in page_of(write_report(full_run)).words
+
+
+def test_report_elsewhere_links_back(full_run, tmp_path):
+    out = tmp_path / "shared" / "page.html"
+    links = [attrs["href"] for attrs in page_of(write_report(full_run, out)).all("a")]
+    assert links
+    for link in links:
+        assert (out.parent / link).is_file()
+
+
+def test_folder_without_run_json_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no run folder"):
+        write_report(RunFolder(tmp_path))
+
+
+def test_gallery_shows_every_run_and_links_to_reports(full_run, tmp_path):
+    other = create_run(tmp_path / "runs", prompt="a red duck", method="demo", seed=0, info={})
+    write_report(full_run)
+    out = tmp_path / "gallery.html"
+    page = page_of(write_gallery([full_run, other], out))
+    assert len(page.all("article")) == 2
+    assert len(page.all("video")) == 1
+    (link,) = page.all("a")
+    assert (out.parent / link["href"]).resolve() == full_run.report_path.resolve()
+    assert "a red duck" in page.words
+
+
+def test_chart_reaches_from_first_to_last_step():
+    svg = line_chart([10, 20, 30], [1.0, 5.0, 3.0], title="a <b>")
+    assert "a &lt;b&gt;" in svg
+    line = re.search(r'class="line" d="M([^"]+)"', svg)
+    assert line is not None
+    points = [tuple(map(float, point.split())) for point in line[1].split("L")]
+    assert len(points) == 3
+    assert points[0][0] == 46.0
+    assert points[2][0] == 348.0
+    assert points[1][1] == min(y for _, y in points)
+    assert "step 30" in svg
+
+
+def test_long_curves_get_a_running_mean():
+    steps = list(range(100))
+    svg = line_chart(steps, [float(step % 2) for step in steps], title="noisy")
+    assert 'class="raw"' in svg
+    assert 'class="line"' in svg
+
+
+def test_curves_leave_out_what_is_not_finite():
+    svg = line_chart([1, 2, 3], [1.0, float("nan"), 2.0], title="x")
+    assert "nan" not in svg
+    assert "no data" in line_chart([1, 2], [float("inf"), float("nan")], title="x")
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [5.0, 5.0], [-1e-9, -1e-9], [1e12, 1e12]])
+def test_flat_curves_have_a_scale(values):
+    svg = line_chart([1, 2], values, title="flat")
+    assert svg.count("<text") >= 4
+
+
+NUMBERS = {0.0: "0", 0.01234: "0.0123", 1.5: "1.5", 1234.5: "1,234", 4.5e6: "4.5e6", 2e-5: "2.0e-5"}
+
+
+@pytest.mark.parametrize(("value", "text"), NUMBERS.items())
+def test_numbers_are_short(value, text):
+    assert nice_number(value) == text
