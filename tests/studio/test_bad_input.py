@@ -112,7 +112,8 @@ CASES = [
         "duplicate stage names",
         "run",
         "scene.yaml",
-        scene_yaml="prompt: a duck\nstages:\n- {name: a, steps: 3}\n- {name: a, steps: 4}\n",
+        scene_yaml="prompt: a duck\nstages:\n- {name: a, steps: 3}\n"
+        "- {name: a, steps: 4, field: {kind: previous}}\n",
     ),
     case(
         "stage without steps",
