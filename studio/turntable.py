@@ -30,7 +30,7 @@ __all__ = ["ASSET_SHADING", "asset_render", "field_render", "orbit_of"]
 
 ELEVATION_DEG = 15.0
 # Enough light from the side to read the shape, enough ambient to read the colour.
-ASSET_SHADING = Shading("diffuse", ambient=0.55, diffuse=0.55)
+ASSET_SHADING = Shading("diffuse", ambient=0.6, diffuse=0.5)
 # The light of the asset's pictures stands above and left of the camera.
 LIGHT_TURN_DEG, LIGHT_ELEVATION_DEG = -35.0, 50.0
 

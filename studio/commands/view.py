@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from pathlib import Path
@@ -66,7 +67,8 @@ def find_asset(path: Path) -> Path:
 
 def serve(viser: ModuleType, asset: Path, *, port: int) -> Any:
     """Start a server that shows one GLB on a ground grid; returns the running server."""
-    server = viser.ViserServer(host=HOST, port=port, verbose=False)
+    with contextlib.redirect_stdout(sys.stderr):  # its banner is no result
+        server = viser.ViserServer(host=HOST, port=port, verbose=False)
     server.scene.set_up_direction("+y")
     server.scene.add_glb("/asset", asset.read_bytes())
     server.scene.add_grid("/ground", width=4.0, height=4.0, plane="xz", cell_size=0.25)
@@ -74,7 +76,7 @@ def serve(viser: ModuleType, asset: Path, *, port: int) -> Any:
     @server.on_client_connect
     def _(client: Any) -> None:
         """Look at the front, a little from above."""
-        client.camera.look_at = (0.0, 0.5, 0.0)
         client.camera.position = (0.9, 1.1, 1.9)
+        client.camera.look_at = (0.0, 0.5, 0.0)
 
     return server
