@@ -34,7 +34,7 @@ GIF_COLOURS = 255
 PALETTE_FRAMES = 12
 
 
-def picture(output: RenderOutput, kind: Picture, cameras: Cameras) -> Float[Tensor, "b h w 3"]:
+def picture(output: RenderOutput, kind: str, cameras: Cameras) -> Float[Tensor, "b h w 3"]:
     """One kind of image of a render, in 0..1, over white.
 
     Depth is dark where near; its scale is that of the scene (two world units around the centre),
@@ -65,7 +65,7 @@ def render_frames(
     render: Render,
     cameras: Cameras,
     *,
-    kinds: Sequence[Picture] = ("comp_rgb",),
+    kinds: Sequence[str] = ("comp_rgb",),
     done: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Frame]:
     """Render one view after the other; several kinds of image stand side by side.
@@ -159,7 +159,7 @@ def write_gif(path: Path, frames: Iterable[Frame], *, fps: int = 12) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _even(frame: Frame) -> Frame:
+def _even(frame: Frame) -> UInt8[np.ndarray, "even_h even_w 3"]:
     """Repeat the last row or column where a side is odd; 4:2:0 halves both."""
     height, width = frame.shape[:2]
     return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
