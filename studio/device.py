@@ -7,12 +7,20 @@ import os
 import resource
 import sys
 import warnings
+from collections.abc import Mapping
 
 import torch
 
 from studio.errors import ConfigError
 
-__all__ = ["configure", "make_generators", "peak_memory_bytes", "resolve_device"]
+__all__ = [
+    "configure",
+    "make_generators",
+    "peak_memory_bytes",
+    "resolve_device",
+    "thread_counts",
+    "use_thread_counts",
+]
 
 
 def resolve_device(name: str) -> torch.device:
@@ -64,6 +72,24 @@ def make_generators(
         number = int.from_bytes(digest[:8], "big") >> 1
         generators[name] = torch.Generator(device).manual_seed(number)
     return generators
+
+
+def thread_counts() -> dict[str, int]:
+    """Threads of torch and numba; sums are split among them, so the last bits depend on it."""
+    import numba
+
+    return {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
+
+
+def use_thread_counts(counts: Mapping[str, int]) -> bool:
+    """Use these numbers of threads; False if this machine cannot."""
+    import numba
+
+    if counts.get("numba", 1) > numba.config.NUMBA_NUM_THREADS:
+        return False
+    torch.set_num_threads(counts.get("torch", torch.get_num_threads()))
+    numba.set_num_threads(counts.get("numba", numba.get_num_threads()))
+    return True
 
 
 def peak_memory_bytes(device: torch.device) -> int:

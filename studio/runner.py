@@ -25,7 +25,14 @@ from renderers.cameras import Cameras, sample_cameras
 from renderers.materials import draw_shading
 from studio.checkpoints import load_latest, save_checkpoint
 from studio.configs import SceneConfig
-from studio.device import configure, make_generators, peak_memory_bytes, resolve_device
+from studio.device import (
+    configure,
+    make_generators,
+    peak_memory_bytes,
+    resolve_device,
+    thread_counts,
+    use_thread_counts,
+)
 from studio.errors import Diverged, Interrupted, StorageError
 from studio.guards import (
     GuidanceWatchdog,
@@ -88,11 +95,13 @@ class Runner:
         self.scene, self.run = scene, run
         self.device = resolve_device(scene.device)
         configure(self.device)
+        checkpoint = load_latest(run.checkpoints_dir, warn=say)
+        if checkpoint:
+            self._use_the_same_threads()
         started = time.perf_counter()
         self.prior = load_prior(scene.prior, self.device)
-        self.seconds = {"load": time.perf_counter() - started}
-        checkpoint = load_latest(run.checkpoints_dir, warn=say)
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
+        self.seconds = {"load": time.perf_counter() - started}
         if checkpoint:
             self.stage.restore(checkpoint)
             say(f"Going on after step {self.steps_done} of {self.total_steps}.")
@@ -118,7 +127,9 @@ class Runner:
             Diverged: NaN, an empty scene or unbounded values.
             StorageError: the final checkpoint cannot be written.
         """
-        self.run.update_info({"status": "running", "device": str(self.device)})
+        self.run.update_info(
+            {"status": "running", "device": str(self.device), "threads": thread_counts()}
+        )
         started, metrics = time.perf_counter(), {}
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
         progress = make_progress(self.total_steps, self.steps_done)
@@ -222,6 +233,13 @@ class Runner:
         self.preview_views = views.to(self.device)
         return stage
 
+    def _use_the_same_threads(self) -> None:
+        """Sums are split among threads: the same number gives the same bits."""
+        before = self.run.read_info().get("threads", {})
+        if not use_thread_counts(before):
+            say(f"warning: the run used {before} threads, which this machine cannot; the result ")
+            say("may differ from an uninterrupted run in its last digits.")
+
     def _after_step(self, metrics: dict[str, float], log: MetricsLog, seconds: float) -> None:
         """Metrics, preview and checkpoint, when they are due."""
         saving, done = self.scene.saving, self.steps_done
@@ -273,7 +291,6 @@ class Runner:
             "steps_done": self.steps_done,
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "threads": torch.get_num_threads(),
             "weights": {"prior": {"fingerprint": self.prior.fingerprint}},
         }
         if metrics:

@@ -8,7 +8,13 @@ from torch import nn
 
 from renderers.outputs import RenderOutput
 from studio.configs import AdamConfig, LossesConfig
-from studio.device import make_generators, peak_memory_bytes, resolve_device
+from studio.device import (
+    make_generators,
+    peak_memory_bytes,
+    resolve_device,
+    thread_counts,
+    use_thread_counts,
+)
 from studio.errors import CheckpointError, ConfigError
 from studio.losses import active_weights, wants_normals, weighted_losses
 from studio.optimizers import (
@@ -44,6 +50,18 @@ def test_generators_depend_on_seed_and_name_only():
 
 def test_peak_memory_is_plausible():
     assert 50e6 < peak_memory_bytes(CPU) < 1e12
+
+
+def test_thread_counts_are_restored_or_refused():
+    before = thread_counts()
+    try:
+        assert use_thread_counts({"torch": 2, "numba": 1})
+        assert thread_counts() == {"torch": 2, "numba": 1}
+        assert not use_thread_counts({"torch": 1, "numba": 100_000})
+        assert use_thread_counts({})
+        assert thread_counts() == {"torch": 2, "numba": 1}
+    finally:
+        use_thread_counts(before)
 
 
 class Model(nn.Module):
