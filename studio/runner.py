@@ -24,6 +24,7 @@ from image_tools.diffusion.loading import load_prior
 from renderers.cameras import Cameras, sample_cameras
 from renderers.materials import draw_shading
 from studio.checkpoints import load_latest, save_checkpoint
+from studio.config import dump
 from studio.configs import SceneConfig
 from studio.device import (
     configure,
@@ -104,6 +105,7 @@ class Runner:
         self.seconds = {"load": time.perf_counter() - started}
         if checkpoint:
             self.stage.restore(checkpoint)
+            self._compare_prior()
             say(f"Going on after step {self.steps_done} of {self.total_steps}.")
         self.opacity_watchdog, self.guidance_watchdog = OpacityWatchdog(), GuidanceWatchdog()
         self._warned: set[str] = set()
@@ -127,9 +129,9 @@ class Runner:
             Diverged: NaN, an empty scene or unbounded values.
             StorageError: the final checkpoint cannot be written.
         """
-        self.run.update_info(
-            {"status": "running", "device": str(self.device), "threads": thread_counts()}
-        )
+        weights = {"prior": {**dump(self.scene.prior), "fingerprint": self.prior.fingerprint}}
+        here = {"device": str(self.device), "threads": thread_counts(), "weights": weights}
+        self.run.update_info({"status": "running", "error": None, **here})
         started, metrics = time.perf_counter(), {}
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
         progress = make_progress(self.total_steps, self.steps_done)
@@ -240,6 +242,12 @@ class Runner:
             say(f"warning: the run used {before} threads, which this machine cannot; the result ")
             say("may differ from an uninterrupted run in its last digits.")
 
+    def _compare_prior(self) -> None:
+        """Warn when the prior is not the one the run began with."""
+        before = self.run.read_info().get("weights", {}).get("prior", {}).get("fingerprint")
+        if before and before != self.prior.fingerprint:
+            say("warning: the prior's weights have changed since this run began.")
+
     def _after_step(self, metrics: dict[str, float], log: MetricsLog, seconds: float) -> None:
         """Metrics, preview and checkpoint, when they are due."""
         saving, done = self.scene.saving, self.steps_done
@@ -291,7 +299,6 @@ class Runner:
             "steps_done": self.steps_done,
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
-            "weights": {"prior": {"fingerprint": self.prior.fingerprint}},
         }
         if metrics:
             values["metrics"] = {name: round(value, 6) for name, value in metrics.items()}

@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from studio.config import Scene, differences, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
-from studio.errors import ConfigError, StorageError
+from studio.errors import ConfigError, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
+
+if TYPE_CHECKING:
+    from studio.runner import Runner
 
 __all__ = ["run"]
 
@@ -55,17 +58,15 @@ def run(
         text = dump_yaml(scene)
         sys.stdout.write(json.dumps(dump(scene)) + "\n" if as_json else text)
         return
+    # Waiting threads must not burn the cores that others use; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     prepared = (
         _continue(resume, source, overrides)
         if resume is not None
         else _start(load_scene(source, overrides), out)
     )
-    # Waiting threads must not burn the cores that others use; read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    from studio.runner import Runner
-
     try:
-        runner = Runner(prepared.scene, prepared.run)
+        runner = _load(prepared)
         runner.optimise()
         say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
         files = _finish(prepared.run, str(runner.device))
@@ -73,6 +74,18 @@ def run(
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
     _print_results(prepared.run, files, as_json)
+
+
+def _load(prepared: Prepared) -> Runner:
+    """The runner with its prior; a run that cannot begin is marked as failed."""
+    from studio.runner import Runner
+
+    try:
+        return Runner(prepared.scene, prepared.run)
+    except StudioError as error:
+        with contextlib.suppress(StorageError):
+            prepared.run.update_info({"status": "failed", "error": str(error)})
+        raise
 
 
 def _dry_scene(source: str | None, overrides: list[str], resume: Path | None) -> SceneConfig:
