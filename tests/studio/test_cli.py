@@ -71,7 +71,7 @@ def test_dry_run_prints_the_resolved_scene_and_the_changes():
     done = studio("run", "a blue cup", "stages.0.steps=7", "--seed", "3", "--dry-run")
     tree = yaml.safe_load(done.stdout)
     assert (tree["prompt"], tree["seed"], tree["stages"][0]["steps"]) == ("a blue cup", 3, 7)
-    assert "stages.0.steps: 300 -> 7" in done.stderr
+    assert re.search(r"stages\.0\.steps: \d+ -> 7\n", done.stderr)
     as_json = studio("run", "a blue cup", "steps=7", "--seed", "3", "--dry-run", "--json")
     assert json.loads(as_json.stdout) == tree
 
