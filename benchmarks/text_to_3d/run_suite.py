@@ -106,7 +106,7 @@ def measure(run: RunFolder | None, judge) -> AssetMetrics | None:
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
     return {
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),

@@ -18,7 +18,7 @@ from studio.run_folder import open_run
 
 if TYPE_CHECKING:
     from studio.evaluation.assets import AssetMetrics
-    from studio.evaluation.priors import PriorReport
+    from studio.evaluation.priors import PriorReport, Request
 
 __all__ = ["run"]
 
@@ -173,9 +173,19 @@ def _sheet(report: PriorReport):
     chosen = range(0, len(report.images), step)
     return judged_sheet(
         [report.images[k] for k in chosen],
-        [report.requests[k].prompt.removeprefix("a ").removeprefix("an ") for k in chosen],
+        [_label(report.requests[k], report.seen[k]) for k in chosen],
         [report.right[k] for k in chosen],
     )
+
+
+def _label(request: Request, seen: str) -> str:
+    """What was asked for, from where, and what the judge sees instead if it disagrees."""
+    spec, kind = request.spec, request.spec.kind.replace("_", " ")
+    asked = f"{spec.color} {kind}"
+    lines = [asked, f"{request.view}{' *' if request.held_out else ''}"]
+    if seen != f"{spec.color} {spec.kind}":
+        lines.append(f"? {seen.replace('_', ' ')}")
+    return "\n".join(lines)
 
 
 def prior_table(report: PriorReport) -> str:

@@ -70,7 +70,7 @@ class AssetMetrics:
     both_accuracy: float | None = None
     """Share of views in which it names both."""
     janus: float | None = None
-    """Fronts too many, 0 to 1; None for kinds without a front."""
+    """Fronts too many, 0 to 1; None for kinds without a face."""
     silhouette_iou: float | None = None
     """Agreement of silhouettes at the best turn, 0 to 1."""
     yaw_deg: float | None = None

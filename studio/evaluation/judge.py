@@ -26,6 +26,7 @@ from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from studio.errors import WeightsMissing
 
 __all__ = [
+    "FACELESS_KINDS",
     "JUDGE_WEIGHTS",
     "SYMMETRIC_KINDS",
     "VIEWS",
@@ -52,9 +53,16 @@ SYMMETRIC_KINDS: tuple[str, ...] = (
 """Kinds without a front: bodies of revolution, up to a leaf, or to dots and sprinkles at random.
 
 Derived by ``front_back_difference`` in ``studio.evaluation.symmetry``: their mean front and mean
-back differ by less than 0.02 of the full range per pixel of the silhouette (0 to 0.0145), those of
-all other kinds by more (castle 0.022, by its gate, to train 0.34). The judge's view head is neither
+back differ by less than 0.02 of the full range per pixel of the silhouette (0 to 0.016), those of
+all other kinds by more (castle 0.022, by its gate, to train 0.33). The judge's view head is neither
 trained nor asked about them.
+"""
+FACELESS_KINDS: tuple[str, ...] = ("cactus", "mug", "teapot", "umbrella")
+"""Kinds with a front but without a face: their back is the mirror image of their front.
+
+Their front is told by left and right alone, by a handle, a spout, an arm or a hook, so there is
+nothing that could be seen once too often: they have no Janus score. Derived in the same way: front
+and mirrored back differ by less than 0.001, those of all kinds with a face by more than 0.02.
 """
 JUDGE_WEIGHTS = Path(__file__).resolve().parent / "weights" / "judge.safetensors"
 IMAGE_SIZE = 64

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from renderers.mesh import Mesh
 from scenes.toybox.objects import OBJECT_RADIUS, ObjectSpec, ToyObject, build_object
-from studio.evaluation.judge import SYMMETRIC_KINDS, Judge
+from studio.evaluation.judge import FACELESS_KINDS, SYMMETRIC_KINDS, Judge
 from studio.evaluation.metrics_geometry import YAWS, visible_points
 from studio.evaluation.views import Views, eval_cameras, render_toy
 
@@ -32,7 +32,7 @@ class TrueObject:
     views: Views
     """All individuals at the evaluation cameras, one after the other."""
     front: Float[Tensor, " views"] | None
-    """The judge's mean probability of "front" at each view; None for kinds without a front."""
+    """The judge's mean probability of "front" at each view; None for kinds without a face."""
     masks: Float[Tensor, "individuals yaws h w"]
     """Silhouettes at equally spaced azimuths."""
     points: Sequence[Float[np.ndarray, "n 3"]]
@@ -49,6 +49,7 @@ def true_object(
 ) -> TrueObject:
     """Build and look at the individuals of ``spec``."""
     generator = torch.Generator().manual_seed(seed)
+    has_face = spec.kind not in SYMMETRIC_KINDS + FACELESS_KINDS
     every, step = eval_cameras(YAWS, size=size), YAWS // n_views
     rgb, masks, fronts, points = [], [], [], []
     for individual in INDIVIDUALS:
@@ -63,7 +64,7 @@ def true_object(
     return TrueObject(
         spec=spec,
         views=Views(torch.cat(rgb), torch.cat([m[::step] for m in masks])),
-        front=None if spec.kind in SYMMETRIC_KINDS else torch.stack(fronts).mean(0),
+        front=torch.stack(fronts).mean(0) if has_face else None,
         masks=torch.stack(masks),
         points=points,
     )

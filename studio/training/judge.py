@@ -216,6 +216,7 @@ def _write_card(
         "parameters": sum(p.numel() for p in JudgeNet().parameters()),
         "steps": config.loop.steps,
         "seconds": round(seconds),
+        "timing": "wall seconds of the training loop, rendering not included",
         "measured": {
             "on": f"{config.test_images} clean renders: odd individuals, white background, "
             "elevation 0 to 30, half of them held-out combinations",

@@ -20,7 +20,7 @@ from studio.evaluation.views import eval_cameras, render_mesh, render_toy
 from studio.training.judge import measure_judge
 from tests.studio.evaluation.shapes import colored_mesh
 
-FRONTED = ("duck", "penguin", "car", "teddy_bear", "robot", "rabbit")
+WITH_FACES = ("duck", "penguin", "teddy_bear", "robot", "rabbit", "house")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +35,8 @@ def fronts(judge: Judge, toy) -> torch.Tensor:
 
 
 def test_it_names_kind_and_colour_of_clean_held_out_renders(judge):
-    measured = measure_judge(judge, 400, seed=123)
-    # 98 % is the bar on many renders; of 400, four standard deviations less.
+    measured = measure_judge(judge, 200, seed=123)
+    # 98 % is the bar on many renders; of 200, about two and a half standard deviations less.
     assert measured["kind"] >= 0.955
     assert measured["color"] >= 0.955
     assert measured["view_clear"] >= 0.9
@@ -69,23 +69,23 @@ def test_it_knows_objects_without_light(judge):
     assert sum(right) / len(right) > 0.8
 
 
-@pytest.mark.parametrize("kind", FRONTED)
+@pytest.mark.parametrize("kind", WITH_FACES)
 def test_true_objects_have_no_janus_fronts_and_turned_ones_do(judge, kind):
     spec, other = ObjectSpec(kind, "blue", "plain", 9), ObjectSpec(kind, "blue", "plain", 11)
     assert kind not in SYMMETRIC_KINDS
     true = fronts(judge, spec)
     assert true[0] > 0.5
-    assert janus(fronts(judge, other), true).score < 0.15
+    assert janus(fronts(judge, other), true).score < 0.1
     four = janus(fronts(judge, with_fronts(build_object(other), [True] * 4)), true).score
-    assert four > 0.5
+    assert four > 0.9
 
 
 def test_the_front_half_mirrored_counts_as_a_second_front(judge):
     scores = []
-    for kind in FRONTED:
+    for kind in WITH_FACES:
         toy = build_object(ObjectSpec(kind, "blue", "plain", 9))
         scores.append(janus(fronts(judge, two_faced(toy)), fronts(judge, toy)).score)
-    # Two fronts of four: about a third, more where the views beside a front also look like one.
+    # Two of four fronts, with the views beside them.
     assert 0.2 < sum(scores) / len(scores) < 0.7
     assert min(scores) > 0.1
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studio.evaluation.sheets import GAP, LABEL_HEIGHT, RIGHT, WRONG, filmstrip, judged_sheet
+from studio.evaluation.sheets import GAP, LINE_HEIGHT, RIGHT, WRONG, filmstrip, judged_sheet
 
 
 def test_a_filmstrip_joins_images_side_by_side():
@@ -17,12 +17,13 @@ def test_a_filmstrip_joins_images_side_by_side():
 
 def test_images_keep_their_pixels_and_labels_their_colour():
     images = [torch.full((16, 32, 3), value) for value in (0.2, 0.4, 0.6)]
-    sheet = judged_sheet(images, ["red car", "oddity", "last"], [True, False, True], columns=2)
-    step = 16 + LABEL_HEIGHT + GAP
+    sheet = judged_sheet(images, ["red car", "odd\nity", "last"], [True, False, True], columns=2)
+    below = 2 * LINE_HEIGHT + 1
+    step = 16 + below + GAP
     assert sheet.shape == (2 * step + GAP, 2 * (32 + GAP) + GAP, 3)
     assert (sheet[GAP : GAP + 16, GAP : GAP + 32] == 0.2).all()
     assert (sheet[GAP + step : GAP + step + 16, GAP : GAP + 32] == 0.6).all()
-    labels = sheet[GAP + 16 : GAP + 16 + LABEL_HEIGHT]
+    labels = sheet[GAP + 16 : GAP + 16 + below]
     left, right = labels[:, GAP : GAP + 32], labels[:, 2 * GAP + 32 : 2 * GAP + 64]
     for ink, cell in ((RIGHT, left), (WRONG, right)):
         distance = (cell - torch.tensor(ink)).abs().sum(-1)
