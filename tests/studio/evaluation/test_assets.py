@@ -15,6 +15,8 @@ from studio.errors import ConfigError
 from studio.evaluation.assets import asset_glb, evaluate_run
 from studio.evaluation.judge import load_judge
 from studio.run_folder import RunFolder, create_run
+from studio.runner import Runner
+from tests.studio.conftest import start
 from tests.studio.evaluation.shapes import write_glb
 
 DUCK = ObjectSpec("duck", "blue", "plain", 9)
@@ -126,3 +128,13 @@ def test_eval_of_a_prior_prints_gates_and_writes_a_sheet(tiny_prior, tmp_path, c
 def test_eval_of_a_prior_wants_samples(tiny_prior, tmp_path):
     with pytest.raises(ConfigError, match="--samples is 0"):
         command.run(prior=tiny_prior, samples=0, out=tmp_path)
+
+
+def test_a_run_without_an_asset_is_judged_by_its_field(tiny_scene, tmp_path):
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=2")
+    Runner(scene, run).optimise()
+    metrics = evaluate_run(run, load_judge())
+    assert (metrics.source, metrics.kind) == ("field", "duck")
+    assert sum(metrics.seen_kinds.values()) == 8
+    assert 0.0 <= metrics.kind_accuracy <= 1.0
+    assert (metrics.silhouette_iou, metrics.chamfer) == (None, None)
