@@ -205,6 +205,13 @@ def create_run(
     return run
 
 
+def _modified(file: Path) -> float:
+    try:
+        return file.stat().st_mtime
+    except FileNotFoundError:  # another process removed it after it was listed
+        return 0.0
+
+
 def open_run(path: str | Path) -> RunFolder:
     """An existing run folder.
 
@@ -215,9 +222,10 @@ def open_run(path: str | Path) -> RunFolder:
     if not run.path.is_dir():
         raise ConfigError(f"{path}: no such folder - expected a run folder that studio run made.")
     if not run.info_path.is_file():
-        inside = sorted(run.path.glob("**/run.json"), key=lambda file: file.stat().st_mtime)
+        # Only where runs lie, runs/PROMPT/RUN: a deep search of a home folder would take minutes.
+        inside = [*run.path.glob("*/run.json"), *run.path.glob("*/*/run.json")]
         if inside:
-            newest = inside[-1].parent
+            newest = max(inside, key=_modified).parent
             raise ConfigError(f"{path} is no run folder. The newest run inside it is {newest}")
     run.read_info()
     return run
