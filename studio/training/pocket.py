@@ -21,7 +21,6 @@ from studio.training.denoiser import (
     DenoiserConfig,
     LatentCache,
     build_scheduler,
-    build_unet,
     cache_latents,
     cache_text,
     train_denoiser,
@@ -139,16 +138,6 @@ def train_pocket(
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
-
-
-def write_averaged_unet(config: DenoiserConfig, folder: Path) -> UNet2DConditionModel:
-    """The UNet of an unfinished training with its averaged weights, for a look on the way."""
-    from safetensors.torch import load_file
-
-    unet = build_unet(config)
-    tensors = load_file(folder / "state.safetensors")
-    unet.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("ema.")})
-    return unet.eval()
 
 
 def write_pocket(
