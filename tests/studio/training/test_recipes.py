@@ -18,7 +18,6 @@ from studio.training.denoiser import (
     LatentCache,
     build_scheduler,
     cache_text,
-    min_snr_weight,
 )
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
@@ -221,13 +220,6 @@ def test_text_is_encoded_again_when_captions_change(
         images.captions = captions
         cache_text(tmp_path, images, encoder, tokenizer, log=lines.append)
     assert len(lines) == 2
-
-
-def test_min_snr_weight_is_its_formula() -> None:
-    """min(SNR, 5) / (SNR + 1): 1 - alpha_bar times 5 at high SNR, alpha_bar at low."""
-    alphas_cumprod = torch.tensor([0.999, 0.9, 5 / 6, 0.5, 0.1, 0.001], dtype=torch.float64)
-    expected = torch.tensor([0.005, 0.5, 5 / 6, 0.5, 0.1, 0.001], dtype=torch.float64)
-    assert torch.allclose(min_snr_weight(alphas_cumprod, 5.0), expected)
 
 
 def test_the_scheduler_is_stable_diffusion_s() -> None:
