@@ -1,8 +1,9 @@
 """What every training recipe shares: EMA, cosine learning rate, resumable checkpoints, a log.
 
-A training folder holds ``state.safetensors`` (weights, EMA, optimizer moments), ``state.json``
-(step, seconds, losses so far) and ``log.csv``. Files are written aside and renamed, so a run that
-is killed continues from its last save. Batch k depends only on (seed, k).
+A training folder holds ``state.safetensors`` (weights, EMA, optimizer moments, and in its header
+the step and the seconds they belong to), ``state.json`` (step and seconds again, for people) and
+``log.csv``. The state is one file, written aside and renamed, so a run that is killed at any moment
+continues from a save that fits together. Batch k depends only on (seed, k).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -71,8 +73,13 @@ class TrainingLoop:
         )
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.seconds = 0, 0.0
-        if (folder / "state.json").exists():
+        if self.state_path.exists():
             self._load()
+
+    @property
+    def state_path(self) -> Path:
+        """The one file that a resumed training reads."""
+        return self.folder / "state.safetensors"
 
     def run(self, loss_fn: Callable[[int], Tensor], *, log: Callable[[str], None]) -> None:
         """Train to ``config.steps``; returns early only by an exception (state is kept)."""
@@ -112,21 +119,28 @@ class TrainingLoop:
         log(f"step {self.step}/{self.config.steps} loss {loss:.4f} {self.seconds:.0f} s")
 
     def save(self) -> None:
-        """Write the state atomically."""
+        """Write the state: tensors and the step they belong to appear by one rename."""
         tensors = {f"model.{n}": p.detach() for n, p in self.model.state_dict().items()}
         tensors |= {f"ema.{n}": p for n, p in self.ema.items()}
         for name, parameter in self.parameters.items():
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
+        progress = json.dumps({"step": self.step, "seconds": self.seconds})
         partial = self.folder / "state.safetensors.tmp"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial)
-        partial.replace(self.folder / "state.safetensors")
+        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"progress": progress})
+        partial.replace(self.state_path)
         partial = self.folder / "state.json.tmp"
-        partial.write_text(json.dumps({"step": self.step, "seconds": self.seconds}))
+        partial.write_text(progress)
         partial.replace(self.folder / "state.json")
 
     def _load(self) -> None:
-        tensors = load_file(self.folder / "state.safetensors")
+        with safe_open(self.state_path, "pt") as file:
+            header = file.metadata() or {}
+        # Files written before the header held the step have it beside them.
+        progress = header.get("progress") or (self.folder / "state.json").read_text()
+        info = json.loads(progress)
+        self.step, self.seconds = info["step"], info["seconds"]
+        tensors = load_file(self.state_path)
         self.model.load_state_dict({n[6:]: t for n, t in tensors.items() if n.startswith("model.")})
         for name, parameter in self.parameters.items():
             self.ema[name].copy_(tensors[f"ema.{name}"])
@@ -136,8 +150,6 @@ class TrainingLoop:
             state = {key: tensor.to(parameter.device) for key, tensor in found.items()}
             if state:
                 self.optimizer.state[parameter] = state
-        info = json.loads((self.folder / "state.json").read_text())
-        self.step, self.seconds = info["step"], info["seconds"]
 
     def load_average(self) -> None:
         """Put the averaged weights into the model."""

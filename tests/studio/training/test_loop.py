@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from studio.training.loop import LoopConfig, TrainingLoop, cosine_rate
@@ -61,6 +62,40 @@ def test_a_killed_training_ends_in_the_same_bits(tmp_path: Path, stop_at: int) -
         assert torch.equal(expected[name], actual[name]), name
         if name in whole.ema:
             assert torch.equal(whole.ema[name], resumed.ema[name]), name
+
+
+def forget(folder: Path) -> None:
+    """Killed after the tensors were renamed, before ``state.json`` was."""
+    (folder / "state.json").unlink()
+
+
+def fall_back(folder: Path) -> None:
+    """The same in a later save: ``state.json`` is still of an earlier one."""
+    (folder / "state.json").write_text(json.dumps({"step": 2, "seconds": 0.5}))
+
+
+def tear(folder: Path) -> None:
+    """Killed while the next state was being written aside."""
+    whole = (folder / "state.safetensors").read_bytes()
+    (folder / "state.safetensors.tmp").write_bytes(whole[: len(whole) // 2])
+
+
+def age(folder: Path) -> None:
+    """A state of an earlier version of this package: the step is in ``state.json`` alone."""
+    path = folder / "state.safetensors"
+    save_file(load_file(path), path)
+
+
+@pytest.mark.parametrize("damage", [forget, fall_back, tear, age])
+def test_a_kill_while_saving_does_no_harm(tmp_path: Path, damage) -> None:
+    """Tensors and step always belong together, whatever lies beside them."""
+    whole = train(tmp_path / "whole")
+    train(tmp_path / "killed", stop_at=5)
+    damage(tmp_path / "killed")
+    resumed = train(tmp_path / "killed")
+    assert resumed.step == whole.step
+    for name, expected in whole.model.state_dict().items():
+        assert torch.equal(expected, resumed.model.state_dict()[name]), name
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
