@@ -17,7 +17,7 @@ from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import RELATIONS, SceneSpec, build_scene
 from scenes.toybox.splits import combinations, sample_object
 
-__all__ = ["SampleConfig", "ToySample", "ToySampler"]
+__all__ = ["SampleConfig", "ToySample", "ToySampler", "ToyViewSet"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class ToySample:
     elevation_deg: float
 
 
+@dataclass(frozen=True)
+class ToyViewSet:
+    """Views of one scene at equal steps of azimuth, from one elevation over one background."""
+
+    rgb: np.ndarray
+    """``[views, h, w, 3]`` in 0..1."""
+    caption: str
+    """Without a view word."""
+    scene: SceneSpec
+    cameras: Cameras
+
+
 class ToySampler:
     """An endless source of samples; the same generator state gives the same sample."""
 
@@ -84,6 +96,14 @@ class ToySampler:
             elevation_deg=elevation,
         )
 
+    def view_set(self, rng: np.random.Generator, views: int) -> ToyViewSet:
+        """Draw ``views`` views around a scene, the first at any azimuth."""
+        scene = self._scene(rng)
+        cameras = self._camera(rng, front=False, views=views)
+        geometry = ToyGeometry(build_scene(scene))
+        rgb, _ = render_rgb(geometry, cameras, background=self._background(rng))
+        return ToyViewSet(rgb, caption(scene, None, rng), scene, cameras)
+
     def _scene(self, rng: np.random.Generator) -> SceneSpec:
         count = 2 if rng.random() < self.config.pairs else 1
         objects = tuple(
@@ -93,15 +113,15 @@ class ToySampler:
         relations = tuple(names[int(rng.integers(len(names)))] for _ in range(count - 1))
         return SceneSpec(objects, relations)
 
-    def _camera(self, rng: np.random.Generator, *, front: bool) -> Cameras:
+    def _camera(self, rng: np.random.Generator, *, front: bool, views: int = 1) -> Cameras:
         size = self.config.image_size
         low, high = self.config.elevation_deg
         elevation = rng.uniform(0, 30) if rng.random() < 0.5 else rng.uniform(low, high)
         azimuth = rng.uniform(-35, 35) if front else rng.uniform(-180, 180)
         fovy = rng.uniform(30, 50)
         distance = rng.uniform(0.93, 1.12) * 0.95 / np.tan(np.deg2rad(fovy / 2))
-        cameras = orbit_cameras(
-            1,
+        return orbit_cameras(
+            views,
             elevation_deg=elevation,
             distance=distance,
             fovy_deg=fovy,
@@ -109,7 +129,6 @@ class ToySampler:
             width=size,
             azimuth_start_deg=azimuth,
         )
-        return cameras
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
         if rng.random() < self.config.white_background:
