@@ -16,12 +16,12 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from guidance.base import GuidanceOutput, GuidanceRule
 from guidance.configs import SDSConfig, Weighting
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.prompts import ViewPrompts
@@ -32,36 +32,23 @@ from image_tools.diffusion.parametrization import add_noise, alpha_sigma
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import ShapeError
 
-__all__ = ["GuidanceOutput", "SDSGuidance", "sds_gradient", "sds_weight"]
+__all__ = ["SDSGuidance", "sds_gradient", "sds_weight"]
 
 
-@dataclass(frozen=True)
-class GuidanceOutput:
-    """What a guidance rule hands back."""
-
-    loss: Float[Tensor, ""]
-    """Back-propagates the rule's gradient; its value means nothing."""
-    grad_norm: Float[Tensor, ""]
-    """Mean norm of the latent gradients: what to log instead of the loss."""
-    t: Int[Tensor, " b"]
-    """Timestep of each view."""
-    non_finite: Int[Tensor, ""]
-    """Entries of the gradient that were NaN or infinite and count as 0."""
-    x0: Callable[[], Float[Tensor, "b h w 3"]]
-    """Decodes the clean images that the guided prediction implies, for previews."""
-
-
-class SDSGuidance:
+class SDSGuidance(GuidanceRule):
     """Pulls renders towards what the prior makes of the prompt."""
 
-    def __init__(self, config: SDSConfig, prior: NoisePrior, prompts: ViewPrompts) -> None:
+    def __init__(
+        self, config: SDSConfig, prior: NoisePrior, prompts: ViewPrompts, *, seed: int = 0
+    ) -> None:
+        """Guide with ``prior``; the rule trains nothing, so ``seed`` changes nothing."""
         self.config = config
         self.prior = prior
         self.prompts = prompts
 
     def __call__(
         self,
-        comp_rgb: Float[Tensor, "b h w 3"],
+        images: Float[Tensor, "b h w 3"],
         cameras: CameraAngles,
         *,
         fraction: float,
@@ -70,7 +57,7 @@ class SDSGuidance:
         """Guidance for a batch of renders.
 
         Args:
-            comp_rgb: renders in 0..1, with gradient.
+            images: renders in 0..1, with gradient.
             cameras: one per render; their angles choose the prompts.
             fraction: where in the stage we are, 0..1.
             generator: source of timesteps and noise.
@@ -78,12 +65,12 @@ class SDSGuidance:
         Raises:
             ShapeError: if there are not as many cameras as renders.
         """
-        if len(cameras.azimuth_deg) != len(comp_rgb):
+        if len(cameras.azimuth_deg) != len(images):
             raise ShapeError(
-                f"{len(comp_rgb)} renders came with {len(cameras.azimuth_deg)} cameras. "
+                f"{len(images)} renders came with {len(cameras.azimuth_deg)} cameras. "
                 "Give one camera per render."
             )
-        latents = self.prior.encode_images(comp_rgb)
+        latents = self.prior.encode_images(images)
         with torch.no_grad():
             gradient, t, x0 = self._gradient(latents, cameras, fraction, generator)
             gradient, non_finite = replace_non_finite(gradient)

@@ -228,6 +228,10 @@ def generator_states(generators: dict[str, torch.Generator]) -> Tensors:
 
 
 def restore_generators(generators: dict[str, torch.Generator], tensors: Tensors) -> None:
-    """Put generators into the states that ``generator_states`` saved."""
+    """Put generators into the states that ``generator_states`` saved.
+
+    One that the checkpoint does not know was added to Studio later and has drawn nothing.
+    """
     for name, generator in generators.items():
-        generator.set_state(tensors[f"generator.{name}"].clone())
+        if f"generator.{name}" in tensors:
+            generator.set_state(tensors[f"generator.{name}"].clone())

@@ -13,6 +13,7 @@ from dataclasses import field as setting  # a stage has a field of its own, the 
 from typing import Literal
 
 from guidance.configs import DirectionalPromptsConfig, SDSConfig, ViewPromptsConfig
+from guidance.rule_configs import GuidanceConfig
 from guidance.schedules import ScheduleValue, check_schedule
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import (
@@ -44,7 +45,6 @@ __all__ = [
 
 MAX_PROMPT = 1000  # characters; text encoders read 24 to 77 tokens, so more is a mistake
 
-GuidanceConfig = SDSConfig
 RendererConfig = VolumeRendererConfig
 
 

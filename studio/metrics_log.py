@@ -1,7 +1,7 @@
 """metrics.csv: one line for each logged step, readable while the run goes on.
 
-Columns are fixed by the first row. A resumed run drops the rows after its checkpoint, so the file
-is the same as without the interruption.
+The first row gives the columns, and a later stage may add some, which are empty above. A resumed
+run drops the rows after its checkpoint, so the file is the same as without the interruption.
 """
 
 from __future__ import annotations
@@ -43,14 +43,21 @@ class MetricsLog:
         writer_needs_header = self.columns is None
         if self.columns is None:
             self.columns = list(row)
+        elif not set(row) <= set(self.columns):
+            self._widen([name for name in row if name not in self.columns])
         values = {key: f"{v:.6g}" if isinstance(v, float) else v for key, v in row.items()}
-        writer = csv.DictWriter(
-            self._file, self.columns, restval="", extrasaction="ignore", lineterminator="\n"
-        )
+        writer = csv.DictWriter(self._file, self.columns, restval="", lineterminator="\n")
         if writer_needs_header:
             writer.writeheader()
         writer.writerow(values)
         self._file.flush()
+
+    def _widen(self, names: list[str]) -> None:
+        """Add columns, empty in the rows so far."""
+        self._file.close()
+        rows = read_metrics(self.path)
+        self._rewrite([{**row, **dict.fromkeys(names, "")} for row in rows])
+        self._file = open(self.path, "a", newline="", encoding="utf-8")  # noqa: SIM115
 
     def close(self) -> None:
         """Close the file."""

@@ -10,16 +10,15 @@ whose state is saved there.
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections.abc import Callable
-from types import FrameType
-from typing import Any
+from contextlib import ExitStack
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from guidance.base import GuidanceRule
 from image_tools.diffusion.loading import load_prior
 from renderers.cameras import Cameras, sample_cameras
 from renderers.materials import draw_shading
@@ -48,39 +47,14 @@ from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
 from studio.progress import logged_to, make_progress, say
 from studio.run_folder import RunFolder
-from studio.stages import Stage, build_guidance, build_stage
+from studio.stages import Stage, build_rule, build_stage, rule_tensors
+from studio.stop_request import StopRequest
 
-__all__ = ["Runner", "StopRequest"]
+__all__ = ["Runner"]
 
+Rule = TypeVar("Rule", bound=GuidanceRule)
 CHECK_PARAMETERS_EVERY = 25
 SHOWN = ("opacity", "guidance_grad_norm")  # the value of a guidance loss means nothing
-
-
-class StopRequest:
-    """Turns Ctrl-C (or SIGTERM) into a wish to stop after the step; a second one stops at once."""
-
-    def __init__(self) -> None:
-        """Not asked yet."""
-        self.asked = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        """Listen, if this is the main thread (signals reach no other)."""
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Put back the handlers that were there."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
-        say("Stopping after this step; once more stops at once.")
 
 
 class Runner:
@@ -101,10 +75,12 @@ class Runner:
             self._use_the_same_threads()
         started = time.perf_counter()
         self.prior = load_prior(scene.prior, self.device)
+        self._leave = ExitStack()  # what to do when the stage ends
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
         self.seconds = {"load": time.perf_counter() - started}
         if checkpoint:
             self.stage.restore(checkpoint)
+            self.guidance.load_state(rule_tensors(checkpoint.optim))
             self._compare_prior()
             say(f"Going on after step {self.steps_done} of {self.total_steps}.")
         self.opacity_watchdog, self.guidance_watchdog = OpacityWatchdog(), GuidanceWatchdog()
@@ -150,6 +126,7 @@ class Runner:
             self._tolerate(lambda: self.run.update_info(values))
             raise
         finally:
+            self._leave.close()
             progress.close()
             log.close()
             self.seconds["optimise"] = time.perf_counter() - started
@@ -162,6 +139,7 @@ class Runner:
         while self.stage.step >= self.stage.config.steps:
             if self.stage.index + 1 == len(self.scene.stages):
                 return False
+            self._leave.close()
             finished, self.stage = self.stage, self._enter(self.stage.index + 1)
             self.stage.take_over(finished)
         return True
@@ -198,6 +176,9 @@ class Runner:
         loss.backward()
         grad_norm = check_gradients(stage.parameters, step=number)
         stage.optimizer.step()
+        learned = self.guidance.after_step(
+            output.comp_rgb.detach(), cameras, fraction=fraction, generator=draw["critic"]
+        )
         stage.step += 1
 
         opacity = float(output.opacity.detach().mean())
@@ -215,12 +196,20 @@ class Runner:
             "samples": 0 if output.weights is None else len(output.weights),
             "occupied": stage.renderer.occupancy.occupied_fraction,
             **{name: terms.get(name, 0.0) for name in self._loss_columns()},
+            **{name: learned[name] for name in self.guidance.metric_names()},
         }
+
+    def replace_rule(self, rule: Rule) -> Rule:
+        """Guide the stage with ``rule`` from the next step on; the rule before it is closed."""
+        self._leave.close()
+        self.guidance = rule
+        self._leave.callback(rule.close)
+        return rule
 
     def save(self) -> None:
         """Write a checkpoint."""
         check_parameters(self.stage.parameters, step=self.steps_done)
-        checkpoint = self.stage.to_checkpoint(self.steps_done)
+        checkpoint = self.stage.to_checkpoint(self.steps_done, self.guidance.state())
         save_checkpoint(
             self.run.checkpoints_dir, checkpoint, keep=self.scene.saving.keep_checkpoints
         )
@@ -230,7 +219,7 @@ class Runner:
     def _enter(self, index: int) -> Stage:
         """Build a stage with its guidance and its preview views."""
         stage = build_stage(self.scene, index, self.device)
-        self.guidance = build_guidance(self.scene, index, self.prior)
+        self.replace_rule(build_rule(self.scene, index, self.prior))
         views = preview_cameras(stage.config.cameras, self.scene.saving.preview_size)
         self.preview_views = views.to(self.device)
         return stage

@@ -1,6 +1,6 @@
 """One stage of a scene: field, renderer, background, optimiser and generators, and its hand-off.
 
-``build_stage`` makes what is optimised, ``build_guidance`` what pulls at it, and ``load_stage``
+``build_stage`` makes what is optimised, ``build_rule`` what pulls at it, and ``load_stage``
 reads a finished or running stage back from its run folder, without a prior.
 """
 
@@ -12,8 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from guidance.base import GuidanceRule
+from guidance.build import build_guidance
 from guidance.prompts import build_view_prompts
-from guidance.sds import SDSGuidance
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import Background, build_background
 from renderers.configs import FieldConfig, HashSDFConfig
@@ -35,13 +36,15 @@ __all__ = [
     "LoadedStage",
     "Stage",
     "build_field",
-    "build_guidance",
+    "build_rule",
     "build_stage",
     "load_stage",
+    "rule_tensors",
 ]
 
-GENERATORS = ("cameras", "shading", "renderer", "occupancy", "guidance")
+GENERATORS = ("cameras", "shading", "renderer", "occupancy", "guidance", "critic")
 """Subsystems that draw random numbers while a stage runs."""
+RULE = "rule."  # before the names of the guidance rule's tensors in a checkpoint
 
 
 @dataclass
@@ -71,9 +74,10 @@ class Stage:
         """How far the stage is, 0 to 1."""
         return self.step / self.config.steps
 
-    def to_checkpoint(self, total_step: int) -> Checkpoint:
-        """Everything that the next steps depend on."""
+    def to_checkpoint(self, total_step: int, rule: Mapping[str, Tensor]) -> Checkpoint:
+        """Everything that the next steps depend on; ``rule`` is the guidance rule's state."""
         optim = optimizer_tensors(self.optimizer, self.parameters)
+        optim |= {RULE + name: value for name, value in rule.items()}
         return Checkpoint(
             step=total_step,
             scene=dict(self.renderer.state_dict()),
@@ -100,10 +104,18 @@ class Stage:
             self.renderer.background.load_state_dict(background)
 
 
-def build_guidance(scene: SceneConfig, index: int, prior: NoisePrior) -> SDSGuidance:
+def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
     """The guidance rule of stage ``index``, with the scene's prompts encoded."""
+    stage = scene.stages[index]
     prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
-    return SDSGuidance(scene.stages[index].guidance, prior, prompts)
+    name = f"{stage.name}/rule"
+    seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
+    return build_guidance(stage.guidance, prior, prompts, seed=seed.initial_seed())
+
+
+def rule_tensors(optim: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The guidance rule's part of a checkpoint's ``optim``."""
+    return {name[len(RULE) :]: value for name, value in optim.items() if name.startswith(RULE)}
 
 
 def build_field(config: FieldConfig, generator: torch.Generator) -> HashField:

@@ -97,3 +97,17 @@ def test_restart_from_the_beginning_starts_a_new_file(tmp_path):
     log.write({"step": 1, "loss": 2.0, "count": 3})
     log.close()
     assert path.read_text() == "step,loss,count\n1,2,3\n"
+
+
+def test_a_later_stage_may_add_columns(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    log.write({"step": 1, "loss": 0.5})
+    log.write({"step": 2, "loss": 0.25, "critic_loss": 1.0})
+    log.write({"step": 3, "critic_loss": 2.0, "loss": 0.125})
+    log.close()
+    assert read_metrics(path) == [
+        {"step": "1", "loss": "0.5", "critic_loss": ""},
+        {"step": "2", "loss": "0.25", "critic_loss": "1"},
+        {"step": "3", "loss": "0.125", "critic_loss": "2"},
+    ]

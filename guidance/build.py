@@ -1,0 +1,26 @@
+"""From a rule's configuration to the rule; the only place that knows them all."""
+
+from __future__ import annotations
+
+from guidance.base import GuidanceRule
+from guidance.prompts import ViewPrompts
+from guidance.rule_configs import GuidanceConfig
+from image_tools.diffusion.protocol import NoisePrior
+
+__all__ = ["build_guidance"]
+
+
+def build_guidance(
+    config: GuidanceConfig, prior: NoisePrior, prompts: ViewPrompts, *, seed: int
+) -> GuidanceRule:
+    """The rule for a config.
+
+    Args:
+        config: which rule, with its settings.
+        prior: what predicts the noise; a rule may attach adapters to it until it is closed.
+        prompts: the scene's prompts, encoded.
+        seed: of the initial values of whatever the rule trains.
+    """
+    from guidance.sds import SDSGuidance
+
+    return SDSGuidance(config, prior, prompts, seed=seed)

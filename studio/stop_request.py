@@ -1,0 +1,39 @@
+"""Ctrl-C as a wish: a run ends the step it is in, saves, and stops."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+from studio.progress import say
+
+__all__ = ["StopRequest"]
+
+
+class StopRequest:
+    """Turns Ctrl-C (or SIGTERM) into a wish to stop after the step; a second one stops at once."""
+
+    def __init__(self) -> None:
+        """Not asked yet."""
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        """Listen, if this is the main thread (signals reach no other)."""
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Put back the handlers that were there."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        say("Stopping after this step; once more stops at once.")
