@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from image_tools.diffusion.camera_embedding import camera_embedding_off, has_camera_embedding
 from image_tools.diffusion.conditions import (
     Condition,
     TextEmbedding,
@@ -80,6 +81,8 @@ class DiffusionPrior:
         self.zero_negative = parts.zero_negative
         self.prediction_type = self.scheduler_config.get("prediction_type", "epsilon")
         self.alphas_cumprod = noise_schedule(self.scheduler_config).to(self.device)
+        self.denoiser_evaluations = 0
+        """Latents sent through the denoiser so far: what methods are compared by."""
         self._prompt_cache = prompt_cache
         self._keep_text_encoder = keep_text_encoder
         self._encoded: dict[str, TextEmbedding] = {}
@@ -165,18 +168,14 @@ class DiffusionPrior:
         t: Int[Tensor, " b"],
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c s s"]:
-        """The denoiser's output in its own parametrisation, in the latents' number format."""
-        condition = as_condition(condition).expand(latents.shape[0])
-        text = condition.text.to(self.device, self.dtype)
-        output = self.unet(
-            latents.to(self.dtype),
-            t,
-            encoder_hidden_states=text.tokens,
-            class_labels=condition.class_labels,
-            added_cond_kwargs=self._added_conditions(text),
-            return_dict=False,
-        )[0]
-        return output.to(latents.dtype)
+        """The denoiser's output in its own parametrisation, in the latents' number format.
+
+        Without ``class_labels`` a camera embedding is left out: the plain model predicts.
+        """
+        if as_condition(condition).class_labels is None:
+            with camera_embedding_off(self.unet):
+                return self._denoise(latents, t, as_condition(condition))
+        return self._denoise(latents, t, as_condition(condition))
 
     def to_noise(
         self, output: Float[Tensor, "b c s s"], latents: Tensor, t: Int[Tensor, " b"]
@@ -228,6 +227,27 @@ class DiffusionPrior:
         """Clean latents that the noise prediction implies: ``(z_t - sigma eps) / alpha``."""
         alpha, sigma = alpha_sigma(self.alphas_cumprod, t, latents)
         return x0_from_noise(noise_pred, latents, alpha, sigma)
+
+    def _denoise(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        condition = condition.expand(latents.shape[0])
+        text, labels = condition.text.to(self.device, self.dtype), condition.class_labels
+        if labels is not None:
+            if not has_camera_embedding(self.unet):
+                raise UnsupportedModel(
+                    f"The condition has class labels (a camera, {list(labels.shape)}), and the "
+                    "denoiser has no class embedding. Use a multi-view prior, or give none."
+                )
+            labels = labels.to(next(self.unet.class_embedding.parameters()))
+        self.denoiser_evaluations += latents.shape[0]
+        output = self.unet(
+            latents.to(self.dtype),
+            t,
+            encoder_hidden_states=text.tokens,
+            class_labels=labels,
+            added_cond_kwargs=self._added_conditions(text),
+            return_dict=False,
+        )[0]
+        return output.to(latents.dtype)
 
     def _encode_one(self, prompt: str) -> TextEmbedding:
         if prompt in self._encoded:
