@@ -71,6 +71,9 @@ class ViewCondition:
 class ViewPrompts(Protocol):
     """Prompts that know what to say about each view."""
 
+    prompt: str
+    """The scene's prompt, for what reads it without a view: critics, second priors."""
+
     def at(self, cameras: CameraAngles) -> ViewCondition | PerpNegCondition:
         """Text for the views of ``cameras``, on the prior's device."""
         ...
@@ -82,6 +85,7 @@ class PlainPrompts:
 
     text: TextEmbedding
     uncond: TextEmbedding
+    prompt: str
 
     def at(self, cameras: CameraAngles) -> ViewCondition:
         """The one prompt, repeated."""
@@ -95,6 +99,7 @@ class DirectionalPrompts:
     config: DirectionalPromptsConfig
     views: TextEmbedding
     uncond: TextEmbedding
+    prompt: str
 
     def at(self, cameras: CameraAngles) -> ViewCondition:
         """The prompt of each view's direction."""
@@ -109,6 +114,7 @@ class InterpolatedPrompts:
     config: InterpolatedPromptsConfig
     views: TextEmbedding
     uncond: TextEmbedding
+    prompt: str
 
     def at(self, cameras: CameraAngles) -> ViewCondition:
         """The mix of the two nearest directions, or the overhead prompt."""
@@ -126,6 +132,7 @@ class PerpNegPrompts:
     config: PerpNegPromptsConfig
     views: TextEmbedding
     uncond: TextEmbedding
+    prompt: str
 
     def at(self, cameras: CameraAngles) -> PerpNegCondition:
         """Positive mix, negatives and weights of each view."""
@@ -158,10 +165,10 @@ def build_view_prompts(
     """
     uncond = prior.encode_negative([negative_prompt])
     if isinstance(config, PlainPromptsConfig):
-        return PlainPrompts(prior.encode_prompt([prompt]), uncond)
+        return PlainPrompts(prior.encode_prompt([prompt]), uncond, prompt)
     views = prior.encode_prompt(view_texts(config.words, prompt))
     if isinstance(config, DirectionalPromptsConfig):
-        return DirectionalPrompts(config, views, uncond)
+        return DirectionalPrompts(config, views, uncond, prompt)
     if isinstance(config, InterpolatedPromptsConfig):
-        return InterpolatedPrompts(config, views, uncond)
-    return PerpNegPrompts(config, views, uncond)
+        return InterpolatedPrompts(config, views, uncond, prompt)
+    return PerpNegPrompts(config, views, uncond, prompt)
