@@ -1,21 +1,12 @@
-"""Repair of extracted surfaces: duplicates, slivers, floaters, hidden shells, small holes.
-
-A part is a floater when both its volume and its area are small against the largest part, so that
-the legs of a separate table or the second ball of "two balls" stay, and specks go.
-"""
+"""Repair of extracted surfaces: duplicates, slivers, small holes."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from studio.export.triangles import (
-    Triangles,
-    boundary_edges,
-    face_components,
-    winding_number,
-)
+from studio.export.triangles import Triangles, boundary_edges
 
-__all__ = ["drop_degenerate", "drop_parts", "fill_holes", "repair", "weld"]
+__all__ = ["drop_degenerate", "fill_holes", "repair", "weld"]
 
 # Relative to the bounding box: far below a float32 vertex grid's useful resolution.
 WELD_FRACTION = 1e-6
@@ -59,44 +50,6 @@ def drop_degenerate(mesh: Triangles) -> Triangles:
     once = np.zeros(len(faces), dtype=bool)
     once[first] = True
     return mesh.keep_faces(keep & distinct & once)
-
-
-def drop_parts(mesh: Triangles, *, min_component: float) -> tuple[Triangles, int, int]:
-    """Remove floaters and what can never be seen.
-
-    Returns:
-        The remaining mesh, the number of floaters dropped, the number of hidden parts dropped.
-    """
-    labels = face_components(mesh)
-    n_parts = int(labels.max(initial=-1)) + 1
-    if n_parts <= 1:
-        return mesh, 0, 0
-    # A part's own volume must not depend on where it stands: closed parts do not, open ones would.
-    centred = Triangles(mesh.v_pos - mesh.bounds().mean(axis=0), mesh.t_pos_idx)
-    volume = np.bincount(labels, weights=centred.face_volumes(), minlength=n_parts)
-    area = np.bincount(labels, weights=mesh.areas(), minlength=n_parts)
-    solid = np.maximum(volume, 0.0)
-    small = (solid < min_component * solid.max()) & (area < min_component * area.max())
-    hidden = _hidden_parts(mesh, labels, volume, candidates=~small)
-    small &= ~hidden
-    keep = ~(small | hidden)
-    return mesh.keep_faces(keep[labels]), int(small.sum()), int(hidden.sum())
-
-
-def _hidden_parts(
-    mesh: Triangles, labels: np.ndarray, volume: np.ndarray, *, candidates: np.ndarray
-) -> np.ndarray:
-    """Mark cavity walls (negative volume) and solids that lie inside a larger solid."""
-    hidden = candidates & (volume < 0.0)
-    by_size = [part for part in np.argsort(-volume) if candidates[part] and not hidden[part]]
-    outer: list[Triangles] = []
-    for part in by_size:
-        piece = mesh.keep_faces(labels == part)
-        if any(winding_number(shell, piece.v_pos[0]) > 0.5 for shell in outer):
-            hidden[part] = True
-        else:
-            outer.append(piece)
-    return hidden
 
 
 def fill_holes(mesh: Triangles) -> tuple[Triangles, int]:

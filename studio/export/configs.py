@@ -26,7 +26,8 @@ class ExportConfig:
     """Standard deviation, in grid cells, of the blur that takes the noise of the hash grid out of
     the surface; 0 keeps every bump."""
     min_component: float = 0.04
-    """Parts below this fraction of the largest part's volume and area are floaters; 0 keeps all."""
+    """Parts below this fraction of the largest part's volume and area that touch nothing larger are
+    floaters; 0 keeps all."""
     max_faces: int = 20_000
     """Triangles after decimation. It comes before UV unwrapping, whose time grows faster than
     this."""

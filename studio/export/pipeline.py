@@ -25,10 +25,11 @@ from studio.export.bake import (
     surface_colours,
     vertex_colours,
 )
-from studio.export.cleanup import drop_parts, repair, weld
+from studio.export.cleanup import repair, weld
 from studio.export.configs import ExportConfig
 from studio.export.files import Asset, prepare_folder, write_asset
 from studio.export.gltf import png_bytes
+from studio.export.parts import drop_parts
 from studio.export.placement import place
 from studio.export.shading import flatten
 from studio.export.simplify import decimate

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import trimesh
 
-from studio.export.cleanup import drop_degenerate, drop_parts, fill_holes, repair, weld
+from studio.export.cleanup import drop_degenerate, fill_holes, repair, weld
 from studio.export.simplify import decimate
 from studio.export.triangles import (
     Triangles,
@@ -15,47 +14,7 @@ from studio.export.triangles import (
     face_components,
     winding_number,
 )
-
-
-def ball(radius: float = 1.0, centre=(0.0, 0.0, 0.0), subdivisions: int = 3) -> Triangles:
-    mesh = trimesh.creation.icosphere(subdivisions=subdivisions, radius=radius)
-    return Triangles.of(mesh.vertices + np.array(centre), mesh.faces)
-
-
-def flipped(mesh: Triangles) -> Triangles:
-    return Triangles(mesh.v_pos, mesh.t_pos_idx[:, ::-1].copy())
-
-
-def together(*meshes: Triangles) -> Triangles:
-    offsets = np.cumsum([0] + [len(mesh.v_pos) for mesh in meshes])
-    faces = [mesh.t_pos_idx + offset for mesh, offset in zip(meshes, offsets, strict=False)]
-    return Triangles(np.concatenate([mesh.v_pos for mesh in meshes]), np.concatenate(faces))
-
-
-def test_floater_is_dropped_and_second_object_kept():
-    mesh = together(ball(1.0), ball(0.6, (2.5, 0, 0)), ball(0.05, (0, 0, 2)))
-    kept, floaters, hidden = drop_parts(mesh, min_component=0.02)
-    assert (floaters, hidden) == (1, 0)
-    assert kept.volume() == pytest.approx(ball(1.0).volume() + ball(0.6).volume())
-
-
-def test_thin_part_with_little_volume_but_much_area_stays():
-    plate = trimesh.creation.box((2.0, 2.0, 0.01))
-    plate.apply_translation((0, 0, 2.0))
-    mesh = together(ball(1.0), Triangles.of(plate.vertices, plate.faces))
-    assert drop_parts(mesh, min_component=0.02)[1] == 0
-
-
-def test_cavity_wall_and_solid_inside_it_are_dropped():
-    mesh = together(ball(1.0), flipped(ball(0.8)), ball(0.5))
-    kept, floaters, hidden = drop_parts(mesh, min_component=0.02)
-    assert (floaters, hidden) == (0, 2)
-    assert kept.volume() == pytest.approx(ball(1.0).volume())
-
-
-def test_zero_keeps_every_visible_part():
-    mesh = together(ball(1.0), ball(0.01, (2, 0, 0), subdivisions=1))
-    assert drop_parts(mesh, min_component=0.0)[1:] == (0, 0)
+from tests.studio.export.meshes import ball, together
 
 
 def test_small_hole_is_filled_outwards():
