@@ -146,20 +146,12 @@ class MeshRenderer(nn.Module):
         config: backend, clip planes and supersampling.
         background: what stands behind the object.
         material: how evaluation renders are lit (training steps pass their own draw).
-
-    Raises:
-        ShapeError: if ``supersample`` is less than 1.
     """
 
     def __init__(
         self, config: MeshRendererConfig, background: Background, material: MaterialConfig
     ) -> None:
         super().__init__()
-        if config.supersample < 1:
-            raise ShapeError(
-                f"renderer.supersample is {config.supersample}, expected at least 1. "
-                "Set it to 1 (off) or 2."
-            )
         self.config = config
         self.background = background
         self.material = material
@@ -206,9 +198,10 @@ class MeshRenderer(nn.Module):
         mask = surface.raster.mask
         rgb = torch.where(mask > 0, rgb, background)
         distance = ((surface.position - rays_o) * rays_d).sum(-1, keepdim=True) * mask
+        topology = self.topology(mesh.t_pos_idx)
         layers = antialias(
             torch.cat([rgb, mask, distance], -1),
-            surface.raster, surface.pos_clip, mesh.t_pos_idx, self.topology(mesh.t_pos_idx),
+            surface.raster, surface.pos_clip, mesh.t_pos_idx, topology,
         )  # fmt: skip
         output = RenderOutput(
             comp_rgb=layers[..., :3],
@@ -216,6 +209,8 @@ class MeshRenderer(nn.Module):
             depth=layers[..., 4:],
             comp_rgb_bg=background,
             normal=normal,
+            mesh=mesh,
+            topology=topology,
         )
         return output if fine == 1 else _reduced(output, fine)
 

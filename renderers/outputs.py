@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from renderers.antialias import Topology
+from renderers.mesh import Mesh
+
 __all__ = ["RenderOutput"]
 
 
@@ -14,8 +17,8 @@ __all__ = ["RenderOutput"]
 class RenderOutput:
     """Images of ``b`` views, and the samples that regularisers need.
 
-    The sample tensors are packed over all rays of the batch. They are None for renderers without
-    samples, and for evaluation renders, which are made in chunks.
+    The sample tensors are packed over all rays of the batch. They are None for mesh renderers, and
+    for evaluation renders, which are made in chunks.
     """
 
     comp_rgb: Float[Tensor, "b h w 3"]
@@ -40,3 +43,7 @@ class RenderOutput:
     """Unit normal of each sample."""
     sample_gradients: Float[Tensor, "m 3"] | None = None
     """Spatial gradient of the signed distance at each sample."""
+    mesh: Mesh | None = None
+    """The rendered mesh (mesh renderers only)."""
+    topology: Topology | None = None
+    """Its edges."""

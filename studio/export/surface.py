@@ -20,14 +20,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from renderers.errors import EmptyGeometry
+from renderers.grid_sampling import evaluate_in_chunks, sample_grid
 from renderers.isosurface import GridTets
+from renderers.threshold import LevelScore, choose_threshold, describe_range
 from studio.export.configs import ExportConfig
-from studio.export.threshold import LevelScore, choose_threshold, describe_range
 from studio.export.triangles import Triangles
 
-__all__ = ["DensityField", "DistanceField", "Surface", "extract_surface", "sample_grid"]
+__all__ = ["DensityField", "DistanceField", "Surface", "extract_surface"]
 
-CHUNK_POINTS = 1 << 18
 BISECTIONS = 4
 # Vertices keep this distance from grid points, in edge lengths: no coincident vertices, no slivers.
 EDGE_MARGIN = 0.02
@@ -113,29 +113,6 @@ def extract_surface(
     mesh = _march(outside, lower, upper, config, device=device)
     cell = float((upper - lower).max()) / config.resolution
     return Surface(mesh, cell, level, threshold)
-
-
-def sample_grid(
-    function: Callable[[Tensor], Tensor],
-    lower: Float[Tensor, "3"],
-    upper: Float[Tensor, "3"],
-    resolution: int,
-    *,
-    device: torch.device | str = "cpu",
-) -> Float[Tensor, "r r r"]:
-    """Evaluate a field at the ``(resolution + 1)^3`` grid points of a box, x slowest, on the
-    CPU."""
-    n = resolution + 1
-    steps = [torch.linspace(float(a), float(b), n) for a, b in zip(lower, upper, strict=True)]
-    values = torch.empty(n, n, n)
-    slab = max(1, CHUNK_POINTS // (n * n))
-    with torch.no_grad():
-        for start in range(0, n, slab):
-            axes = (steps[0][start : start + slab], steps[1], steps[2])
-            points = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)
-            result = function(points.reshape(-1, 3).to(device))
-            values[start : start + slab] = result.float().cpu().reshape(points.shape[:3])
-    return values
 
 
 def _require_inside(inside: Bool[Tensor, "r r r"], message: str) -> None:
@@ -253,17 +230,9 @@ def _true_crossings(
     low, high = torch.zeros_like(f_low), torch.ones_like(f_low)
     for _ in range(BISECTIONS):
         middle = 0.5 * (low + high)
-        f_middle = _evaluate(outside, torch.lerp(edge.start, edge.end, middle[:, None]), device)
+        points = torch.lerp(edge.start, edge.end, middle[:, None])
+        f_middle = evaluate_in_chunks(outside, points, device=device)
         left = (f_middle < 0.0) == (f_low < 0.0)
         low, f_low = torch.where(left, middle, low), torch.where(left, f_middle, f_low)
         high, f_high = torch.where(left, high, middle), torch.where(left, f_high, f_middle)
     return low + (high - low) * f_low / (f_low - f_high).where(f_low != f_high, torch.ones(()))
-
-
-def _evaluate(
-    function: Callable[[Tensor], Tensor], points: Float[Tensor, "n 3"], device: torch.device | str
-) -> Float[Tensor, " n"]:
-    """Evaluate in chunks without gradients; the result is on the CPU."""
-    with torch.no_grad():
-        chunks = [function(part.to(device)).float().cpu() for part in points.split(CHUNK_POINTS)]
-    return torch.cat(chunks)

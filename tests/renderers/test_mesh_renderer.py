@@ -277,7 +277,7 @@ def test_a_mesh_without_vertex_colours_is_refused_by_vertex_colours():
 
 
 def test_a_supersampling_of_zero_is_refused():
-    with pytest.raises(ShapeError, match="supersample is 0, expected at least 1"):
+    with pytest.raises(ValueError, match="supersample is 0, expected at least 1"):
         renderer(supersample=0)
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from renderers.grid_sampling import sample_grid
 from studio.errors import EmptyGeometry
 from studio.export.configs import ExportConfig
-from studio.export.surface import extract_surface, sample_grid
+from studio.export.surface import extract_surface
 from studio.export.triangles import boundary_edges
 from tests.studio.export.analytic_fields import Ball, Balls, DistanceBall, Glow
 

@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
-from studio.errors import EmptyGeometry
-from studio.export.surface import sample_grid
-from studio.export.threshold import choose_threshold, probe_density
+from renderers.errors import EmptyGeometry
+from renderers.grid_sampling import sample_grid
+from renderers.threshold import choose_threshold, probe_density
 from tests.studio.export.analytic_fields import Ball, Glow
 
 
