@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "AestheticsConfig",
     "DdimConfig",
     "DiffusersPriorConfig",
     "PocketPriorConfig",
@@ -29,16 +30,50 @@ class PriorMemoryConfig:
     """Number format of the image encoder and decoder. auto is dtype, but float32 where the VAE's
     own configuration says that it overflows in float16 (force_upcast)."""
     vae_slicing: bool = False
-    """Encode and decode images one at a time."""
+    """Encode and decode images one at a time. Saves in passes without gradient (previews, critic);
+    what a gradient needs is stored for all images anyway, unless it is checkpointed."""
     vae_tiling: bool = False
-    """Encode and decode large images in overlapping tiles."""
+    """Encode and decode images in overlapping, blended tiles of half their side: less working
+    memory, twice the time, and another result, because each tile is normalised on its own (pocket's
+    latents move by 0.4 of their spread). A last resort for images that fit no other way."""
     vae_checkpointing: bool = False
-    """Recompute the VAE encoder in the backward pass instead of storing its activations."""
+    """Recompute the VAE encoder in the backward pass instead of storing its activations: the
+    largest saving for guidance, which sends a gradient through it. Same result."""
     attention_slicing: bool = False
     """Compute the denoiser's attention in slices. Slower than the default fused attention."""
     text_encoder: Literal["keep", "cpu", "drop"] = "keep"
     """keep the text encoder on the device, run it on the cpu, or drop it after each encoding
     (it is read again from disk when a new prompt comes)."""
+    device: str | None = None
+    """Where the prior lives: cpu, cuda, cuda:1, mps; empty for the scene's device. Renders and
+    predictions cross over, the 3D scene stays where it is."""
+
+    def __post_init__(self) -> None:
+        """Refuse a device that no machine has."""
+        if self.device is None:
+            return
+        kind, colon, index = self.device.partition(":")
+        if kind not in ("cpu", "cuda", "mps") or (colon and not index.isdigit()):
+            raise ValueError(
+                f"device is {self.device!r} - expected cpu, cuda, cuda:N or mps, or nothing for "
+                "the scene's device."
+            )
+
+
+@dataclass(frozen=True)
+class AestheticsConfig:
+    """Quality scores, 0 to 10, that SDXL refiners are told beside the text; others ignore them."""
+
+    positive: float = 6.0
+    """Score asked for with the prompt. 6.0 is the stock pipelines' value."""
+    negative: float = 2.5
+    """Score that goes with the negative prompt. 2.5 is the stock pipelines' value."""
+
+    def __post_init__(self) -> None:
+        """Refuse scores outside the scale."""
+        for name in ("positive", "negative"):
+            if not 0.0 <= getattr(self, name) <= 10.0:
+                raise ValueError(f"{name} is {getattr(self, name)} - expected 0 to 10.")
 
 
 @dataclass(frozen=True)
@@ -56,7 +91,8 @@ class PocketPriorConfig:
 
 @dataclass(frozen=True)
 class DiffusersPriorConfig:
-    """Stable Diffusion 1.x, 2.x (epsilon or v-prediction) or SDXL in stock diffusers layout."""
+    """Stable Diffusion 1.x, 2.x (epsilon or v-prediction), SDXL or an SDXL refiner in stock
+    diffusers layout."""
 
     model: str
     """A local folder, or a hub id such as stable-diffusion-v1-5/stable-diffusion-v1-5. Looked for
@@ -68,6 +104,8 @@ class DiffusersPriorConfig:
     """Weight variant, for instance fp16 for files named *.fp16.safetensors."""
     prompt_cache: str | None = None
     """Folder in which text embeddings are kept between runs; empty keeps none."""
+    aesthetics: AestheticsConfig = AestheticsConfig()
+    """Quality scores for an SDXL refiner."""
     memory: PriorMemoryConfig = PriorMemoryConfig()
     """Memory options."""
 
@@ -83,6 +121,8 @@ class SingleFilePriorConfig:
     kind: Literal["single_file"] = "single_file"
     prompt_cache: str | None = None
     """Folder in which text embeddings are kept between runs; empty keeps none."""
+    aesthetics: AestheticsConfig = AestheticsConfig()
+    """Quality scores for an SDXL refiner."""
     memory: PriorMemoryConfig = PriorMemoryConfig()
     """Memory options."""
 

@@ -17,7 +17,14 @@ from typing import Literal
 import pytest
 import torch
 
-__all__ = ["PIPELINE_KINDS", "LatentSpec", "tiny_pipelines", "write_pipeline", "write_single_file"]
+__all__ = [
+    "PIPELINE_KINDS",
+    "LatentSpec",
+    "tiny_pipelines",
+    "write_pipeline",
+    "write_refiner",
+    "write_single_file",
+]
 
 PipelineKind = Literal["sd1", "sd2_v", "sdxl", "pocket"]
 PIPELINE_KINDS: tuple[PipelineKind, ...] = ("sd1", "sd2_v", "sdxl", "pocket")
@@ -98,6 +105,36 @@ def _sdxl(folder: Path):
         force_zeros_for_empty_prompt=True,
         add_watermarker=False,
     )
+
+
+def write_refiner(folder: Path) -> Path:
+    """Write an SDXL refiner's folder: one text encoder, the second, and quality scores."""
+    from diffusers import EulerDiscreteScheduler, StableDiffusionXLImg2ImgPipeline
+
+    ids = 5
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        unet = _unet(
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=TEXT_WIDTH + ids * 8,
+            use_linear_projection=True,
+        )
+        scheduler = EulerDiscreteScheduler(**_sd_betas(), steps_offset=1)
+        scheduler.register_to_config(clip_sample=False)
+        StableDiffusionXLImg2ImgPipeline(
+            vae=_vae(scaling_factor=0.13025),
+            text_encoder=None,
+            text_encoder_2=_clip(folder, projection=True),
+            tokenizer=None,
+            tokenizer_2=_clip_tokenizer(folder),
+            unet=unet,
+            scheduler=scheduler,
+            requires_aesthetics_score=True,
+            force_zeros_for_empty_prompt=False,
+            add_watermarker=False,
+        ).save_pretrained(folder)
+    return folder
 
 
 def _pocket(folder: Path):

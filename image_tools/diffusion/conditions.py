@@ -6,14 +6,21 @@ call sees; tools that add inputs add fields to it. Rows are samples of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Condition", "TextEmbedding", "as_condition", "cat_conditions", "cat_embeddings"]
+__all__ = [
+    "Condition",
+    "TextEmbedding",
+    "as_condition",
+    "cat_conditions",
+    "cat_embeddings",
+    "size_conditions",
+]
 
 
 @dataclass(frozen=True)
@@ -24,19 +31,24 @@ class TextEmbedding:
     """Token states for cross-attention. Padding is included and not masked."""
     pooled: Float[Tensor, "batch pooled_width"] | None = None
     """One vector per prompt, for models that want it (SDXL)."""
+    aesthetic: Float[Tensor, " batch"] | None = None
+    """Quality score, 0 to 10, told beside the prompt (SDXL refiners)."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def to(self, device: torch.device, dtype: torch.dtype | None = None) -> TextEmbedding:
         """The same embedding on another device and in another number format."""
-        pooled = None if self.pooled is None else self.pooled.to(device, dtype)
-        return TextEmbedding(self.tokens.to(device, dtype), pooled)
+        return self._map(lambda rows: rows.to(device, dtype))
+
+    def with_aesthetic(self, score: float) -> TextEmbedding:
+        """The same text with a quality score."""
+        return replace(self, aesthetic=self.tokens.new_full((len(self),), score))
 
     def select(self, rows: Int[Tensor, " selected"]) -> TextEmbedding:
         """Rows by index, in the order given; an index may repeat."""
         rows = rows.to(self.tokens.device)
-        return TextEmbedding(self.tokens[rows], None if self.pooled is None else self.pooled[rows])
+        return self._map(lambda values: values[rows])
 
     def expand(self, batch: int) -> TextEmbedding:
         """A single row repeated ``batch`` times, or the embedding itself if it has that many.
@@ -50,16 +62,29 @@ class TextEmbedding:
             raise ValueError(
                 f"a text embedding has {len(self)} rows for {batch} images. Give 1 or {batch}."
             )
-        pooled = None if self.pooled is None else self.pooled.expand(batch, -1)
-        return TextEmbedding(self.tokens.expand(batch, -1, -1), pooled)
+        return self._map(lambda row: row.expand(batch, *row.shape[1:]))
 
     def lerp(self, other: TextEmbedding, share: Float[Tensor, " batch"]) -> TextEmbedding:
-        """Row by row ``self + share (other - self)``; ``share`` 0 is self, 1 is other."""
-        share = share.to(self.tokens)
-        tokens = torch.lerp(self.tokens, other.tokens, share[:, None, None])
-        if self.pooled is None or other.pooled is None:
-            return TextEmbedding(tokens)
-        return TextEmbedding(tokens, torch.lerp(self.pooled, other.pooled, share[:, None]))
+        """Row by row ``self + share (other - self)``; ``share`` 0 is self, 1 is other.
+
+        What only one of the two has is left out.
+        """
+
+        def mix(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
+            if mine is None or theirs is None:
+                return None
+            return torch.lerp(mine, theirs, share.to(mine).reshape(-1, *[1] * (mine.ndim - 1)))
+
+        return TextEmbedding(
+            mix(self.tokens, other.tokens),
+            mix(self.pooled, other.pooled),
+            mix(self.aesthetic, other.aesthetic),
+        )
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> TextEmbedding:
+        """The same change to every part that is there."""
+        parts = (self.tokens, self.pooled, self.aesthetic)
+        return TextEmbedding(*(None if part is None else change(part) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -85,11 +110,26 @@ def as_condition(condition: Condition | TextEmbedding) -> Condition:
 
 
 def cat_embeddings(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
-    """Stack embeddings row-wise. All must have pooled vectors, or none."""
-    pooled = [e.pooled for e in embeddings if e.pooled is not None]
-    return TextEmbedding(
-        torch.cat([e.tokens for e in embeddings]), torch.cat(pooled) if pooled else None
-    )
+    """Stack embeddings row-wise. All must have pooled vectors and scores, or none."""
+
+    def stack(name: str) -> Tensor | None:
+        parts = [getattr(e, name) for e in embeddings if getattr(e, name) is not None]
+        return torch.cat(parts) if parts else None
+
+    return TextEmbedding(stack("tokens"), stack("pooled"), stack("aesthetic"))
+
+
+def size_conditions(text: TextEmbedding, image_size: int) -> Float[Tensor, "batch ids"]:
+    """The numbers an SDXL model is told beside the text (arXiv 2307.01952, section 2.2).
+
+    Original height and width, crop corner, and then the target height and width, or for a refiner
+    the quality score in their place. In pixels: an uncropped image of the size it was trained on.
+    """
+    size = float(image_size)
+    ids = text.tokens.new_tensor([size, size, 0.0, 0.0]).expand(len(text), -1)
+    if text.aesthetic is None:
+        return torch.cat([ids, text.tokens.new_full((len(text), 2), size)], dim=1)
+    return torch.cat([ids, text.aesthetic[:, None].to(ids)], dim=1)
 
 
 def cat_conditions(conditions: Sequence[Condition]) -> Condition:

@@ -9,7 +9,7 @@ when the first prompt comes that the cache does not know.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,14 @@ from typing import Any
 import torch
 
 from image_tools.configs import (
+    AestheticsConfig,
     DiffusersPriorConfig,
     PocketPriorConfig,
     PriorConfig,
     PriorMemoryConfig,
     SingleFilePriorConfig,
 )
+from image_tools.diffusion.memory import apply_memory_options, prior_device, vae_dtype
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.diffusion.prompt_cache import PromptCache
 from image_tools.diffusion.text import TextStack, TextTower
@@ -40,7 +42,11 @@ from renderers.errors import StudioError
 __all__ = ["load_folder", "load_prior"]
 
 ROLE = "prior"
-PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",  # what SDXL refiners are saved as
+)
 TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
 # Parameters that the text layouts never use, so a file may lack them.
@@ -54,21 +60,23 @@ def load_prior(
 
     Args:
         config: one of the prior configurations.
-        device: where the denoiser and the VAE live.
+        device: where the scene lives, and the prior unless ``config.memory.device`` says else.
         dtype: number format of the denoiser; None for ``config.memory.dtype``.
 
     Raises:
         WeightsMissing: if files are absent or damaged; UnsafeWeights if they are pickles.
         UnsupportedModel: if the model is of a design that does not fit.
+        BackendMissing: if the prior's own device is not there.
     """
     memory = config.memory
+    device = prior_device(memory, device)
     dtype = dtype or getattr(torch, memory.dtype)
     if isinstance(config, SingleFilePriorConfig):
         parts = _single_file_parts(config, device, dtype)
     else:
         folder, variant = _locate(config)
-        parts = _folder_parts(folder, variant, memory, device, dtype)
-    _apply_memory_options(parts, memory)
+        parts = _folder_parts(folder, variant, config, device, dtype)
+    apply_memory_options(parts.vae, parts.unet, memory)
     return DiffusionPrior(
         parts,
         prompt_cache=PromptCache(config.prompt_cache) if config.prompt_cache else None,
@@ -95,23 +103,23 @@ def _locate(config: PocketPriorConfig | DiffusersPriorConfig) -> tuple[Path, str
 def _folder_parts(
     folder: Path,
     variant: str | None,
-    memory: PriorMemoryConfig,
+    config: PocketPriorConfig | DiffusersPriorConfig,
     device: torch.device,
     dtype: torch.dtype,
 ) -> PriorParts:
-    index = _read_index(folder)
+    index, memory = _read_index(folder), config.memory
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     towers = _tower_names(index)
     files = _weight_files(folder, [encoder for _, encoder in towers], variant)
     read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
     vae_settings = read_json(folder / "vae/config.json", role="VAE")
-    vae_dtype = _vae_dtype(memory, vae_settings, dtype)
-    read_vae = partial(AutoencoderKL.from_pretrained, torch_dtype=vae_dtype)
+    read_vae = partial(
+        AutoencoderKL.from_pretrained, torch_dtype=vae_dtype(memory, vae_settings, dtype)
+    )
     unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
     vae = _read_module(read_vae, folder / "vae", variant, "VAE")
-    text_device = torch.device("cpu") if memory.text_encoder == "cpu" else device
-    text_dtype = torch.float32 if text_device.type == "cpu" else dtype
+    text_device, text_dtype = _text_place(memory, device, dtype)
 
     def load_towers() -> list[TextTower]:
         return [_read_tower(folder, pair, index, text_dtype, variant) for pair in towers]
@@ -123,6 +131,7 @@ def _folder_parts(
         scheduler_config=read_json(folder / "scheduler/scheduler_config.json", role=ROLE),
         fingerprint=fingerprint_files(files + _settings_files(folder), str(dtype)),
         zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
+        aesthetics=_aesthetics(index, config),
     )
 
 
@@ -139,13 +148,31 @@ def _weight_files(folder: Path, encoders: list[str], variant: str | None) -> lis
 
 def _read_index(folder: Path) -> dict[str, Any]:
     index = read_json(folder / "model_index.json", role=ROLE)
-    if index.get("_class_name") not in PIPELINES or index.get("requires_aesthetics_score"):
+    if index.get("_class_name") not in PIPELINES:
         kind = index.get("_class_name", "unknown")
         raise UnsupportedModel(
-            f"'{folder}' holds a {kind}. Expected {' or '.join(PIPELINES)} "
-            "(Stable Diffusion 1.x, 2.x, SDXL base, pocket); SDXL refiners do not fit."
+            f"'{folder}' holds a {kind}. Expected {', '.join(PIPELINES[:-1])} or {PIPELINES[-1]} "
+            "(Stable Diffusion 1.x, 2.x, SDXL base, SDXL refiner, pocket)."
         )
     return index
+
+
+def _aesthetics(
+    index: Mapping[str, Any],
+    config: PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig,
+) -> AestheticsConfig | None:
+    """The scores to tell the model, if it is one that is told."""
+    if not index.get("requires_aesthetics_score"):
+        return None
+    return AestheticsConfig() if isinstance(config, PocketPriorConfig) else config.aesthetics
+
+
+def _text_place(
+    memory: PriorMemoryConfig, device: torch.device, dtype: torch.dtype
+) -> tuple[torch.device, torch.dtype]:
+    """Device and number format of the text encoders; half precision is for GPUs."""
+    text_device = torch.device("cpu") if memory.text_encoder == "cpu" else device
+    return text_device, torch.float32 if text_device.type == "cpu" else dtype
 
 
 def _tower_names(index: dict[str, Any]) -> list[tuple[str, str]]:
@@ -211,32 +238,47 @@ def _single_file_parts(
     path, folder = Path(config.path).expanduser(), Path(config.config).expanduser()
     check_safetensors_file(path, role=ROLE)
     index = _read_index(folder)
-    import diffusers
+    towers = _tower_names(index)
+    pipeline = _open_single_file(path, folder, index, dtype, leave_out=_flatten(towers))
+    text_device, text_dtype = _text_place(config.memory, device, dtype)
 
-    pipeline_class = getattr(diffusers, index["_class_name"])
-    with _readable(path, ROLE), _quiet():
-        pipeline = pipeline_class.from_single_file(
-            str(path),
-            config=str(folder),
-            local_files_only=True,
-            torch_dtype=dtype,
-            feature_extractor=None,
-            image_encoder=None,
-        )
-    towers = [
-        TextTower(getattr(pipeline, tokenizer), getattr(pipeline, encoder))
-        for tokenizer, encoder in _tower_names(index)
-    ]
-    text_device = torch.device("cpu") if config.memory.text_encoder == "cpu" else device
-    vae, vae_dtype = pipeline.vae, _vae_dtype(config.memory, pipeline.vae.config, dtype)
+    def load_towers() -> list[TextTower]:
+        opened = _open_single_file(path, folder, index, text_dtype, leave_out=("unet", "vae"))
+        return [TextTower(getattr(opened, t), getattr(opened, e)) for t, e in towers]
+
+    vae = pipeline.vae
     return PriorParts(
         unet=pipeline.unet.to(device),
-        vae=vae.to(device) if vae.dtype == vae_dtype else vae.to(device, vae_dtype),
-        text=TextStack(lambda: towers, _text_layout(pipeline.unet), device=text_device),
+        vae=vae.to(device, vae_dtype(config.memory, vae.config, dtype)),
+        text=TextStack(load_towers, _text_layout(pipeline.unet), device=text_device),
         scheduler_config=dict(pipeline.scheduler.config),
         fingerprint=fingerprint_files([path, *_settings_files(folder)], str(dtype)),
         zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
+        aesthetics=_aesthetics(index, config),
     )
+
+
+def _open_single_file(
+    path: Path,
+    folder: Path,
+    index: Mapping[str, Any],
+    dtype: torch.dtype,
+    *,
+    leave_out: Sequence[str],
+) -> Any:
+    """A stock pipeline from the file, without the components named."""
+    import diffusers
+
+    pipeline_class = getattr(diffusers, index["_class_name"])
+    absent = dict.fromkeys(("feature_extractor", "image_encoder", *leave_out))
+    with _readable(path, ROLE), _quiet():
+        return pipeline_class.from_single_file(
+            str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **absent
+        )
+
+
+def _flatten(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    return [name for pair in pairs for name in pair]
 
 
 def _settings_files(folder: Path) -> list[Path]:
@@ -247,28 +289,6 @@ def _settings_files(folder: Path) -> list[Path]:
 def _text_layout(unet: torch.nn.Module) -> str:
     is_sdxl = unet.config.addition_embed_type == "text_time"
     return "penultimate_pooled" if is_sdxl else "last_hidden"
-
-
-def _vae_dtype(
-    memory: PriorMemoryConfig, settings: Mapping[str, Any], dtype: torch.dtype
-) -> torch.dtype:
-    """AutoencoderKL's default for an absent ``force_upcast`` is True."""
-    if memory.vae_dtype != "auto":
-        return getattr(torch, memory.vae_dtype)
-    overflows = dtype == torch.float16 and settings.get("force_upcast", True)
-    return torch.float32 if overflows else dtype
-
-
-def _apply_memory_options(parts: PriorParts, memory: PriorMemoryConfig) -> None:
-    options: list[tuple[bool, Callable[[], Any]]] = [
-        (memory.vae_slicing, parts.vae.enable_slicing),
-        (memory.vae_tiling, parts.vae.enable_tiling),
-        (memory.vae_checkpointing, parts.vae.enable_gradient_checkpointing),
-        (memory.attention_slicing, lambda: parts.unet.set_attention_slice("auto")),
-    ]
-    for is_wanted, enable in options:
-        if is_wanted:
-            enable()
 
 
 @contextlib.contextmanager

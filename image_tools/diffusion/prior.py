@@ -13,7 +13,7 @@ noise to the gradient.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from image_tools.configs import AestheticsConfig
 from image_tools.diffusion.camera_embedding import camera_embedding_off, has_camera_embedding
 from image_tools.diffusion.conditions import (
     Condition,
@@ -28,6 +29,7 @@ from image_tools.diffusion.conditions import (
     as_condition,
     cat_conditions,
     cat_embeddings,
+    size_conditions,
 )
 from image_tools.diffusion.parametrization import (
     alpha_sigma,
@@ -61,10 +63,16 @@ class PriorParts:
     """Hash of configuration and weights; equal for equal models only."""
     zero_negative: bool = False
     """Whether an empty negative prompt is a zero embedding (SDXL) instead of an encoded ''."""
+    aesthetics: AestheticsConfig | None = None
+    """Quality scores, for a model that is told them (SDXL refiners) and no other."""
 
 
 class DiffusionPrior:
-    """A frozen latent diffusion model of the Stable Diffusion family."""
+    """A frozen latent diffusion model of the Stable Diffusion family.
+
+    Images, latents and timesteps may be on any device: each call brings them to the prior's own
+    and its result back to theirs, gradients included.
+    """
 
     def __init__(
         self,
@@ -79,6 +87,7 @@ class DiffusionPrior:
         self.scheduler_config = dict(parts.scheduler_config)
         self.fingerprint = parts.fingerprint
         self.zero_negative = parts.zero_negative
+        self.aesthetics = parts.aesthetics
         self.prediction_type = self.scheduler_config.get("prediction_type", "epsilon")
         self.alphas_cumprod = noise_schedule(self.scheduler_config).to(self.device)
         self.denoiser_evaluations = 0
@@ -131,15 +140,16 @@ class DiffusionPrior:
             shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
         pixels = pixels.to(self.device, self.vae.dtype) * 2.0 - 1.0
-        mean = self.vae.encode(pixels).latent_dist.mean.to(images.dtype)
+        mean = self.vae.encode(pixels).latent_dist.mean.to(images)
         shift, scale = self._latent_shift_scale(mean)
         return (mean - shift) * scale
 
     def decode_latents(self, latents: Float[Tensor, "b c s s"]) -> Float[Tensor, "b h w 3"]:
         """Scaled latents to images in 0..1. Differentiable up to the final clamp."""
         shift, scale = self._latent_shift_scale(latents)
-        pixels = self.vae.decode((latents / scale + shift).to(self.vae.dtype)).sample
-        return (pixels.to(latents.dtype) / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
+        unscaled = (latents / scale + shift).to(self.device, self.vae.dtype)
+        pixels = self.vae.decode(unscaled).sample
+        return (pixels.to(latents) / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
         """Prompts to frozen text embeddings, from memory or disk where they are known.
@@ -151,16 +161,19 @@ class DiffusionPrior:
         rows = [self._encode_one(prompt) for prompt in prompts]
         if not self._keep_text_encoder:
             self.text.drop()
-        return cat_embeddings(rows)
+        text = cat_embeddings(rows)
+        return text if self.aesthetics is None else text.with_aesthetic(self.aesthetics.positive)
 
     def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
         """Negative prompts; an empty one is the model's own 'no condition'."""
-        embedding = self.encode_prompt(prompts)
+        text = self.encode_prompt(prompts)
+        if self.aesthetics is not None:
+            text = text.with_aesthetic(self.aesthetics.negative)
         if not self.zero_negative:
-            return embedding
+            return text
         said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device)
-        pooled = None if embedding.pooled is None else embedding.pooled * said[:, None]
-        return TextEmbedding(embedding.tokens * said[:, None, None], pooled)
+        pooled = None if text.pooled is None else text.pooled * said[:, None]
+        return replace(text, tokens=text.tokens * said[:, None, None], pooled=pooled)
 
     def predict_output(
         self,
@@ -240,14 +253,14 @@ class DiffusionPrior:
             labels = labels.to(next(self.unet.class_embedding.parameters()))
         self.denoiser_evaluations += latents.shape[0]
         output = self.unet(
-            latents.to(self.dtype),
-            t,
+            latents.to(self.device, self.dtype),
+            t.to(self.device),
             encoder_hidden_states=text.tokens,
             class_labels=labels,
             added_cond_kwargs=self._added_conditions(text),
             return_dict=False,
         )[0]
-        return output.to(latents.dtype)
+        return output.to(latents)
 
     def _encode_one(self, prompt: str) -> TextEmbedding:
         if prompt in self._encoded:
@@ -272,12 +285,24 @@ class DiffusionPrior:
         return mean, scale / latents.new_tensor(std).reshape(1, -1, 1, 1)
 
     def _added_conditions(self, text: TextEmbedding) -> dict[str, Tensor] | None:
-        """SDXL's pooled text and sizes: original size, crop corner, target size, in pixels."""
-        if self.unet.config.addition_embed_type != "text_time":
+        """SDXL's pooled text, sizes and scores.
+
+        Raises:
+            UnsupportedModel: the model's index and its denoiser disagree about the scores.
+        """
+        unet = self.unet.config
+        if unet.addition_embed_type != "text_time":
             return None
-        size = float(self.image_size)
-        ids = text.tokens.new_tensor([size, size, 0.0, 0.0, size, size])
-        return {"text_embeds": text.pooled, "time_ids": ids.expand(len(text), -1)}
+        ids = size_conditions(text, self.image_size)
+        given = text.pooled.shape[1] + ids.shape[1] * unet.addition_time_embed_dim
+        if given != unet.projection_class_embeddings_input_dim:
+            told = "with" if text.aesthetic is not None else "without"
+            raise UnsupportedModel(
+                f"The denoiser wants {unet.projection_class_embeddings_input_dim} numbers beside "
+                f"the text, and its text encoder and sizes {told} a quality score make {given}. "
+                "Check requires_aesthetics_score in model_index.json and the second text encoder."
+            )
+        return {"text_embeds": text.pooled, "time_ids": ids}
 
     def _refuse_unknown_designs(self) -> None:
         unet = self.unet.config

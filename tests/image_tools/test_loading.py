@@ -198,7 +198,6 @@ def _edit_json(path: Path, **changes) -> None:
     ("file", "changes", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "holds a FluxPipeline"),
-        ("model_index.json", {"requires_aesthetics_score": True}, "refiners do not fit"),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "T5EncoderMod"),
         ("model_index.json", {"tokenizer": ["transformers", "T5Tokenizer"]}, "is a T5Tokenizer"),
         ("unet/config.json", {"sample_size": [8, 16]}, "for square images"),
@@ -273,9 +272,7 @@ def test_vae_precision_can_be_forced(tiny_pipelines):
 
 def test_memory_options_change_memory_not_results(tiny_pipelines):
     images = torch.rand(3, 16, 16, 3, generator=torch.Generator().manual_seed(0))
-    saving = PriorMemoryConfig(
-        vae_slicing=True, vae_tiling=True, vae_checkpointing=True, attention_slicing=True
-    )
+    saving = PriorMemoryConfig(vae_slicing=True, vae_checkpointing=True, attention_slicing=True)
     outcomes = []
     for memory in (PriorMemoryConfig(), saving):
         config = DiffusersPriorConfig(model=str(tiny_pipelines["sd1"]), memory=memory)

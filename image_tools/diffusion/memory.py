@@ -1,0 +1,81 @@
+"""Fitting a prior into less memory: number formats, slices, tiles, checkpoints, another device.
+
+device = prior_device(config.memory, scene_device)
+apply_memory_options(vae, unet, config.memory)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+from image_tools.configs import PriorMemoryConfig
+from renderers.errors import BackendMissing
+
+__all__ = ["apply_memory_options", "prior_device", "vae_dtype"]
+
+TILES_PER_SIDE = 2
+
+
+def prior_device(memory: PriorMemoryConfig, scene_device: torch.device) -> torch.device:
+    """Where the prior lives.
+
+    Raises:
+        BackendMissing: if its own device is not on this machine.
+    """
+    if memory.device is None:
+        return scene_device
+    device = torch.device(memory.device)
+    present = {
+        "cpu": 1,
+        "cuda": torch.cuda.device_count(),
+        "mps": int(torch.backends.mps.is_available()),
+    }[device.type]
+    if (device.index or 0) >= present:
+        raise BackendMissing(
+            f"prior.memory.device is {memory.device!r}, and this machine has {present} of that "
+            "kind. Give another one, or nothing for the scene's device; studio doctor lists them."
+        )
+    return device
+
+
+def vae_dtype(
+    memory: PriorMemoryConfig, settings: Mapping[str, Any], dtype: torch.dtype
+) -> torch.dtype:
+    """Number format of the VAE beside a denoiser in ``dtype``.
+
+    AutoencoderKL's default for an absent ``force_upcast`` is True.
+    """
+    if memory.vae_dtype != "auto":
+        return getattr(torch, memory.vae_dtype)
+    overflows = dtype == torch.float16 and settings.get("force_upcast", True)
+    return torch.float32 if overflows else dtype
+
+
+def apply_memory_options(
+    vae: torch.nn.Module, unet: torch.nn.Module, memory: PriorMemoryConfig
+) -> None:
+    """Switch on what ``memory`` asks for, in a diffusers AutoencoderKL and UNet."""
+    options: list[tuple[bool, Callable[[], Any]]] = [
+        (memory.vae_slicing, vae.enable_slicing),
+        (memory.vae_tiling, lambda: _enable_tiling(vae, unet.config.sample_size)),
+        (memory.vae_checkpointing, vae.enable_gradient_checkpointing),
+        (memory.attention_slicing, lambda: unet.set_attention_slice("auto")),
+    ]
+    for is_wanted, enable in options:
+        if is_wanted:
+            enable()
+
+
+def _enable_tiling(vae: torch.nn.Module, latent_size: int) -> None:
+    """Tiles of half the prior's own image size.
+
+    The stock tile is as large as the images the VAE was trained on. The prior resizes every render
+    to that size, so that stock tiling would never begin.
+    """
+    vae.enable_tiling()
+    tile = max(latent_size // TILES_PER_SIDE, 1)
+    vae.tile_latent_min_size = tile
+    vae.tile_sample_min_size = tile * 2 ** (len(vae.config.block_out_channels) - 1)
