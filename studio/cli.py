@@ -138,14 +138,20 @@ def evaluate(
 
 @verb("train")
 def train(
-    what: Annotated[str, typer.Argument(help="pocket or judge.", show_default=False)],
+    what: Annotated[str, typer.Argument(help="pocket, pocket-mv or judge.", show_default=False)],
     out: Annotated[
-        Path, typer.Option(help="Folder (pocket) or file (judge) of the weights.")
+        Path, typer.Option(help="Folder (pockets) or file (judge) of the weights.")
     ] = ...,
     preset: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Folder of data and checkpoints.")] = None,
     text_source: Annotated[
         Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option(help="Model pocket-mv starts from; the shipped pocket.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Work folder of a pocket training, for pocket-mv.")
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
@@ -160,6 +166,8 @@ def train(
         preset=preset,
         work=work,
         text_source=text_source,
+        start=start,
+        images=images,
         steps=steps,
         device=device,
         as_json=as_json,

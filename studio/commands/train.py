@@ -12,7 +12,7 @@ from studio.progress import say
 
 __all__ = ["WHAT", "run"]
 
-WHAT = ("pocket", "judge")
+WHAT = ("pocket", "pocket-mv", "judge")
 PRESET_NAMES = ("cpu", "gpu")
 
 
@@ -23,6 +23,8 @@ def run(
     preset: str = "cpu",
     work: Path | None = None,
     text_source: Path | None = None,
+    start: Path | None = None,
+    images: Path | None = None,
     steps: int | None = None,
     device: str = "auto",
     as_json: bool = False,
@@ -30,11 +32,15 @@ def run(
     """Train a model; calling again with the same folders continues.
 
     Args:
-        what: "pocket" (the text-to-image prior) or "judge" (the networks behind `studio eval`).
-        out: a folder for pocket, in stock diffusers layout; a .safetensors file for the judge.
+        what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views) or
+            "judge" (the networks behind `studio eval`).
+        out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge.
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for pocket.
+        start: pocket model that pocket-mv starts from; the shipped one.
+        images: work folder of a pocket training, whose images pocket-mv uses too;
+            `training_runs/pocket`, made where it is missing.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket).
         device: auto, cpu, cuda, cuda:1 or mps.
         as_json: print the result as JSON.
@@ -48,14 +54,18 @@ def run(
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
-    work = work or Path("training_runs") / what
-    train = _train_pocket if what == "pocket" else _train_judge
+    work = work or Path("training_runs") / what.replace("-", "_")
     if what == "pocket" and not (text_source and (text_source / "tokenizer.json").is_file()):
         raise WeightsMissing(
             f"--text-source is {text_source} - expected a transformers folder of all-MiniLM-L6-v2 "
             "(config.json, model.safetensors, tokenizer.json); pocket reads its prompts with it."
         )
-    result = train(preset, out, work, text_source, steps, device)
+    if what == "pocket":
+        result = _train_pocket(preset, out, work, text_source, steps, device)
+    elif what == "pocket-mv":
+        result = _train_multiview(preset, out, work, start, images, steps, device)
+    else:
+        result = _train_judge(preset, out, work, steps, device)
     if as_json:
         sys.stdout.write(json.dumps({"out": str(out), "measured": result}) + "\n")
         return
@@ -81,8 +91,40 @@ def _train_pocket(
     return {}
 
 
+def _train_multiview(
+    preset: str,
+    out: Path,
+    work: Path,
+    start: Path | None,
+    images: Path | None,
+    steps: int | None,
+    device: str,
+) -> dict[str, float]:
+    from image_tools.pocket.paths import pocket_folder
+    from studio.device import resolve_device
+    from studio.training.multiview import PRESETS, train_multiview
+
+    config = PRESETS[preset]
+    if steps is not None:
+        config = replace(config, loop=replace(config.loop, steps=steps))
+    try:
+        train_multiview(
+            config,
+            work,
+            start=pocket_folder(start),
+            plain=images or Path("training_runs") / "pocket",
+            out=out,
+            device=resolve_device(device),
+            log=say,
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    say(f"Measure it with: studio eval --prior {out}")
+    return {}
+
+
 def _train_judge(
-    preset: str, out: Path, work: Path, _: Path | None, steps: int | None, device: str
+    preset: str, out: Path, work: Path, steps: int | None, device: str
 ) -> dict[str, float]:
     from studio.device import resolve_device
     from studio.training.judge import PRESETS, train_judge
