@@ -9,6 +9,8 @@ __all__ = [
     "AestheticsConfig",
     "DdimConfig",
     "DiffusersPriorConfig",
+    "MVDreamPriorConfig",
+    "PocketMultiViewPriorConfig",
     "PocketPriorConfig",
     "Precision",
     "PriorConfig",
@@ -127,7 +129,53 @@ class SingleFilePriorConfig:
     """Memory options."""
 
 
-PriorConfig = PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig
+@dataclass(frozen=True)
+class PocketMultiViewPriorConfig:
+    """The small multi-view model that ships with the package: four views of one object at a time.
+
+    Only its denoiser is its own; text encoder and VAE are those of the pocket prior.
+    """
+
+    kind: Literal["pocket_mv"] = "pocket_mv"
+    path: str | None = None
+    """Folder of another multi-view denoiser, as `studio train pocket-mv` writes; empty for the
+    shipped one."""
+    base: str | None = None
+    """Folder of the pocket model it was trained from; empty for the shipped one."""
+    prompt_cache: str | None = None
+    """Folder in which text embeddings are kept between runs; empty keeps none."""
+    memory: PriorMemoryConfig = PriorMemoryConfig()
+    """Memory options."""
+
+
+@dataclass(frozen=True)
+class MVDreamPriorConfig:
+    """A public MVDream checkpoint (arXiv 2308.16512): four views of one object, 256 px each."""
+
+    weights: str
+    """Its denoiser: sd-v2.1-base-4view.pt, a .safetensors file, or a folder that holds one. The
+    layouts of bytedance/MVDream and of its conversions to diffusers are understood."""
+    base: str
+    """The Stable Diffusion it was trained from, as a folder or hub id in stock diffusers layout:
+    its VAE, text encoder, schedule and the denoiser's settings are used."""
+    kind: Literal["mvdream"] = "mvdream"
+    revision: str | None = None
+    """Branch, tag or commit of a base that is a hub id; empty for its default branch."""
+    variant: str | None = None
+    """Weight variant of the base, for instance fp16."""
+    prompt_cache: str | None = None
+    """Folder in which text embeddings are kept between runs; empty keeps none."""
+    memory: PriorMemoryConfig = PriorMemoryConfig()
+    """Memory options."""
+
+
+PriorConfig = (
+    PocketPriorConfig
+    | DiffusersPriorConfig
+    | SingleFilePriorConfig
+    | PocketMultiViewPriorConfig
+    | MVDreamPriorConfig
+)
 
 
 @dataclass(frozen=True)

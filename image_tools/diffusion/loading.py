@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,16 @@ import torch
 from image_tools.configs import (
     AestheticsConfig,
     DiffusersPriorConfig,
+    MVDreamPriorConfig,
+    PocketMultiViewPriorConfig,
     PocketPriorConfig,
     PriorConfig,
     PriorMemoryConfig,
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.memory import apply_memory_options, prior_device, vae_dtype
+from image_tools.diffusion.multiview import MultiViewPrior
+from image_tools.diffusion.mvdream_weights import find_mvdream_file, read_mvdream_unet
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.diffusion.prompt_cache import PromptCache
 from image_tools.diffusion.text import TextStack, TextTower
@@ -36,7 +41,7 @@ from image_tools.diffusion.weights import (
     read_json,
 )
 from image_tools.errors import UnsupportedModel, WeightsMissing
-from image_tools.pocket.paths import pocket_folder
+from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
 from renderers.errors import StudioError
 
 __all__ = ["load_folder", "load_prior"]
@@ -51,6 +56,20 @@ TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
 # Parameters that the text layouts never use, so a file may lack them.
 UNUSED_PARAMETERS = ("pooler.", "position_ids")
+
+
+StockFolderConfig = (
+    PocketPriorConfig | DiffusersPriorConfig | PocketMultiViewPriorConfig | MVDreamPriorConfig
+)
+
+
+@dataclass(frozen=True)
+class _Denoiser:
+    """The part of a prior that multi-view models have of their own."""
+
+    unet: torch.nn.Module
+    scheduler_config: Mapping[str, Any]
+    files: list[Path]
 
 
 def load_prior(
@@ -77,7 +96,9 @@ def load_prior(
         folder, variant = _locate(config)
         parts = _folder_parts(folder, variant, config, device, dtype)
     apply_memory_options(parts.vae, parts.unet, memory)
-    return DiffusionPrior(
+    is_multiview = isinstance(config, PocketMultiViewPriorConfig | MVDreamPriorConfig)
+    prior_class = MultiViewPrior if is_multiview else DiffusionPrior
+    return prior_class(
         parts,
         prompt_cache=PromptCache(config.prompt_cache) if config.prompt_cache else None,
         keep_text_encoder=memory.text_encoder != "drop",
@@ -91,33 +112,35 @@ def load_folder(
     return load_prior(DiffusersPriorConfig(model=str(folder)), device, dtype)
 
 
-def _locate(config: PocketPriorConfig | DiffusersPriorConfig) -> tuple[Path, str | None]:
-    if isinstance(config, DiffusersPriorConfig):
+def _locate(config: StockFolderConfig) -> tuple[Path, str | None]:
+    """The stock folder of everything but a multi-view denoiser, and its variant."""
+    if isinstance(config, DiffusersPriorConfig | MVDreamPriorConfig):
+        model = config.model if isinstance(config, DiffusersPriorConfig) else config.base
         folder = find_model_folder(
-            config.model, role=ROLE, revision=config.revision, variant=config.variant
+            model, role=ROLE, revision=config.revision, variant=config.variant
         )
         return folder, config.variant
-    return pocket_folder(Path(config.path).expanduser() if config.path else None), None
+    own = config.path if isinstance(config, PocketPriorConfig) else config.base
+    return pocket_folder(Path(own).expanduser() if own else None), None
 
 
 def _folder_parts(
     folder: Path,
     variant: str | None,
-    config: PocketPriorConfig | DiffusersPriorConfig,
+    config: StockFolderConfig,
     device: torch.device,
     dtype: torch.dtype,
 ) -> PriorParts:
     index, memory = _read_index(folder), config.memory
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
 
     towers = _tower_names(index)
-    files = _weight_files(folder, [encoder for _, encoder in towers], variant)
-    read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
+    files = _weight_files(folder, ["vae", *(encoder for _, encoder in towers)], variant)
+    denoiser = _read_denoiser(folder, variant, config, dtype)
     vae_settings = read_json(folder / "vae/config.json", role="VAE")
     read_vae = partial(
         AutoencoderKL.from_pretrained, torch_dtype=vae_dtype(memory, vae_settings, dtype)
     )
-    unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
     vae = _read_module(read_vae, folder / "vae", variant, "VAE")
     text_device, text_dtype = _text_place(memory, device, dtype)
 
@@ -125,22 +148,47 @@ def _folder_parts(
         return [_read_tower(folder, pair, index, text_dtype, variant) for pair in towers]
 
     return PriorParts(
-        unet=unet.to(device),
+        unet=denoiser.unet.to(device),
         vae=vae.to(device),
-        text=TextStack(load_towers, _text_layout(unet), device=text_device),
-        scheduler_config=read_json(folder / "scheduler/scheduler_config.json", role=ROLE),
-        fingerprint=fingerprint_files(files + _settings_files(folder), str(dtype)),
+        text=TextStack(load_towers, _text_layout(denoiser.unet), device=text_device),
+        scheduler_config=denoiser.scheduler_config,
+        fingerprint=fingerprint_files(denoiser.files + files + _settings_files(folder), str(dtype)),
         zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
         aesthetics=_aesthetics(index, config),
     )
 
 
-def _weight_files(folder: Path, encoders: list[str], variant: str | None) -> list[Path]:
+def _read_denoiser(
+    folder: Path, variant: str | None, config: StockFolderConfig, dtype: torch.dtype
+) -> _Denoiser:
+    """The denoiser of a stock folder, or the multi-view one that replaces it."""
+    from diffusers import UNet2DConditionModel
+
+    settings: list[Path] = []
+    if isinstance(config, MVDreamPriorConfig):
+        path = find_mvdream_file(Path(config.weights).expanduser())
+        with _readable(path, "denoiser"):
+            unet = read_mvdream_unet(path, read_json(folder / "unet/config.json", role=ROLE), dtype)
+        return _Denoiser(unet, _read_scheduler(folder), [path])
+    if isinstance(config, PocketMultiViewPriorConfig):
+        folder = pocket_mv_folder(Path(config.path).expanduser() if config.path else None)
+        settings = [folder / "unet/config.json", folder / "scheduler/scheduler_config.json"]
+    files = _weight_files(folder, ["unet"], variant)
+    read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
+    unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
+    return _Denoiser(unet, _read_scheduler(folder), files + settings)
+
+
+def _read_scheduler(folder: Path) -> dict[str, Any]:
+    return read_json(folder / "scheduler/scheduler_config.json", role=ROLE)
+
+
+def _weight_files(folder: Path, components: list[str], variant: str | None) -> list[Path]:
     """All weight files; looked up early, although the text encoders are read late."""
     stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
     roles = {"unet": "denoiser", "vae": "VAE"}
     files = []
-    for name in ("unet", "vae", *encoders):
+    for name in components:
         stem, role = stems.get(name, "model"), roles.get(name, "text encoder")
         files += find_weights(folder / name, stem, role=role, variant=variant)
     return files
@@ -159,12 +207,13 @@ def _read_index(folder: Path) -> dict[str, Any]:
 
 def _aesthetics(
     index: Mapping[str, Any],
-    config: PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig,
+    config: StockFolderConfig | SingleFilePriorConfig,
 ) -> AestheticsConfig | None:
     """The scores to tell the model, if it is one that is told."""
     if not index.get("requires_aesthetics_score"):
         return None
-    return AestheticsConfig() if isinstance(config, PocketPriorConfig) else config.aesthetics
+    can_say = isinstance(config, DiffusersPriorConfig | SingleFilePriorConfig)
+    return config.aesthetics if can_say else AestheticsConfig()
 
 
 def _text_place(
