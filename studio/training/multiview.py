@@ -48,6 +48,7 @@ __all__ = [
     "MultiViewTrainingConfig",
     "TrainingBatch",
     "joint_loss",
+    "stratified_timesteps",
     "train_multiview",
 ]
 
@@ -70,7 +71,7 @@ class MultiViewTrainingConfig:
     """Seed of the camera embedding and of the batches."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=4000, learning_rate=3e-4, warmup=100, ema_decay=0.998, save_every_s=180.0
+            steps=3600, learning_rate=4e-4, warmup=100, ema_decay=0.998, save_every_s=180.0
         )
     )
     """Length and learning rate."""
@@ -131,6 +132,15 @@ class JointBatches:
         )
 
 
+def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
+    """``count`` timesteps, one in each part of 0 .. total - 1, in random order.
+
+    Each is uniform. A batch has few sets, and the loss depends on the timestep most of all.
+    """
+    part = torch.randperm(count, generator=generator)
+    return ((part + torch.rand(count, generator=generator)) / count * total).long()
+
+
 def joint_loss(
     hub: AttentionHub,
     batch: TrainingBatch,
@@ -140,7 +150,7 @@ def joint_loss(
     """Mean squared error of v for one batch, its timesteps drawn once for each set."""
     unet, rows, device = hub.unet, len(batch.latents), alphas_cumprod.device
     noise = torch.randn(batch.latents.shape, generator=generator).to(device)
-    t = torch.randint(0, len(alphas_cumprod), (rows // batch.views,), generator=generator)
+    t = stratified_timesteps(rows // batch.views, len(alphas_cumprod), generator)
     t = t.repeat_interleave(batch.views).to(device)
     latents, text = batch.latents.to(device), batch.text.to(device)
     alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
