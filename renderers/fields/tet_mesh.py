@@ -129,11 +129,12 @@ class TetMeshField(nn.Module):
     def _marched(self) -> Mesh:
         sdf = torch.maximum(self.sdf, self._floor)
         if not (sdf.detach() < 0).any():
+            low, high = (float(value) for value in torch.aminmax(self.sdf.detach()))
             raise EmptyGeometry(
                 f"The mesh has vanished: the signed distance at its {len(sdf)} grid points is "
-                f"{float(self.sdf.min()):.3g}..{float(self.sdf.max()):.3g} cubes, expected some "
-                "below 0. Lower the geometry's learning rate or the guidance scale, or start from "
-                "an earlier checkpoint."
+                f"{low:.3g}..{high:.3g} cubes, expected some below 0. Lower the "
+                "geometry's learning rate or the guidance scale, or start from an earlier "
+                "checkpoint."
             )
         offsets = self.tets.bounded_offsets(self.offsets, reach=self.config.offset_reach)
         v_pos, faces = self.tets(sdf, offsets)
