@@ -199,16 +199,20 @@ class MeshRenderer(nn.Module):
         rgb = torch.where(mask > 0, rgb, background)
         distance = ((surface.position - rays_o) * rays_d).sum(-1, keepdim=True) * mask
         topology = self.topology(mesh.t_pos_idx)
+        images = [rgb, mask, distance]
+        if with_normals:
+            images.append(torch.where(mask > 0, 0.5 * normal + 0.5, background))
         layers = antialias(
-            torch.cat([rgb, mask, distance], -1),
+            torch.cat(images, -1),
             surface.raster, surface.pos_clip, mesh.t_pos_idx, topology,
         )  # fmt: skip
         output = RenderOutput(
             comp_rgb=layers[..., :3],
             opacity=layers[..., 3:4],
-            depth=layers[..., 4:],
+            depth=layers[..., 4:5],
             comp_rgb_bg=background,
             normal=normal,
+            comp_normal=layers[..., 5:8] if with_normals else None,
             mesh=mesh,
             topology=topology,
         )
@@ -245,4 +249,5 @@ def _reduced(output: RenderOutput, factor: int) -> RenderOutput:
         depth=mean(output.depth),
         comp_rgb_bg=mean(output.comp_rgb_bg),
         normal=None if output.normal is None else F.normalize(mean(output.normal), dim=-1),
+        comp_normal=None if output.comp_normal is None else mean(output.comp_normal),
     )

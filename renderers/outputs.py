@@ -31,6 +31,9 @@ class RenderOutput:
     """The background alone."""
     normal: Float[Tensor, "b h w 3"] | None = None
     """Unit normals in world axes, zero where nothing was hit."""
+    comp_normal: Float[Tensor, "b h w 3"] | None = None
+    """Normals as colours, 0.5 n + 0.5, over the background with an anti-aliased outline (mesh
+    renderers only)."""
     z_variance: Float[Tensor, "b h w 1"] | None = None
     """Variance of the distance along the ray under the sample weights, world units squared."""
     weights: Float[Tensor, " m"] | None = None

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields
 
 from torch import Tensor
 
 from guidance.schedules import value_at
+from renderers.mesh_regularizers import laplacian_loss, normal_consistency_loss
 from renderers.outputs import RenderOutput
 from renderers.regularizers import compute_regularizers, needs_normals
 from studio.configs import LossesConfig
 
 __all__ = ["active_weights", "wants_normals", "weighted_losses"]
+
+
+MESH_PENALTIES: dict[str, Callable[[RenderOutput], Tensor]] = {
+    "normal_consistency": lambda out: normal_consistency_loss(
+        out.mesh.vertex_normals(), out.topology
+    ),
+    "laplacian": lambda out: laplacian_loss(out.mesh.v_pos, out.topology),
+}
+"""Penalties that read the rendered mesh, by the name a scene gives them."""
 
 
 def active_weights(config: LossesConfig, fraction: float) -> dict[str, float]:
@@ -31,6 +42,8 @@ def weighted_losses(
 ) -> dict[str, Tensor]:
     """Every term times its weight; their sum is the loss."""
     weights = active_weights(config, fraction)
-    penalties = compute_regularizers(output, weights)
+    of_mesh = {name: MESH_PENALTIES[name](output) for name in weights if name in MESH_PENALTIES}
+    others = [name for name in weights if name not in of_mesh]
+    penalties = {**compute_regularizers(output, others), **of_mesh}
     terms = {"guidance": value_at(config.guidance, fraction) * guidance_loss}
-    return terms | {name: weights[name] * penalty for name, penalty in penalties.items()}
+    return terms | {name: weights[name] * penalties[name] for name in weights}

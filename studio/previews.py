@@ -22,14 +22,14 @@ from torch import Tensor
 from renderers.cameras import Cameras, orbit_cameras
 from renderers.configs import CamerasConfig, MultiViewCamerasConfig
 from renderers.outputs import RenderOutput
-from renderers.volume_renderer import VolumeRenderer
 from studio.run_folder import storage_errors
+from studio.scene_parts import SceneRenderer
 
 __all__ = ["preview_cameras", "preview_sheet", "save_png"]
 
 N_VIEWS = 4
 GAP = 2  # white pixels between the images
-Guess = Callable[[Tensor, Cameras], Tensor]
+Guess = Callable[[RenderOutput, Cameras], Tensor]
 
 
 def preview_cameras(config: CamerasConfig, size: int) -> Cameras:
@@ -47,19 +47,19 @@ def preview_cameras(config: CamerasConfig, size: int) -> Cameras:
 
 @torch.no_grad()
 def preview_sheet(
-    renderer: VolumeRenderer, cameras: Cameras, guess: Guess
+    renderer: SceneRenderer, cameras: Cameras, guess: Guess
 ) -> Float[Tensor, "height width 3"]:
     """Rows are the views; columns colour, normal, depth, opacity, guess.
 
     Args:
         renderer: the stage's renderer.
         cameras: the views, on the renderer's device.
-        guess: from colour images [b, h, w, 3] to the prior's idea of them, at any size.
+        guess: from renders of b views to the prior's idea of them [b, h, w, 3], at any size.
     """
     output = renderer.render(cameras, with_normals=True)
     opacity = output.opacity.expand_as(output.comp_rgb)
     normal = 0.5 + 0.5 * output.normal
-    guessed = guess(output.comp_rgb, cameras).movedim(-1, 1)
+    guessed = guess(output, cameras).movedim(-1, 1)
     guessed = torch.nn.functional.interpolate(
         guessed, (cameras.height, cameras.width), mode="bilinear", align_corners=False
     ).movedim(1, -1)

@@ -19,11 +19,10 @@ import torch
 from torch import Tensor
 
 from guidance.base import GuidanceRule
-from image_tools.diffusion.loading import load_prior
 from renderers.cameras import Cameras, sample_cameras
 from renderers.materials import draw_shading
+from renderers.outputs import RenderOutput
 from studio.checkpoints import load_latest, save_checkpoint
-from studio.config import dump
 from studio.configs import SceneConfig
 from studio.device import (
     configure,
@@ -41,13 +40,16 @@ from studio.guards import (
     check_losses,
     check_parameters,
 )
+from studio.guided_images import guided_images
 from studio.losses import wants_normals, weighted_losses
 from studio.metrics_log import MetricsLog
 from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
 from studio.progress import logged_to, make_progress, say
 from studio.run_folder import RunFolder
-from studio.stages import Stage, build_rule, build_stage, rule_tensors
+from studio.scene_parts import build_rule, work_of
+from studio.stage_priors import StagePriors
+from studio.stages import Stage, build_stage, rule_tensors
 from studio.stop_request import StopRequest
 
 __all__ = ["Runner"]
@@ -74,16 +76,18 @@ class Runner:
         if checkpoint:
             self._use_the_same_threads()
         started = time.perf_counter()
-        self.prior = load_prior(scene.prior, self.device)
+        self.priors = StagePriors(scene, self.device)
         self._leave = ExitStack()  # what to do when the stage ends
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
+        self.denoiser_evaluations = 0
+        """Rows that went through a denoiser in all steps so far, previews aside."""
         self.seconds = {"load": time.perf_counter() - started}
         if checkpoint:
             self.stage.restore(checkpoint)
             self.guidance.load_state(rule_tensors(checkpoint.optim))
+            self.denoiser_evaluations = checkpoint.state.get("denoiser_evaluations", 0)
             self._compare_prior()
             say(f"Going on after step {self.steps_done} of {self.total_steps}.")
-        self.opacity_watchdog, self.guidance_watchdog = OpacityWatchdog(), GuidanceWatchdog()
         self._warned: set[str] = set()
 
     @property
@@ -105,9 +109,9 @@ class Runner:
             Diverged: NaN, an empty scene or unbounded values.
             StorageError: the final checkpoint cannot be written.
         """
-        weights = {"prior": {**dump(self.scene.prior), "fingerprint": self.prior.fingerprint}}
-        here = {"device": str(self.device), "threads": thread_counts(), "weights": weights}
+        here = {"device": str(self.device), "threads": thread_counts()}
         self.run.update_info({"status": "running", "error": None, **here})
+        self._record_prior()
         started, metrics = time.perf_counter(), {}
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
         progress = make_progress(self.total_steps, self.steps_done)
@@ -139,30 +143,30 @@ class Runner:
         while self.stage.step >= self.stage.config.steps:
             if self.stage.index + 1 == len(self.scene.stages):
                 return False
-            self._leave.close()
             finished, self.stage = self.stage, self._enter(self.stage.index + 1)
             self.stage.take_over(finished)
+            self._record_prior()
         return True
 
     def step(self) -> dict[str, float]:
         """One optimiser step: cameras, render, guidance, regularisers, backward, guards, update."""
         stage, draw = self.stage, self.stage.generators
         config, fraction, number = stage.config, stage.fraction, self.steps_done + 1
+        turn = stage.turn
+        renderer, evaluated = stage.particles[turn], self.prior.denoiser_evaluations
         set_learning_rates(stage.optimizer, config.optimizer, fraction)
-        stage.renderer.set_fraction(fraction)
-        stage.renderer.update_occupancy(stage.step, draw["occupancy"])
+        renderer.set_fraction(fraction)
+        renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])
 
         cameras = sample_cameras(config.cameras, draw["cameras"], fraction=fraction).to(self.device)
-        shading = draw_shading(config.material, fraction, draw["shading"])
-        output = stage.renderer.render(
+        output = renderer.render(
             cameras,
             generator=draw["renderer"],
-            shading=shading,
-            with_normals=wants_normals(config.losses, fraction),
+            shading=draw_shading(config.material, fraction, draw["shading"]),
+            with_normals=config.guide_on == "normals" or wants_normals(config.losses, fraction),
         )
-        guided = self.guidance(
-            output.comp_rgb, cameras, fraction=fraction, generator=draw["guidance"]
-        )
+        images = guided_images(output, config.guide_on)
+        guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
         losses = weighted_losses(config.losses, output, guided.loss, fraction)
         loss = torch.stack(list(losses.values())).sum()
@@ -177,12 +181,13 @@ class Runner:
         grad_norm = check_gradients(stage.parameters, step=number)
         stage.optimizer.step()
         learned = self.guidance.after_step(
-            output.comp_rgb.detach(), cameras, fraction=fraction, generator=draw["critic"]
+            images.detach(), cameras, fraction=fraction, generator=draw["critic"]
         )
         stage.step += 1
+        self.denoiser_evaluations += self.prior.denoiser_evaluations - evaluated
 
         opacity = float(output.opacity.detach().mean())
-        self.opacity_watchdog.check(opacity, step=number)
+        self.opacity_watchdogs[turn].check(opacity, step=number)
         if number % CHECK_PARAMETERS_EVERY == 0:
             check_parameters(stage.parameters, step=number)
         terms = {f"loss_{name}": float(value.detach()) for name, value in losses.items()}
@@ -193,8 +198,7 @@ class Runner:
             "guidance_grad_norm": float(guided.grad_norm),
             "non_finite": int(guided.non_finite),
             "t": float(guided.t.float().mean()),
-            "samples": 0 if output.weights is None else len(output.weights),
-            "occupied": stage.renderer.occupancy.occupied_fraction,
+            **work_of(renderer, output),
             **{name: terms.get(name, 0.0) for name in self._loss_columns()},
             **{name: learned[name] for name in self.guidance.metric_names()},
         }
@@ -209,7 +213,11 @@ class Runner:
     def save(self) -> None:
         """Write a checkpoint."""
         check_parameters(self.stage.parameters, step=self.steps_done)
-        checkpoint = self.stage.to_checkpoint(self.steps_done, self.guidance.state())
+        checkpoint = self.stage.to_checkpoint(
+            self.steps_done,
+            self.guidance.state(),
+            {"denoiser_evaluations": self.denoiser_evaluations},
+        )
         save_checkpoint(
             self.run.checkpoints_dir, checkpoint, keep=self.scene.saving.keep_checkpoints
         )
@@ -217,9 +225,14 @@ class Runner:
     # --- around the steps -------------------------------------------------------------------------
 
     def _enter(self, index: int) -> Stage:
-        """Build a stage with its guidance and its preview views."""
+        """Build a stage with its prior, its guidance and its preview views."""
+        self._leave.close()
+        self.prior = self.guidance = None  # let go, so that two priors never stand side by side
+        self.prior = self.priors.at(index)
         stage = build_stage(self.scene, index, self.device)
         self.replace_rule(build_rule(self.scene, index, self.prior))
+        self.opacity_watchdogs = [OpacityWatchdog() for _ in stage.particles]
+        self.guidance_watchdog = GuidanceWatchdog()
         views = preview_cameras(stage.config.cameras, self.scene.saving.preview_size)
         self.preview_views = views.to(self.device)
         return stage
@@ -233,9 +246,16 @@ class Runner:
 
     def _compare_prior(self) -> None:
         """Warn when the prior is not the one the run began with."""
-        before = self.run.read_info().get("weights", {}).get("prior", {}).get("fingerprint")
+        recorded = self.run.read_info().get("weights", {})
+        before = recorded.get(self.priors.key(self.stage.index), {}).get("fingerprint")
         if before and before != self.prior.fingerprint:
             say("warning: the prior's weights have changed since this run began.")
+
+    def _record_prior(self) -> None:
+        """Note the prior of this stage in run.json, beside those of earlier stages."""
+        before = self.run.read_info().get("weights", {})
+        weights = {**before, **self.priors.record(self.stage.index)}
+        self._tolerate(lambda: self.run.update_info({"weights": weights}))
 
     def _after_step(self, metrics: dict[str, float], log: MetricsLog, seconds: float) -> None:
         """Metrics, preview and checkpoint, when they are due."""
@@ -253,7 +273,8 @@ class Runner:
         cpu = torch.device("cpu")
         draw = make_generators(("preview",), seed=self.scene.seed, device=cpu)["preview"]
 
-        def guess(images: Tensor, cameras: Cameras) -> Tensor:
+        def guess(output: RenderOutput, cameras: Cameras) -> Tensor:
+            images = guided_images(output, self.stage.config.guide_on)
             guided = self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw)
             return guided.x0()
 
@@ -286,6 +307,7 @@ class Runner:
         }
         values: dict[str, Any] = {
             "steps_done": self.steps_done,
+            "denoiser_evaluations": self.denoiser_evaluations,
             "seconds": seconds,
             "peak_memory_bytes": peak_memory_bytes(self.device),
         }

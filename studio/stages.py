@@ -1,7 +1,13 @@
-"""One stage of a scene: field, renderer, background, optimiser and generators, and its hand-off.
+"""One stage of a scene: what it optimises, its optimiser and generators, and its hand-off.
 
-``build_stage`` makes what is optimised, ``build_rule`` what pulls at it, and ``load_stage``
-reads a finished or running stage back from its run folder, without a prior.
+``build_stage`` makes a stage at its first step, and ``load_stage`` reads a finished or running one
+back from its run folder, without a prior.
+
+A stage may hold several particles: scenes with initial values of their own, as a set of samples of
+what the prompt means (ProlificDreamer, arXiv 2305.16213, section 3.2). Step k trains particle
+k mod n alone, so that a step costs the same time and memory for any number of particles, while a
+critic that learns from every step learns from all of them. Adam leaves parameters without gradient
+as they are, so one optimiser serves all. Each particle gets steps / n updates.
 """
 
 from __future__ import annotations
@@ -12,35 +18,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from guidance.base import GuidanceRule
-from guidance.build import build_guidance
-from guidance.prompts import build_view_prompts
-from image_tools.diffusion.protocol import NoisePrior
-from renderers.backgrounds import Background, build_background
-from renderers.configs import FieldConfig, HashSDFConfig
+from renderers.backgrounds import Background
 from renderers.fields.hash_field import HashField
-from renderers.fields.hash_sdf import HashSDFField
-from renderers.fields.hash_volume import HashVolumeField
-from renderers.volume_renderer import VolumeRenderer
+from renderers.fields.tet_mesh import TetMeshField
 from studio.checkpoints import Checkpoint, generator_states, load_latest, restore_generators
 from studio.config import load_scene
 from studio.configs import SceneConfig, StageConfig
 from studio.device import make_generators, resolve_device
-from studio.errors import CheckpointError
+from studio.errors import CheckpointError, ConfigError
 from studio.optimizers import build_optimizer, load_optimizer, optimizer_tensors
 from studio.progress import say
 from studio.run_folder import RunFolder
+from studio.scene_parts import SceneRenderer, build_renderer, hand_over
 
-__all__ = [
-    "GENERATORS",
-    "LoadedStage",
-    "Stage",
-    "build_field",
-    "build_rule",
-    "build_stage",
-    "load_stage",
-    "rule_tensors",
-]
+__all__ = ["GENERATORS", "LoadedStage", "Stage", "build_stage", "load_stage", "rule_tensors"]
 
 GENERATORS = ("cameras", "shading", "renderer", "occupancy", "guidance", "critic")
 """Subsystems that draw random numbers while a stage runs."""
@@ -53,36 +44,72 @@ class Stage:
 
     config: StageConfig
     index: int
-    renderer: VolumeRenderer
+    particles: list[SceneRenderer]
+    """Scenes trained side by side; previews and exports show the first unless told otherwise."""
     optimizer: torch.optim.Adam
     generators: dict[str, torch.Generator]
     step: int = 0
     """Steps done in this stage."""
 
     @property
-    def field(self) -> HashField:
-        """The field that is optimised."""
+    def renderer(self) -> SceneRenderer:
+        """The first particle."""
+        return self.particles[0]
+
+    @property
+    def field(self) -> HashField | TetMeshField:
+        """The first particle's field or mesh."""
         return self.renderer.field
 
     @property
+    def turn(self) -> int:
+        """Index of the particle that the next step trains."""
+        return self.step % len(self.particles)
+
+    @property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Trained parameters by dotted name."""
-        return dict(self.renderer.named_parameters())
+        """Parameters by dotted name."""
+        return {
+            particle_prefix(k) + name: parameter
+            for k, particle in enumerate(self.particles)
+            for name, parameter in particle.named_parameters()
+        }
 
     @property
     def fraction(self) -> float:
         """How far the stage is, 0 to 1."""
         return self.step / self.config.steps
 
-    def to_checkpoint(self, total_step: int, rule: Mapping[str, Tensor]) -> Checkpoint:
-        """Everything that the next steps depend on; ``rule`` is the guidance rule's state."""
+    def to_checkpoint(
+        self,
+        total_step: int,
+        rule: Mapping[str, Tensor] | None = None,
+        counts: Mapping[str, int] | None = None,
+    ) -> Checkpoint:
+        """Everything that the next steps depend on.
+
+        Args:
+            total_step: steps done, over all stages.
+            rule: the guidance rule's state, if it has one.
+            counts: what is counted over the whole run, by name.
+        """
         optim = optimizer_tensors(self.optimizer, self.parameters)
-        optim |= {RULE + name: value for name, value in rule.items()}
+        optim |= {RULE + name: value for name, value in (rule or {}).items()}
+        scene = {
+            particle_prefix(k) + name: value
+            for k, particle in enumerate(self.particles)
+            for name, value in particle.state_dict().items()
+        }
         return Checkpoint(
             step=total_step,
-            scene=dict(self.renderer.state_dict()),
+            scene=scene,
             optim={**optim, **generator_states(self.generators)},
-            state={"stage": self.index, "stage_name": self.config.name, "stage_step": self.step},
+            state={
+                "stage": self.index,
+                "stage_name": self.config.name,
+                "stage_step": self.step,
+                **(counts or {}),
+            },
         )
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -91,26 +118,27 @@ class Stage:
         Raises:
             CheckpointError: it belongs to another scene.
         """
-        _load_scene(self.renderer, checkpoint.scene)
+        for k, particle in enumerate(self.particles):
+            _load_particle(particle, k, checkpoint.scene)
         load_optimizer(self.optimizer, self.parameters, checkpoint.optim)
         restore_generators(self.generators, checkpoint.optim)
         self.step = checkpoint.state["stage_step"]
 
     def take_over(self, previous: Stage) -> None:
-        """Start from where the previous stage ended: its field, and its background if alike."""
-        self.field.load_state_dict(previous.field.state_dict())
-        if self.config.background == previous.config.background:
-            background = previous.renderer.background.state_dict()
-            self.renderer.background.load_state_dict(background)
+        """Start from where the previous stage ended, particle by particle.
+
+        Raises:
+            EmptyGeometry: a mesh should begin and there is no surface.
+        """
+        alike = self.config.background == previous.config.background
+        # Fewer particles than before: the first ones go on.
+        for theirs, mine in zip(previous.particles, self.particles, strict=False):
+            hand_over(theirs, mine, same_background=alike)
 
 
-def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
-    """The guidance rule of stage ``index``, with the scene's prompts encoded."""
-    stage = scene.stages[index]
-    prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
-    name = f"{stage.name}/rule"
-    seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
-    return build_guidance(stage.guidance, prior, prompts, seed=seed.initial_seed())
+def particle_prefix(index: int) -> str:
+    """What the names of a particle's tensors begin with; nothing for the first."""
+    return f"particle.{index}." if index else ""
 
 
 def rule_tensors(optim: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -118,48 +146,50 @@ def rule_tensors(optim: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name[len(RULE) :]: value for name, value in optim.items() if name.startswith(RULE)}
 
 
-def build_field(config: FieldConfig, generator: torch.Generator) -> HashField:
-    """The field for a config; ``generator`` draws its initial values."""
-    if isinstance(config, HashSDFConfig):
-        return HashSDFField(config, generator)
-    return HashVolumeField(config, generator)
-
-
 def build_stage(scene: SceneConfig, index: int, device: torch.device) -> Stage:
     """The stage ``index`` of a scene at its first step, with fresh values."""
     config = scene.stages[index]
     cpu = torch.device("cpu")  # draws are the same numbers on every device
-    start = make_generators((f"{config.name}/init",), seed=scene.seed, device=cpu)
     names = tuple(f"{config.name}/{name}" for name in GENERATORS)
     drawn = make_generators(names, seed=scene.seed, device=cpu)
-    renderer = _build_renderer(scene, index, start[f"{config.name}/init"]).to(device)
-    background = list(renderer.background.parameters())
-    groups = {**renderer.field.parameter_groups(), "background": background}
+    starts = tuple(
+        f"{config.name}/init/{k}" if k else f"{config.name}/init" for k in range(config.particles)
+    )
+    start = make_generators(starts, seed=scene.seed, device=cpu)
+    particles = [build_renderer(scene, index, start[name]).to(device) for name in starts]
     return Stage(
         config=config,
         index=index,
-        renderer=renderer,
-        optimizer=build_optimizer(config.optimizer, groups),
+        particles=particles,
+        optimizer=build_optimizer(config.optimizer, _parameter_groups(particles)),
         generators=dict(zip(GENERATORS, drawn.values(), strict=True)),
     )
 
 
-def _build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -> VolumeRenderer:
-    """Field, background and renderer of a stage, with initial values."""
-    config = scene.stages[index]
-    field = build_field(scene.field_of(index), generator)
-    background = build_background(config.background, generator)
-    return VolumeRenderer(config.renderer, field, background, config.material)
+def _parameter_groups(particles: list[SceneRenderer]) -> dict[str, list[nn.Parameter]]:
+    """Trained parameters of all particles by the learning rate they get."""
+    groups: dict[str, list[nn.Parameter]] = {}
+    for particle in particles:
+        background = list(particle.background.parameters())
+        for name, some in {**particle.field.parameter_groups(), "background": background}.items():
+            groups.setdefault(name, []).extend(some)
+    return groups
 
 
-def _load_scene(renderer: VolumeRenderer, tensors: Mapping[str, Tensor]) -> None:
-    """Copy a checkpoint's parameters and buffers.
+def _load_particle(particle: SceneRenderer, index: int, tensors: Mapping[str, Tensor]) -> None:
+    """Copy a checkpoint's parameters and buffers of one particle.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
+    own = particle_prefix(index)
+    mine = {
+        name[len(own) :]: value
+        for name, value in tensors.items()
+        if name.startswith(own) and (index or not name.startswith("particle."))
+    }
     try:
-        renderer.load_state_dict(dict(tensors), strict=True)
+        particle.load_state_dict(mine, strict=True)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise CheckpointError(
@@ -172,8 +202,8 @@ def _load_scene(renderer: VolumeRenderer, tensors: Mapping[str, Tensor]) -> None
 class LoadedStage:
     """The newest stage of a run folder, ready to render and to export."""
 
-    field: HashField
-    renderer: VolumeRenderer
+    field: HashField | TetMeshField
+    renderer: SceneRenderer
     background: Background
     config: SceneConfig
     """The whole scene."""
@@ -183,12 +213,19 @@ class LoadedStage:
     """Steps done, over all stages."""
 
 
-def load_stage(run: RunFolder, device: torch.device | str = "cpu") -> LoadedStage:
+def load_stage(
+    run: RunFolder, device: torch.device | str = "cpu", *, particle: int | None = None
+) -> LoadedStage:
     """Read the newest checkpoint of a run.
+
+    Args:
+        run: the run folder.
+        device: where the stage is put.
+        particle: which one, for stages with several; that of the scene's export when None.
 
     Raises:
         CheckpointError: there is none, or it cannot be read.
-        ConfigError: this is no run folder.
+        ConfigError: this is no run folder, or it has no such particle.
     """
     run.read_info()
     config = load_scene(run.resolved_path).config
@@ -199,14 +236,23 @@ def load_stage(run: RunFolder, device: torch.device | str = "cpu") -> LoadedStag
             f"Run it first with: studio run --resume {run.path}"
         )
     index = checkpoint.state["stage"]
-    renderer = _build_renderer(config, index, torch.Generator().manual_seed(0))
-    _load_scene(renderer, checkpoint.scene)
+    stage = config.stages[index]
+    chosen = config.export.particle if particle is None else particle
+    if chosen >= stage.particles:
+        raise ConfigError(
+            f"particle: is {chosen}, and stage {stage.name} has {stage.particles} - expected "
+            "fewer, counted from 0."
+        )
+    renderer = build_renderer(config, index, torch.Generator().manual_seed(0))
+    _load_particle(renderer, chosen, checkpoint.scene)
     renderer = renderer.to(resolve_device(str(device))).eval()
+    if isinstance(renderer.field, TetMeshField):
+        renderer.field.freeze_geometry()  # so that the mesh is made once
     return LoadedStage(
         field=renderer.field,
         renderer=renderer,
         background=renderer.background,
         config=config,
-        stage=config.stages[index],
+        stage=stage,
         step=checkpoint.step,
     )

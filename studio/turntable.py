@@ -57,7 +57,8 @@ def field_render(stage: LoadedStage) -> Render:
     def render(cameras: Cameras) -> RenderOutput:
         """One batch of views, brought to the CPU."""
         output = stage.renderer.render(cameras.to(device), with_normals=True)
-        images = {name: value.cpu() for name, value in vars(output).items() if value is not None}
+        parts = vars(output).items()
+        images = {name: value.cpu() for name, value in parts if isinstance(value, Tensor)}
         return RenderOutput(**images)
 
     return render

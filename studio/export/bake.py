@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from renderers.grid_sampling import CHUNK_POINTS
+from renderers.mesh_renderer import PointAlbedo
 from renderers.raster import interpolate, rasterize
 from studio.export.shading import corner_normals
-from studio.export.surface import CHUNK_POINTS, DensityField, DistanceField
+from studio.export.surface import DensityField
 from studio.export.triangles import Triangles
 from studio.export.unwrap import Atlas
 
@@ -48,7 +50,7 @@ class Texture:
     """Fraction of the texels that the surface uses."""
 
 
-def surface_colours(field: DensityField | DistanceField) -> Colours:
+def surface_colours(field: PointAlbedo) -> Colours:
     """The field's albedo exactly at the surface."""
     return lambda positions, _: field.albedo(positions).clamp(0.0, 1.0)
 

@@ -47,6 +47,8 @@ class ExportConfig:
     """Height of the exported object, metres."""
     up: Literal["y", "z"] = "y"
     """Up axis of OBJ and PLY files. GLB is always +y up, as glTF demands."""
+    particle: int = 0
+    """Which of the last stage's particles becomes the asset, counted from 0."""
     film_frames: int = 72
     """Views of the turntable film that a run ends with."""
     film_size: int = 512
@@ -64,6 +66,7 @@ class ExportConfig:
             "shell_cells": 0,
             "min_component": 0,
             "crease_deg": 0,
+            "particle": 0,
             "film_frames": 1,
             "film_size": 16,
         }

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from renderers.fields.tet_mesh import TetMeshField
 from studio.errors import EmptyGeometry
 from studio.export.bake import (
     Colours,
@@ -107,6 +108,8 @@ def export_run(
 ) -> ExportResult:
     """Export the last stage of a run into its asset folder, and note it in ``run.json``.
 
+    A mesh stage gives its own surface; a field is marched.
+
     Args:
         run: the run folder.
         config: export settings; those of the run's scene when None.
@@ -119,18 +122,22 @@ def export_run(
     """
     from studio.stages import load_stage
 
-    stage = load_stage(run, device)
+    stage = load_stage(run, device, particle=None if config is None else config.particle)
+    config = config or stage.config.export
     info = run.read_info()
-    extras = {key: info[key] for key in ("prompt", "seed", "version") if key in info}
-    result = export_field(
-        stage.field,
-        config or stage.config.export,
-        run.asset_dir,
-        name=run.path.parent.name,
-        extras=extras,
-        device=device,
-        progress=progress,
-    )
+    options = {
+        "name": run.path.parent.name,
+        "extras": {key: info[key] for key in ("prompt", "seed", "version") if key in info},
+        "device": device,
+        "progress": progress,
+    }
+    if isinstance(stage.field, TetMeshField):
+        mesh = stage.field.mesh().detach().to("cpu")
+        triangles = Triangles.of(mesh.v_pos.numpy(), mesh.t_pos_idx.numpy())
+        colours = surface_colours(stage.field)
+        result = export_mesh(triangles, colours, config, run.asset_dir, **options)
+    else:
+        result = export_field(stage.field, config, run.asset_dir, **options)
     run.update_info({"export": result.as_dict()})
     return result
 

@@ -129,7 +129,50 @@ CASES = [
         "scene.yaml",
         scene_yaml=SCENE + "stages:\n- {name: detail, steps: 4, field: {kind: hash_sdf}}\n",
     ),
+    case("mesh without a field before it", "run", "demo", "stages.0.field.kind=grid_tets"),
+    case("mesh renderer on a field", "run", "demo", "stages.0.renderer.kind=mesh"),
+    case("mesh loss on a field", "run", "demo", "stages.0.losses.laplacian=1"),
+    case("fixed geometry of a field", "run", "demo", "stages.0.geometry=fixed"),
+    case("no particles", "run", "demo", "stages.0.particles=0"),
+    case("export of a particle that is not there", "run", "demo", "export.particle=2"),
+    case(
+        "mesh stage with the settings of a field",
+        "run",
+        "scene.yaml",
+        scene_yaml=SCENE + "stages:\n- {name: mesh, steps: 4, field: {kind: grid_tets}, "
+        "losses: {eikonal: 1, orient: 1, z_variance: 1}}\n",
+    ),
+    case(
+        "mesh of a mesh",
+        "run",
+        "scene.yaml",
+        scene_yaml=SCENE + "stages:\n"
+        "- {name: one, steps: 4, field: {kind: grid_tets}, renderer: {kind: mesh}}\n"
+        "- {name: two, steps: 4, field: {kind: grid_tets}, renderer: {kind: mesh}}\n",
+    ),
+    case(
+        "fixed geometry with nothing to train",
+        "run",
+        "scene.yaml",
+        scene_yaml=SCENE + "stages:\n- {name: mesh, steps: 4, field: {kind: grid_tets}, renderer: "
+        "{kind: mesh}, geometry: fixed, guide_on: normals, losses: {laplacian: 1}}\n",
+    ),
+    case(
+        "more particles than before",
+        "run",
+        "scene.yaml",
+        scene_yaml=SCENE + "stages:\n- {name: more, steps: 4, field: {kind: previous}, "
+        "particles: 2}\n",
+    ),
     # --- weights
+    case(
+        "missing weights of a later stage",
+        "run",
+        "scene.yaml",
+        code=3,
+        scene_yaml=SCENE + "stages:\n- {name: detail, steps: 4, field: {kind: previous}, "
+        "prior: {kind: diffusers, model: models/none}}\n",
+    ),
     case(
         "missing weights",
         "run",

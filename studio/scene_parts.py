@@ -1,0 +1,87 @@
+"""What a stage optimises and what pulls at it, built from the scene; and how a stage hands over.
+
+A later stage goes on with the field of the one before, or turns it into a mesh: then the surface is
+taken once, at the start of the stage, and the colours come along exactly as they were.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from guidance.base import GuidanceRule
+from guidance.build import build_guidance
+from guidance.prompts import build_view_prompts
+from image_tools.diffusion.protocol import NoisePrior
+from renderers.backgrounds import build_background
+from renderers.configs import FieldConfig, HashSDFConfig
+from renderers.fields.hash_field import HashField
+from renderers.fields.hash_sdf import HashSDFField
+from renderers.fields.hash_volume import HashVolumeField
+from renderers.fields.tet_mesh import TetMeshField
+from renderers.handoff import field_to_tets
+from renderers.mesh_configs import GridTetsConfig
+from renderers.outputs import RenderOutput
+from renderers.tet_mesh_renderer import TetMeshRenderer
+from renderers.volume_renderer import VolumeRenderer
+from studio.configs import SceneConfig
+from studio.device import make_generators
+
+__all__ = ["SceneRenderer", "build_field", "build_renderer", "build_rule", "hand_over", "work_of"]
+
+SceneRenderer = VolumeRenderer | TetMeshRenderer
+"""A field or a mesh with its background: one particle of a stage."""
+
+
+def build_field(config: FieldConfig, generator: torch.Generator) -> HashField:
+    """The field for a config; ``generator`` draws its initial values."""
+    if isinstance(config, HashSDFConfig):
+        return HashSDFField(config, generator)
+    return HashVolumeField(config, generator)
+
+
+def build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -> SceneRenderer:
+    """Field, background and renderer of stage ``index``, with initial values.
+
+    A mesh starts as a ball; its surface and colours come from the stage before, or a checkpoint.
+    """
+    stage, config = scene.stages[index], scene.field_of(index)
+    if not isinstance(config, GridTetsConfig):
+        field = build_field(config, generator)
+        background = build_background(stage.background, generator)
+        return VolumeRenderer(stage.renderer, field, background, stage.material)
+    mesh = TetMeshField(config, build_field(scene.stages[0].field, generator))
+    if stage.geometry == "fixed":
+        mesh.freeze_geometry()
+    background = build_background(stage.background, generator)
+    return TetMeshRenderer(stage.renderer, mesh, background, stage.material)
+
+
+def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
+    """The guidance rule of stage ``index``, with the scene's prompts encoded."""
+    stage = scene.stages[index]
+    prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
+    name = f"{stage.name}/rule"
+    seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
+    return build_guidance(stage.guidance, prior, prompts, seed=seed.initial_seed())
+
+
+def hand_over(previous: SceneRenderer, following: SceneRenderer, *, same_background: bool) -> None:
+    """Start ``following`` from where ``previous`` ended: its field or mesh, and its background.
+
+    Raises:
+        EmptyGeometry: a mesh should begin and there is no surface.
+    """
+    field = previous.field
+    if isinstance(following.field, TetMeshField) and not isinstance(field, TetMeshField):
+        field = field_to_tets(field, following.field.config)
+    following.field.load_state_dict(field.state_dict())
+    if same_background:
+        following.background.load_state_dict(previous.background.state_dict())
+
+
+def work_of(renderer: SceneRenderer, output: RenderOutput) -> dict[str, float]:
+    """What a render had to do, for the metrics: samples and occupied space, or triangles."""
+    if output.mesh is not None:
+        return {"faces": output.mesh.n_faces}
+    samples = 0 if output.weights is None else len(output.weights)
+    return {"samples": samples, "occupied": renderer.occupancy.occupied_fraction}

@@ -1,0 +1,110 @@
+"""Which stages may follow each other, and which settings fit what a stage optimises. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from renderers.configs import HashSDFConfig
+from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
+from studio.stage_configs import PreviousFieldConfig, StageConfig
+
+__all__ = ["stage_problems"]
+
+OF_SAMPLES = ("orient", "z_variance", "eikonal")
+"""Losses that read samples along rays, which only a volume has."""
+OF_MESHES = ("normal_consistency", "laplacian")
+"""Losses that read vertices and edges."""
+
+
+def stage_problems(stages: Sequence[StageConfig]) -> list[str]:
+    """What is wrong with the stages of a scene, each with the key at fault; empty when sound."""
+    if not stages:
+        return ["stages: is empty - expected at least one stage."]
+    names = [stage.name for stage in stages]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    problems = [f"stages: the name {name!r} stands twice - name each once." for name in twice]
+    is_mesh = False
+    for index, stage in enumerate(stages):
+        where = f"stages.{index}"
+        before = stages[index - 1] if index else None
+        problems += [f"{where}.{text}" for text in _field_problems(stage, before, is_mesh)]
+        is_mesh = is_mesh or (index > 0 and isinstance(stage.field, GridTetsConfig))
+        is_distance = isinstance(stages[0].field, HashSDFConfig)
+        fits = _mesh_problems(stage) if is_mesh else _volume_problems(stage, is_distance)
+        problems += [f"{where}.{text}" for text in fits]
+    return problems
+
+
+def _field_problems(stage: StageConfig, before: StageConfig | None, was_mesh: bool) -> list[str]:
+    """Whether the stage's field can come from the stage before it."""
+    makes_mesh = isinstance(stage.field, GridTetsConfig)
+    goes_on = isinstance(stage.field, PreviousFieldConfig)
+    if before is None:
+        if makes_mesh:
+            return [
+                "field: a mesh starts from the field of a stage before it - expected hash_volume "
+                "or hash_sdf in the first stage, and grid_tets in a later one."
+            ]
+        return ["field: expected a field of its own, got previous."] if goes_on else []
+    problems = []
+    if makes_mesh and was_mesh:
+        problems.append("field: the stage before has a mesh already - expected {kind: previous}.")
+    elif not makes_mesh and not goes_on:
+        problems.append(
+            "field: expected {kind: previous}, or {kind: grid_tets} for a mesh, got "
+            f"{stage.field.kind}."
+        )
+    if stage.particles > before.particles:
+        problems.append(
+            f"particles: is {stage.particles}, and the stage before has {before.particles} - "
+            "expected no more than there."
+        )
+    return problems
+
+
+def _mesh_problems(stage: StageConfig) -> list[str]:
+    """Settings that do not fit a mesh."""
+    problems = []
+    if not isinstance(stage.renderer, MeshRendererConfig):
+        problems.append(f"renderer: expected {{kind: mesh}} for a mesh, got {stage.renderer.kind}.")
+    problems += [
+        f"losses.{name}: reads samples along rays, and a mesh has none - expected 0."
+        for name in OF_SAMPLES
+        if getattr(stage.losses, name) != 0.0
+    ]
+    if stage.geometry == "fixed":
+        problems += [
+            f"losses.{name}: acts on the shape, which geometry: fixed keeps - expected 0."
+            for name in OF_MESHES
+            if getattr(stage.losses, name) != 0.0
+        ]
+        if stage.guide_on == "normals":
+            problems.append(
+                "guide_on: normals act on the shape, which geometry: fixed keeps - expected color."
+            )
+    return problems
+
+
+def _volume_problems(stage: StageConfig, is_distance: bool) -> list[str]:
+    """Settings that do not fit a density or distance field."""
+    problems = []
+    if isinstance(stage.renderer, MeshRendererConfig):
+        problems.append(
+            "renderer: expected {kind: volume}, got mesh; a stage with "
+            "field: {kind: grid_tets} makes a mesh."
+        )
+    if stage.losses.eikonal != 0.0 and not is_distance:
+        problems.append(
+            "losses.eikonal: needs a signed distance - expected 0, or stages.0.field.kind=hash_sdf."
+        )
+    problems += [
+        f"losses.{name}: needs a mesh - expected 0, or a stage with field: {{kind: grid_tets}}."
+        for name in OF_MESHES
+        if getattr(stage.losses, name) != 0.0
+    ]
+    if stage.geometry == "fixed":
+        problems.append(
+            "geometry: fixed needs a mesh - expected free: in a volume, shape and colour share "
+            "their parameters."
+        )
+    return problems

@@ -1,0 +1,74 @@
+"""The prior of each stage: loaded when its stage begins, after the one before is dropped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from image_tools.configs import (
+    DiffusersPriorConfig,
+    PocketPriorConfig,
+    PriorConfig,
+    SingleFilePriorConfig,
+)
+from image_tools.diffusion.loading import load_prior
+from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.weights import check_safetensors_file, find_model_folder
+from image_tools.pocket.paths import pocket_folder
+from studio.config import dump
+from studio.configs import SceneConfig
+
+__all__ = ["StagePriors"]
+
+ROLE = "prior"
+
+
+class StagePriors:
+    """Holds one prior at a time: two large ones would not fit on most GPUs."""
+
+    def __init__(self, scene: SceneConfig, device: torch.device) -> None:
+        """Look for the weights of every stage, so that none turns out to be missing hours later.
+
+        Raises:
+            WeightsMissing: the weights of some stage are not there.
+        """
+        self.scene, self.device = scene, device
+        self._config: PriorConfig | None = None
+        self._prior: DiffusionPrior | None = None
+        for stage in scene.stages:
+            if stage.prior is not None:
+                _find_weights(stage.prior)
+
+    def at(self, index: int) -> DiffusionPrior:
+        """The prior of stage ``index``. Whoever holds the one before must have let go of it.
+
+        Raises:
+            WeightsMissing: its weights are not there.
+        """
+        config = self.scene.prior_of(index)
+        if self._prior is None or config != self._config:
+            self._prior = None
+            self._prior, self._config = load_prior(config, self.device), config
+        return self._prior
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Settings and fingerprint of stage ``index``'s prior, for ``run.json``, by its key."""
+        values = {**dump(self.scene.prior_of(index)), "fingerprint": self.at(index).fingerprint}
+        return {self.key(index): values}
+
+    def key(self, index: int) -> str:
+        """The name of stage ``index``'s prior: ``prior`` for the scene's."""
+        stage = self.scene.stages[index]
+        return "prior" if stage.prior is None else f"stages.{stage.name}.prior"
+
+
+def _find_weights(config: PriorConfig) -> None:
+    """Raise ``WeightsMissing`` when there is nothing to load."""
+    if isinstance(config, SingleFilePriorConfig):
+        check_safetensors_file(Path(config.path).expanduser(), role=ROLE)
+    elif isinstance(config, DiffusersPriorConfig):
+        find_model_folder(config.model, role=ROLE, revision=config.revision, variant=config.variant)
+    elif isinstance(config, PocketPriorConfig):
+        pocket_folder(Path(config.path).expanduser() if config.path else None)
