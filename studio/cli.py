@@ -64,6 +64,15 @@ def run(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check and print the resolved scene only.")
     ] = False,
+    evaluate: Annotated[
+        bool, typer.Option("--eval", help="Measure the asset, as studio eval does.")
+    ] = False,
+    log: Annotated[
+        str, typer.Option(help="csv (always) and tensorboard (extra: log), by commas.")
+    ] = "csv",
+    view: Annotated[
+        bool, typer.Option("--view", help="Serve a page about the run while it goes on.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make a 3D asset from a prompt or a scene file."""
@@ -72,7 +81,57 @@ def run(
     flags = {"prompt": prompt, "steps": steps, "seed": seed, "device": device}
     overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
     command.run(
-        [*(scene or []), *overrides], out=out, resume=resume, dry_run=dry_run, as_json=as_json
+        [*(scene or []), *overrides],
+        out=out,
+        resume=resume,
+        dry_run=dry_run,
+        evaluate=evaluate,
+        log=log,
+        view=view,
+        as_json=as_json,
+    )
+
+
+@verb("sweep")
+def sweep(
+    scene: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="SCENE",
+            help="As of run; then values to compare, such as stages.0.steps=200,400.",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="Text file with one prompt a line.", show_default=False)
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Such as 0-3, or 1,5,7.")] = None,
+    side_by_side: Annotated[
+        bool,
+        typer.Option("--side-by-side", help="First values together, second ones, …; not all."),
+    ] = False,
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    name: Annotated[str | None, typer.Option(help="Name of the sweep's folder.")] = None,
+    workers: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Threads of each run.")] = None,
+    retry: Annotated[bool, typer.Option("--retry", help="Make failed runs again.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Make a scene with several values of some settings, and compare."""
+    from studio.batch import BatchConfig
+    from studio.commands import sweep as command
+
+    command.run(
+        scene or [],
+        prompts=prompts,
+        seeds=seeds,
+        side_by_side=side_by_side,
+        out=out,
+        name=name,
+        batch=BatchConfig(workers=workers, threads=threads, retry=retry),
+        dry_run=dry_run,
+        as_json=as_json,
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import os
-import re
 import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 from studio.metrics_log import read_metrics
 from studio.progress import format_seconds
-from studio.report_charts import line_chart, nice_number
+from studio.report_charts import line_chart
+from studio.report_evaluation import evaluation_section
+from studio.report_page import fill_page
 from studio.run_folder import RunFolder, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 
@@ -25,7 +26,6 @@ __all__ = ["data_uri", "write_gallery", "write_report"]
 
 _HERE = Path(__file__).parent
 VIEWER_SCRIPT = _HERE / "vendor" / "model-viewer" / "model-viewer-umd.min.js"
-TEMPLATE = _HERE / "report_template.html"
 MAX_PREVIEWS = 8
 # Columns of the metrics that are no curves.
 NO_CURVES = {"step", "stage", "seconds"}
@@ -55,18 +55,19 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
     glb = run.asset_dir / "asset.glb"
     sections = [
         _hero(run, info, glb, target.parent),
+        evaluation_section(info.get("evaluation") or {}),
         _pictures(run),
         _previews(run),
         _curves(run),
         _settings(run, info),
     ]
     script = _viewer_script() if glb.is_file() else ""
-    page = _page(
+    page = fill_page(
         title=str(info.get("prompt") or run.path.name),
         subtitle=run.path.name,
         body="\n".join(section for section in sections if section),
         footer=_footer(info),
-        viewer=script,
+        script=script,
     )
     return _write(target, page)
 
@@ -82,7 +83,7 @@ def write_gallery(runs: Sequence[RunFolder], out: Path) -> Path:
     body = (
         f'<p class="kicker">{len(runs)} runs</p><h1>Gallery</h1><div class="gallery">{cards}</div>'
     )
-    page = _page(title="Gallery", subtitle="gallery", body=body, footer="", viewer="")
+    page = fill_page(title="Gallery", subtitle="gallery", body=body, footer="", script="")
     return _write(out, page)
 
 
@@ -97,19 +98,6 @@ def _write(target: Path, page: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, page)
     return target
-
-
-def _page(*, title: str, subtitle: str, body: str, footer: str, viewer: str) -> str:
-    """Fill the template; ``title`` and ``subtitle`` are plain text, the others HTML."""
-    parts = {
-        "title": html.escape(title),
-        "subtitle": html.escape(subtitle),
-        "body": body,
-        "footer": footer,
-        "viewer": viewer,
-    }
-    template = TEMPLATE.read_text(encoding="utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
 def _viewer_script() -> str:
@@ -191,9 +179,6 @@ def _facts(info: dict[str, Any]) -> str:
         facts.append(("colours", COLOURS.get(export["appearance"], export["appearance"]), ""))
         if export.get("silhouette_iou") is not None:
             facts.append(("surface fits render", f"{100 * export['silhouette_iou']:.0f}", "%"))
-    for name, value in (info.get("evaluation") or {}).items():
-        if isinstance(value, (int, float)):
-            facts.append((name.replace("_", " "), nice_number(float(value)), ""))
     items = "".join(
         f"<div><dt>{html.escape(name)}</dt>"
         f"<dd>{html.escape(value)} <small>{unit}</small></dd></div>"

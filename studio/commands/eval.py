@@ -13,32 +13,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.errors import ConfigError
+from studio.evaluation.comparison import result_of
+from studio.evaluation.tables import runs_table
 from studio.progress import say
-from studio.run_folder import open_run
+from studio.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
     from studio.evaluation.assets import AssetMetrics
+    from studio.evaluation.judge import Judge
     from studio.evaluation.priors import PriorReport, Request
 
-__all__ = ["run"]
+__all__ = ["evaluate_and_note", "run"]
 
-COLUMNS: dict[str, str] = {
-    "kind": "kind_accuracy",
-    "color": "color_accuracy",
-    "both": "both_accuracy",
-    "janus": "janus",
-    "iou": "silhouette_iou",
-    "chamfer": "chamfer",
-    "same": "view_consistency",
-    "satur.": "saturation_error",
-}
-"""Heading of each column and the metric in it."""
 LEGEND = (
     "kind, color, both: share of 8 views in which the judge agrees with the prompt; janus: fronts "
     "too many, 0 to 1;\niou, chamfer: silhouettes and surfaces against true objects at the best "
-    "turn; same: neighbouring views read alike;\nsatur.: colourfulness minus the true object's."
+    "turn; same: neighbouring views read alike;\nsatur.: colourfulness minus the true object's; "
+    "min, GiB, evals: time and memory of the optimisation, rows through denoisers."
 )
-PROMPT_WIDTH = 34
 
 
 def run(
@@ -78,49 +70,41 @@ def run(
 
 def _evaluate_runs(paths: list[Path], as_json: bool) -> None:
     folders = [open_run(path) for path in paths]  # refuse a wrong one before the work begins
-    from studio.evaluation.assets import evaluate_run
     from studio.evaluation.judge import load_judge
 
     judge, found = load_judge(), []
     for folder in folders:
         say(f"Evaluating {folder.path}")
-        metrics = evaluate_run(folder, judge)
-        folder.update_info({"evaluation": metrics.as_dict()})
-        found.append(metrics)
+        found.append(evaluate_and_note(folder, judge))
+    results = [result_of(folder) for folder in folders]
     if as_json:
-        rows = [{"run": str(f.path), **m.as_dict()} for f, m in zip(folders, found)]
+        rows = [
+            {"run": r.run, "method": r.system, "seed": r.seed, **m.as_dict(), **r.costs}
+            for r, m in zip(results, found, strict=True)
+        ]
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    sys.stdout.write(table(found))
-
-
-def table(found: Sequence[AssetMetrics]) -> str:
-    """One line for each asset, their means, and what is known of assets without a true object."""
-    lines = [f"{'prompt':<{PROMPT_WIDTH}}" + "".join(f"{name:>9}" for name in COLUMNS)]
-    for metrics in found:
-        name = metrics.prompt
-        short = name if len(name) < PROMPT_WIDTH else name[: PROMPT_WIDTH - 2] + "…"
-        cells = [getattr(metrics, attribute) for attribute in COLUMNS.values()]
-        lines.append(f"{short:<{PROMPT_WIDTH}}" + "".join(_cell(value) for value in cells))
-    if len(found) > 1:
-        lines.append(_means(found))
-    lines += ["", LEGEND]
+    sys.stdout.write(runs_table(results) + "\n" + LEGEND + "\n")
     for metrics in found:
         if metrics.kind is None:
-            lines += ["", _without_truth(metrics)]
-    return "\n".join(lines) + "\n"
+            sys.stdout.write("\n" + _without_truth(metrics) + "\n")
 
 
-def _cell(value: float | None) -> str:
-    return f"{'-':>9}" if value is None else f"{value:9.3f}"
+def evaluate_and_note(run: RunFolder, judge: Judge) -> AssetMetrics:
+    """Measure the asset of a run, note the figures in `run.json` and show them in its report.
 
+    Raises:
+        CheckpointError: there is neither an asset nor a checkpoint.
+        StorageError: the run folder cannot be written.
+    """
+    from studio.evaluation.assets import evaluate_run
+    from studio.report import write_report
 
-def _means(found: Sequence[AssetMetrics]) -> str:
-    cells = []
-    for attribute in COLUMNS.values():
-        values = [v for m in found if (v := getattr(m, attribute)) is not None]
-        cells.append(_cell(sum(values) / len(values) if values else None))
-    return f"{'mean':<{PROMPT_WIDTH}}" + "".join(cells)
+    metrics = evaluate_run(run, judge)
+    run.update_info({"evaluation": metrics.as_dict()})
+    if run.report_path.is_file():
+        write_report(run)
+    return metrics
 
 
 def _without_truth(metrics: AssetMetrics) -> str:

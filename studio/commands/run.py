@@ -8,16 +8,18 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from studio.config import Scene, differences, dump, dump_yaml, load_scene, split_arguments, validate
+from studio.config import Scene, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
 from studio.errors import ConfigError, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
+from studio.resuming import changed_keys
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
+LOGS = ("csv", "tensorboard")
+"""What --log accepts."""
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh")
-FREE_ON_RESUME = ("device", "export", "saving")
-"""Keys that may differ when a run goes on: they do not change what is optimised."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +47,22 @@ def run(
     out: Path,
     resume: Path | None = None,
     dry_run: bool = False,
+    evaluate: bool = False,
+    log: str = "csv",
+    view: bool = False,
     as_json: bool = False,
 ) -> None:
     """Optimise, export, render and report; print where the results are.
+
+    Args:
+        arguments: a scene (file, preset or prompt) and ``key.path=value`` overrides.
+        out: folder of all runs.
+        resume: a run folder to go on with.
+        dry_run: print the resolved scene only.
+        evaluate: measure the asset against the true object, as studio eval does.
+        log: comma-separated: csv (always written), tensorboard.
+        view: serve a page about the run while it goes on.
+        as_json: print the results as JSON.
 
     Raises:
         StudioError: anything a user can cause or cure.
@@ -58,6 +73,7 @@ def run(
         text = dump_yaml(scene)
         sys.stdout.write(json.dumps(dump(scene)) + "\n" if as_json else text)
         return
+    watchers = _watchers(log, view)  # refuse before anything is made
     # Waiting threads must not burn the cores that others use; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     prepared = (
@@ -66,14 +82,43 @@ def run(
         else _start(load_scene(source, overrides), out)
     )
     try:
-        runner = _load(prepared)
-        runner.optimise()
-        say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
-        files = _finish(prepared.run, str(runner.device))
+        with contextlib.ExitStack() as stack:
+            for watcher in watchers:
+                stack.enter_context(watcher(prepared.run))
+            runner = _load(prepared)
+            runner.optimise()
+            say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
+            files = _finish(prepared.run, str(runner.device))
+            if evaluate:
+                _evaluate(prepared.run)
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
     _print_results(prepared.run, files, as_json)
+
+
+def _watchers(log: str, view: bool) -> list[Callable[[RunFolder], AbstractContextManager]]:
+    """What follows the run while it goes on, each opened with its folder.
+
+    Raises:
+        ConfigError: a log that does not exist.
+        BackendMissing: tensorboard is not installed.
+    """
+    names = [name.strip() for name in log.split(",") if name.strip()]
+    wrong = [name for name in names if name not in LOGS]
+    if wrong:
+        raise ConfigError(f"--log: unknown {wrong[0]!r} - expected some of {', '.join(LOGS)}.")
+    found: list[Callable[[RunFolder], AbstractContextManager]] = []
+    if "tensorboard" in names:
+        from studio.tensorboard_log import TensorboardLog, check_tensorboard
+
+        check_tensorboard()
+        found.append(TensorboardLog)
+    if view:
+        from studio.live_page import live_page
+
+        found.append(live_page)
+    return found
 
 
 def _load(prepared: Prepared) -> Runner:
@@ -144,11 +189,7 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
     after = validate(SceneConfig, tree, overrides, where="--resume")
     if source is not None:
         after = load_scene(source, overrides).config
-    changed = [
-        change.key
-        for change in differences(dump(before), dump(after))
-        if change.key.split(".")[0] not in FREE_ON_RESUME
-    ]
+    changed = changed_keys(before, after)
     if changed:
         again = ["studio", "run", source or str(run.resolved_path), *overrides]
         raise ConfigError(
@@ -208,11 +249,21 @@ def _finish(run: RunFolder, device: str) -> dict[str, str]:
     return {kind: str(path) for kind, path in {**files, **paths}.items()}
 
 
+def _evaluate(run: RunFolder) -> None:
+    """Measure the asset, note it in `run.json` and show it in the report."""
+    from studio.commands.eval import evaluate_and_note
+    from studio.evaluation.judge import load_judge
+
+    with logged_to(run.log_path):
+        say("  evaluation")
+        evaluate_and_note(run, load_judge())
+
+
 def _print_results(run: RunFolder, files: dict[str, str], as_json: bool) -> None:
     """Results on stdout; the last line is the file to open."""
     if as_json:
         info = run.read_info()
-        keys = ("status", "prompt", "seed", "seconds", "metrics", "export")
+        keys = ("status", "prompt", "seed", "seconds", "metrics", "export", "evaluation")
         values = {key: info.get(key) for key in keys}
         sys.stdout.write(json.dumps({"run": str(run.path), **values, "files": files}) + "\n")
         return

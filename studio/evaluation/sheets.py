@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["filmstrip", "judged_sheet"]
+__all__ = ["comparison_sheet", "filmstrip", "judged_sheet"]
 
 GAP = 3
 LINE_HEIGHT = 12
-RIGHT, WRONG = (0.15, 0.6, 0.2), (0.85, 0.15, 0.15)
+RIGHT, WRONG, BLACK = (0.15, 0.6, 0.2), (0.85, 0.15, 0.15), (0.1, 0.1, 0.1)
 
 
 def filmstrip(images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "h w_n 3"]:
@@ -52,6 +52,55 @@ def judged_sheet(
         text = _text(label, (below, width), RIGHT if good else WRONG)
         sheet[top + height : top + height + below, left : left + width] = text
     return sheet
+
+
+def comparison_sheet(
+    cells: Sequence[Sequence[Float[Tensor, "h w 3"] | None]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    right: Sequence[Sequence[bool]],
+) -> Float[Tensor, "height width 3"]:
+    """A grid of images of one size: a heading over each column, a label over each row.
+
+    Args:
+        cells: row by row; None leaves a grey field.
+        rows: labels.
+        columns: headings.
+        right: whether a bar under the image is green or red; a grey field has none.
+
+    Raises:
+        ValueError: the grid is not as large as its labels say, or holds no image.
+    """
+    shapes = [len(cells), *map(len, cells)], [len(right), *map(len, right)]
+    images = [image for row in cells for image in row if image is not None]
+    if shapes != ([len(rows)] + [len(columns)] * len(rows),) * 2 or not images:
+        raise ValueError(
+            f"{len(cells)} rows, {len(right)} rows of marks and {len(images)} images - expected "
+            f"{len(rows)} rows of {len(columns)}, and at least one image."
+        )
+    height, width = images[0].shape[:2]
+    empty = torch.full((height, width, 3), 0.92)
+    lines = [[_text(f" {name}", (LINE_HEIGHT + 2, width), BLACK) for name in columns]]
+    for label, images_of_row, marks in zip(rows, cells, right):
+        title = _text(f" {label}", (LINE_HEIGHT, len(columns) * (width + GAP) - GAP), BLACK)
+        lines.append([title])
+        lines.append([empty if image is None else image for image in images_of_row])
+        lines.append(
+            [_bar(width, image, good) for image, good in zip(images_of_row, marks, strict=True)]
+        )
+    gap = torch.ones(1, GAP, 3)
+    joined = []
+    for line in lines:
+        spaced = [part for image in line for part in (gap.expand(len(image), -1, -1), image)][1:]
+        joined.append(torch.cat(spaced, dim=1))
+    return torch.nn.functional.pad(torch.cat(joined), (0, 0, GAP, GAP, GAP, GAP), value=1.0)
+
+
+def _bar(width: int, image: Tensor | None, good: bool) -> Float[Tensor, "h w 3"]:
+    """The mark under an image."""
+    color = (1.0, 1.0, 1.0) if image is None else RIGHT if good else WRONG
+    return torch.tensor(color).expand(GAP, width, 3)
 
 
 def _text(

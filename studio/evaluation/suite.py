@@ -1,23 +1,20 @@
-"""The fixed prompts on which methods are compared, and the table that compares them.
+"""The fixed prompts on which methods are compared.
 
 One prompt for each kind of the toybox: 24 in a colour that training shows it in, 8 in a colour that
-no training image shows it in. Assets are independent draws, their views are not, so intervals are
-bootstrapped over assets.
+no training image shows it in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from scenes.toybox.captions import plain_caption
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
 from scenes.toybox.splits import is_held_out
-from studio.evaluation.assets import AssetMetrics
-from studio.evaluation.intervals import Estimate, bootstrap_mean
+from studio.errors import ConfigError
 
-__all__ = ["METRICS", "SUITE", "SuitePrompt", "markdown", "plain_summary", "summary"]
+__all__ = ["SUITE", "SuitePrompt", "chosen", "is_held_out_prompt"]
 
 
 @dataclass(frozen=True)
@@ -76,74 +73,31 @@ _HELD_OUT = (
 )
 SUITE: tuple[SuitePrompt, ...] = tuple(SuitePrompt(*pair) for pair in _SEEN + _HELD_OUT)
 """The 32 prompts, seen combinations first."""
-
-METRICS: dict[str, str] = {
-    "kind_accuracy": "kind",
-    "color_accuracy": "colour",
-    "both_accuracy": "both",
-    "janus": "Janus",
-    "silhouette_iou": "IoU",
-    "chamfer": "Chamfer",
-    "view_consistency": "consistency",
-    "saturation_error": "saturation",
-}
-"""Metrics of the table with their headings."""
-GROUPS = ("seen", "held out", "all")
+# Strides that share no factor with 24 and 8, so that a few prompts are of different sorts.
+_SEEN_STRIDE, _HELD_OUT_STRIDE = 7, 3
 
 
-def summary(results: Mapping[str, AssetMetrics | None]) -> dict[str, dict[str, Estimate]]:
-    """Means with 95 % intervals by group ("seen", "held out", "all") and metric.
+def chosen(limit: int = len(SUITE)) -> tuple[SuitePrompt, ...]:
+    """The first ``limit`` prompts in an order of which every part is like the whole.
 
-    Args:
-        results: metrics by prompt; None for a run that failed. A failed run counts as 0 in the
-            accuracies and as absent elsewhere.
+    One in four is a held-out combination, and neighbours are of different sorts. A larger choice
+    holds every smaller one, so more prompts can be added to a comparison later.
+
+    Raises:
+        ConfigError: not between 1 and the number of prompts.
     """
-    held_out = {item.prompt: item.held_out for item in SUITE}
-    found: dict[str, dict[str, Estimate]] = {}
-    for group in GROUPS:
-        members = [m for p, m in results.items() if group == "all" or _group(held_out[p]) == group]
-        figures = {}
-        for name in METRICS:
-            values = [_value(metrics, name) for metrics in members]
-            present = [value for value in values if value is not None]
-            if present:
-                figures[name] = bootstrap_mean(present)
-        found[group] = figures
-    return found
+    if not 1 <= limit <= len(SUITE):
+        raise ConfigError(f"--limit is {limit} - expected 1 to {len(SUITE)} prompts.")
+    seen = [_SEEN[k * _SEEN_STRIDE % len(_SEEN)] for k in range(len(_SEEN))]
+    held_out = [_HELD_OUT[k * _HELD_OUT_STRIDE % len(_HELD_OUT)] for k in range(len(_HELD_OUT))]
+    share = len(SUITE) // len(held_out)
+    order = []
+    for k in range(len(held_out)):
+        some = seen[(share - 1) * k : (share - 1) * (k + 1)]
+        order += [some[0], held_out[k], *some[1:]]
+    return tuple(SuitePrompt(*pair) for pair in order[:limit])
 
 
-def _group(held_out: bool) -> str:
-    return GROUPS[int(held_out)]
-
-
-def _value(metrics: AssetMetrics | None, name: str) -> float | None:
-    if metrics is None:
-        return 0.0 if name.endswith("accuracy") else None
-    return getattr(metrics, name)
-
-
-def markdown(results: Mapping[str, AssetMetrics | None]) -> str:
-    """The summary and one line for each prompt, as a Markdown table."""
-    heading = "| | n | " + " | ".join(METRICS.values()) + " |"
-    lines = [heading, "|---|---|" + "---|" * len(METRICS)]
-    for group, figures in summary(results).items():
-        if figures:
-            n = max(figure.n for figure in figures.values())
-            cells = [str(figures[name]) if name in figures else "–" for name in METRICS]
-            lines.append(f"| **{group}** | {n} | " + " | ".join(cells) + " |")
-    held_out = {item.prompt: item.held_out for item in SUITE}
-    for prompt, metrics in results.items():
-        values = [_value(metrics, name) for name in METRICS]
-        cells = ["–" if value is None else f"{value:.2f}" for value in values]
-        mark = " (held out)" if held_out[prompt] else ""
-        state = " (failed)" if metrics is None else ""
-        lines.append(f"| {prompt}{mark}{state} | 1 | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def plain_summary(results: Mapping[str, AssetMetrics | None]) -> dict[str, dict[str, dict]]:
-    """:func:`summary` as JSON values."""
-    return {
-        group: {name: asdict(figure) for name, figure in figures.items()}
-        for group, figures in summary(results).items()
-    }
+def is_held_out_prompt(prompt: str) -> bool:
+    """Whether training never shows what a prompt of the suite names."""
+    return any(item.held_out for item in SUITE if item.prompt == prompt)

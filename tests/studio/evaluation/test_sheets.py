@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studio.evaluation.sheets import GAP, LINE_HEIGHT, RIGHT, WRONG, filmstrip, judged_sheet
+from studio.evaluation.sheets import (
+    GAP,
+    LINE_HEIGHT,
+    RIGHT,
+    WRONG,
+    comparison_sheet,
+    filmstrip,
+    judged_sheet,
+)
 
 
 def test_a_filmstrip_joins_images_side_by_side():
@@ -34,3 +42,32 @@ def test_images_keep_their_pixels_and_labels_their_colour():
 def test_unequal_numbers_are_refused(count):
     with pytest.raises(ValueError, match="as many"):
         judged_sheet([torch.rand(4, 4, 3)] * count, ["a"], [True])
+
+
+def test_a_comparison_has_a_row_for_each_prompt_and_a_column_for_each_system():
+    images = [[torch.full((16, 60, 3), 0.2), None], [None, torch.full((16, 60, 3), 0.6)]]
+    sheet = comparison_sheet(
+        images,
+        rows=["a red duck", "a blue cup"],
+        columns=["demo", "magic3d"],
+        right=[[True, False], [False, False]],
+    )
+    row = LINE_HEIGHT + 16 + GAP
+    assert sheet.shape == (2 * GAP + LINE_HEIGHT + 2 + 2 * row, 2 * GAP + 2 * 60 + GAP, 3)
+    top = GAP + LINE_HEIGHT + 2 + LINE_HEIGHT
+    first, second = slice(GAP, GAP + 60), slice(2 * GAP + 60, 2 * GAP + 120)
+    assert (sheet[top : top + 16, first] == 0.2).all()
+    assert (sheet[top + row : top + row + 16, second] == 0.6).all()
+    under = slice(top + 16, top + 16 + GAP)
+    assert torch.allclose(sheet[under, first], torch.tensor(RIGHT))
+    assert (sheet[under, second] == 1.0).all()
+    below = slice(top + row + 16, top + row + 16 + GAP)
+    assert torch.allclose(sheet[below, second], torch.tensor(WRONG))
+
+
+def test_a_comparison_that_does_not_fit_its_labels_is_refused():
+    image = torch.rand(4, 4, 3)
+    with pytest.raises(ValueError, match="expected 1 rows of 2"):
+        comparison_sheet([[image]], rows=["x"], columns=["a", "b"], right=[[True]])
+    with pytest.raises(ValueError, match="at least one image"):
+        comparison_sheet([[None]], rows=["x"], columns=["a"], right=[[True]])

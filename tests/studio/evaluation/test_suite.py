@@ -1,28 +1,13 @@
-"""The fixed prompts and their table."""
+"""The fixed prompts, and choosing some of them."""
 
 from __future__ import annotations
 
 import pytest
 
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
-from studio.evaluation.assets import AssetMetrics
+from studio.errors import ConfigError
 from studio.evaluation.prompt_parsing import parse_prompt
-from studio.evaluation.suite import METRICS, SUITE, markdown, plain_summary, summary
-
-
-def metrics(prompt: str, **values: float | None) -> AssetMetrics:
-    """Metrics of a made-up asset; what is not given is 0.5."""
-    return AssetMetrics(
-        prompt=prompt,
-        source="glb",
-        kind="duck",
-        color="purple",
-        seen_kinds={},
-        seen_colors={},
-        chroma=0.5,
-        coverage=0.5,
-        **(dict.fromkeys(METRICS, 0.5) | values),
-    )
+from studio.evaluation.suite import SUITE, chosen, is_held_out_prompt
 
 
 def test_the_suite_has_one_prompt_for_each_kind_and_eight_held_out_ones():
@@ -37,37 +22,27 @@ def test_every_prompt_of_the_suite_is_understood():
         assert (spec.kind, spec.color) == (item.kind, item.color)
 
 
-def test_the_summary_keeps_seen_and_held_out_apart():
-    seen, held_out = SUITE[0].prompt, SUITE[-1].prompt
-    found = summary(
-        {seen: metrics(seen, kind_accuracy=1.0), held_out: metrics(held_out, kind_accuracy=0.0)}
-    )
-    values = {group: figures["kind_accuracy"].value for group, figures in found.items()}
-    assert values == {"seen": 1.0, "held out": 0.0, "all": 0.5}
-    assert found["all"]["kind_accuracy"].n == 2
+@pytest.mark.parametrize("limit", [1, 2, 4, 8, 13, 31])
+def test_a_choice_is_like_the_whole_and_part_of_every_larger_one(limit):
+    some, more = chosen(limit), chosen(limit + 1)
+    assert len(set(some)) == limit
+    assert more[:limit] == some
+    held_out = sum(item.held_out for item in some)
+    assert abs(held_out - limit / 4) <= 0.75
+    assert limit < 2 or held_out > 0
 
 
-def test_a_failed_run_counts_as_wrong_and_a_missing_metric_not_at_all():
-    first, second, third = (item.prompt for item in SUITE[:3])
-    found = summary(
-        {first: metrics(first), second: None, third: metrics(third, janus=None, chamfer=0.1)}
-    )["seen"]
-    assert found["kind_accuracy"].value == pytest.approx(1.0 / 3)
-    assert found["chamfer"].value == pytest.approx(0.3)
-    assert (found["chamfer"].n, found["janus"].n) == (2, 1)
+def test_all_prompts_are_chosen_once():
+    assert sorted(chosen(), key=str) == sorted(SUITE, key=str)
 
 
-def test_the_table_has_a_line_for_each_prompt_and_marks_what_is_special():
-    seen, held_out = SUITE[0].prompt, SUITE[-1].prompt
-    lines = markdown({seen: metrics(seen, janus=None), held_out: None}).splitlines()
-    assert len({line.count("|") for line in lines}) == 1
-    assert lines[0].startswith("| | n | kind | colour |")
-    assert lines[-2] == f"| {seen} | 1 | 0.50 | 0.50 | 0.50 | – | 0.50 | 0.50 | 0.50 | 0.50 |"
-    assert lines[-1].startswith(f"| {held_out} (held out) (failed) | 1 | 0.00 |")
+@pytest.mark.parametrize("limit", [0, 33])
+def test_a_choice_of_none_or_too_many_is_refused(limit):
+    with pytest.raises(ConfigError, match="expected 1 to 32"):
+        chosen(limit)
 
 
-def test_the_plain_summary_is_json():
-    prompt = SUITE[0].prompt
-    found = plain_summary({prompt: metrics(prompt)})
-    assert found["seen"]["janus"] == {"value": 0.5, "low": 0.5, "high": 0.5, "n": 1}
-    assert found["held out"] == {}
+def test_prompts_tell_whether_they_are_held_out():
+    assert is_held_out_prompt("a purple duck")
+    assert not is_held_out_prompt("a green robot")
+    assert not is_held_out_prompt("a prompt of another suite")

@@ -1,0 +1,245 @@
+"""Systems side by side: their figures with intervals, differences by prompt, and tables of them.
+
+Two assets of one prompt are no independent draws, and neither are the views of one asset. So seeds
+are averaged for each prompt first, and intervals are bootstrapped over prompts. Systems are
+compared by the differences on the prompts that both have, which cancels how hard a prompt is.
+Nothing here needs torch: everything is read from `run.json`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from studio.evaluation.intervals import Estimate, bootstrap_mean
+from studio.run_folder import RunFolder
+
+__all__ = [
+    "COSTS",
+    "METRICS",
+    "Result",
+    "comparison_markdown",
+    "differences",
+    "estimate",
+    "plain_summary",
+    "result_of",
+    "systems_of",
+]
+
+METRICS: dict[str, str] = {
+    "kind_accuracy": "kind",
+    "color_accuracy": "colour",
+    "both_accuracy": "both",
+    "janus": "Janus",
+    "silhouette_iou": "IoU",
+    "chamfer": "Chamfer",
+    "view_consistency": "consistency",
+    "saturation_error": "saturation",
+}
+"""What is measured on the asset, with the headings."""
+COSTS: dict[str, str] = {
+    "seconds": "seconds",
+    "peak_memory_gib": "GiB",
+    "denoiser_evaluations": "evaluations",
+}
+"""What it cost: optimisation time, highest memory of the process, rows sent through denoisers."""
+GROUPS = ("seen", "held out", "all")
+
+
+@dataclass(frozen=True)
+class Result:
+    """One asset of a comparison, or one that could not be made."""
+
+    system: str
+    """What made it: the name of a preset."""
+    prompt: str
+    """What was asked for."""
+    seed: int
+    """Seed of the run."""
+    status: str
+    """``done``, ``failed`` or ``diverged``."""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+    """Those of METRICS that apply."""
+    costs: Mapping[str, float | None] = field(default_factory=dict)
+    """Those of COSTS that are known."""
+    run: str | None = None
+    """The run folder."""
+    prior: str | None = None
+    """Fingerprint of the prior's weights."""
+
+    @property
+    def measured(self) -> bool:
+        """Whether there was something to measure."""
+        return any(value is not None for value in self.metrics.values())
+
+    def value(self, name: str) -> float | None:
+        """A metric or a cost; what failed counts as 0 in accuracies and as absent elsewhere."""
+        if name.endswith("accuracy") and not self.measured:
+            return 0.0
+        return self.metrics.get(name, self.costs.get(name))
+
+
+def result_of(run: RunFolder, *, system: str | None = None) -> Result:
+    """The result that stands in a run's `run.json`.
+
+    Raises:
+        ConfigError: this is no run folder.
+    """
+    info = run.read_info()
+    found = info.get("evaluation") or {}
+    seconds, memory = info.get("seconds") or {}, info.get("peak_memory_bytes")
+    return Result(
+        system=system or str(info.get("method", "run")),
+        prompt=str(info.get("prompt", "")),
+        seed=int(info.get("seed", 0)),
+        status=str(info.get("status")),
+        metrics={name: found.get(name) for name in METRICS},
+        costs={
+            "seconds": seconds.get("optimise"),
+            "peak_memory_gib": round(memory / 2**30, 3) if memory else None,
+            "denoiser_evaluations": info.get("denoiser_evaluations"),
+        },
+        run=str(run.path),
+        prior=((info.get("weights") or {}).get("prior") or {}).get("fingerprint"),
+    )
+
+
+def systems_of(results: Sequence[Result]) -> list[str]:
+    """The systems, in the order in which they first appear."""
+    return list(dict.fromkeys(result.system for result in results))
+
+
+def _by_prompt(results: Sequence[Result], name: str) -> dict[str, float]:
+    """The mean over seeds for each prompt that has the metric."""
+    values: dict[str, list[float]] = {}
+    for result in results:
+        value = result.value(name)
+        if value is not None:
+            values.setdefault(result.prompt, []).append(float(value))
+    return {prompt: sum(found) / len(found) for prompt, found in values.items()}
+
+
+def estimate(results: Sequence[Result], name: str) -> Estimate | None:
+    """Mean and 95 % interval of a metric; None where no result has it."""
+    means = list(_by_prompt(results, name).values())
+    return bootstrap_mean(means) if means else None
+
+
+def differences(results: Sequence[Result], name: str, *, to: str) -> dict[str, Estimate]:
+    """What each other system has more of a metric than ``to``, paired over prompts."""
+    base = _by_prompt([r for r in results if r.system == to], name)
+    found = {}
+    for system in systems_of(results):
+        own = _by_prompt([r for r in results if r.system == system], name)
+        pairs = [value - base[prompt] for prompt, value in own.items() if prompt in base]
+        if system != to and pairs:
+            found[system] = bootstrap_mean(pairs)
+    return found
+
+
+def _members(results: Sequence[Result], group: str, held_out: Callable[[str], bool]) -> list:
+    if group == "all":
+        return list(results)
+    return [r for r in results if held_out(r.prompt) == (group == "held out")]
+
+
+def plain_summary(results: Sequence[Result], held_out: Callable[[str], bool]) -> dict:
+    """Means with intervals by system, group of prompts and metric, as JSON values."""
+    found: dict[str, dict] = {}
+    for system in systems_of(results):
+        own = [r for r in results if r.system == system]
+        found[system] = {}
+        for group in GROUPS:
+            members = _members(own, group, held_out)
+            figures = {name: estimate(members, name) for name in (*METRICS, *COSTS)}
+            found[system][group] = {name: asdict(f) for name, f in figures.items() if f}
+    return found
+
+
+# --- tables ---------------------------------------------------------------------------------------
+
+
+def comparison_markdown(results: Sequence[Result], held_out: Callable[[str], bool]) -> str:
+    """Figures of every system, paired differences to the first one, and a line for each prompt."""
+    systems = systems_of(results)
+    parts = [_figures_table(results, held_out)]
+    if len(systems) > 1:
+        parts += [
+            f"## Difference to {systems[0]}\n\nPaired over the prompts that both have; bold where "
+            "the 95 % interval leaves out 0.",
+            _difference_table(results, systems[0]),
+        ]
+    parts += [
+        "## Prompts\n\nKind and colour accuracy over 8 views, means over seeds.",
+        _prompt_table(results, systems, held_out),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _heading(cells: Sequence[str]) -> list[str]:
+    return [_line(cells), "|" + "---|" * len(cells)]
+
+
+def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -> str:
+    lines = _heading(["system", "prompts", "n", *METRICS.values(), *COSTS.values()])
+    for system in systems_of(results):
+        own = [r for r in results if r.system == system]
+        for group in GROUPS:
+            members = _members(own, group, held_out)
+            if not members:
+                continue
+            failed = sum(not r.measured for r in members)
+            count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
+            cells = [_figure(estimate(members, name)) for name in METRICS]
+            cells += [_amount(estimate(members, name)) for name in COSTS]
+            lines.append(_line([f"**{system}**", group, count, *cells]))
+    return "\n".join(lines)
+
+
+def _figure(found: Estimate | None) -> str:
+    return "–" if found is None else str(found)
+
+
+def _amount(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    return f"{found.value:,.0f}" if found.value >= 100 else f"{found.value:.2f}"
+
+
+def _difference_table(results: Sequence[Result], first: str) -> str:
+    lines = _heading(["system", *METRICS.values()])
+    columns = {name: differences(results, name, to=first) for name in METRICS}
+    for system in systems_of(results)[1:]:
+        cells = [_difference(columns[name].get(system)) for name in METRICS]
+        lines.append(_line([f"**{system}**", *cells]))
+    return "\n".join(lines)
+
+
+def _difference(found: Estimate | None) -> str:
+    if found is None:
+        return "–"
+    text = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _prompt_table(
+    results: Sequence[Result], systems: Sequence[str], held_out: Callable[[str], bool]
+) -> str:
+    lines = _heading(["prompt", *systems])
+    for prompt in dict.fromkeys(r.prompt for r in results):
+        cells = []
+        for system in systems:
+            own = [r for r in results if (r.system, r.prompt) == (system, prompt)]
+            kind, color = estimate(own, "kind_accuracy"), estimate(own, "color_accuracy")
+            failed = own and not any(r.measured for r in own)
+            cells.append(
+                "failed" if failed
+                else f"{kind.value:.2f} · {color.value:.2f}" if kind and color
+                else "–"
+            )  # fmt: skip
+        lines.append(_line([prompt + (" (held out)" if held_out(prompt) else ""), *cells]))
+    return "\n".join(lines)

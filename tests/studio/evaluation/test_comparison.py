@@ -1,0 +1,142 @@
+"""Figures of systems, paired differences, and the tables made of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from studio.evaluation.comparison import (
+    COSTS,
+    METRICS,
+    Result,
+    comparison_markdown,
+    differences,
+    estimate,
+    plain_summary,
+    result_of,
+    systems_of,
+)
+from studio.evaluation.tables import runs_table
+from studio.run_folder import create_run
+
+
+def result(system: str, prompt: str, seed: int = 0, **values: float | None) -> Result:
+    """A made-up result; metrics that are not given are 0.5, costs 100."""
+    metrics = dict.fromkeys(METRICS, 0.5) | {k: v for k, v in values.items() if k in METRICS}
+    costs = dict.fromkeys(COSTS, 100.0) | {k: v for k, v in values.items() if k in COSTS}
+    return Result(system, prompt, seed, "done", metrics, costs)
+
+
+def failed(system: str, prompt: str) -> Result:
+    """One that could not be made."""
+    return Result(system, prompt, 0, "diverged", dict.fromkeys(METRICS), {"seconds": 7.0})
+
+
+def is_red(prompt: str) -> bool:
+    """Stands for the held-out prompts."""
+    return "red" in prompt
+
+
+def test_seeds_of_a_prompt_are_one_observation():
+    """Ten seeds of a hard prompt do not outweigh one of an easy prompt."""
+    results = [result("a", "hard", seed, janus=1.0) for seed in range(10)]
+    results.append(result("a", "easy", janus=0.0))
+    found = estimate(results, "janus")
+    assert (found.value, found.n) == (0.5, 2)
+    assert found.low == 0.0
+    assert found.high == 1.0
+
+
+def test_a_failed_run_counts_as_wrong_and_a_missing_metric_not_at_all():
+    results = [result("a", "x", kind_accuracy=1.0), failed("a", "y"), result("a", "z", janus=None)]
+    assert estimate(results, "kind_accuracy").value == pytest.approx((1.0 + 0.0 + 0.5) / 3)
+    assert estimate(results, "janus").n == 1
+    assert estimate(results, "seconds").value == pytest.approx((100 + 7 + 100) / 3)
+    assert estimate([failed("a", "y")], "chamfer") is None
+
+
+def test_differences_are_paired_over_prompts():
+    """A constant gain is exact, however much the prompts differ among themselves."""
+    results = [result("a", f"p{k}", chamfer=0.1 * k) for k in range(6)]
+    results += [result("b", f"p{k}", chamfer=0.1 * k + 0.05) for k in range(4)]
+    results.append(result("b", "only b", chamfer=9.0))
+    (found,) = differences(results, "chamfer", to="a").values()
+    assert found.n == 4
+    assert (found.low, found.value, found.high) == pytest.approx((0.05, 0.05, 0.05))
+
+
+def test_the_summary_keeps_seen_and_held_out_apart():
+    results = [result("a", "blue x", janus=0.0), result("a", "red x", janus=1.0)]
+    found = json.loads(json.dumps(plain_summary(results, is_red)))["a"]
+    assert {group: figures["janus"]["value"] for group, figures in found.items()} == {
+        "seen": 0.0,
+        "held out": 1.0,
+        "all": 0.5,
+    }
+
+
+def test_the_page_has_all_systems_groups_and_prompts():
+    results = [
+        result("a", "blue x", janus=0.25),
+        result("b", "blue x", janus=0.125),
+        result("a", "red x"),
+        failed("b", "red x"),
+    ]
+    text = comparison_markdown(results, is_red)
+    tables = [part for part in text.split("\n\n") if part.startswith("|")]
+    assert [len(table.splitlines()) for table in tables] == [2 + 6, 2 + 1, 2 + 2]
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+    assert "| **b** | held out | 1 (1 failed) | 0.00 [0.00, 0.00] |" in text
+    assert "**-0.12 [-0.12, -0.12]**" in text  # Janus of b against a, on the prompt that both have
+    assert "| red x (held out) | 0.50 · 0.50 | failed |" in text
+
+
+def test_the_page_of_one_system_has_no_differences():
+    assert "Difference" not in comparison_markdown([result("a", "x")], is_red)
+
+
+def test_a_result_is_read_from_run_json(tmp_path):
+    run = create_run(tmp_path, prompt="a red duck", method="demo", seed=3, info={})
+    assert not result_of(run).measured
+    run.update_info(
+        {
+            "status": "done",
+            "seconds": {"load": 2.0, "optimise": 60.0},
+            "peak_memory_bytes": 2**31,
+            "denoiser_evaluations": 2400,
+            "evaluation": {"kind_accuracy": 0.75, "janus": None, "yaw_deg": 15.0},
+            "weights": {"prior": {"fingerprint": "abc"}},
+        }
+    )
+    found = result_of(run)
+    assert (found.system, found.prompt, found.seed, found.prior) == ("demo", "a red duck", 3, "abc")
+    assert found.measured
+    assert [found.value(name) for name in COSTS] == [60.0, 2.0, 2400]
+    assert found.value("kind_accuracy") == 0.75
+    assert found.value("janus") is None
+    assert result_of(run, system="mine").system == "mine"
+
+
+def test_systems_keep_their_order():
+    results = [result(name, "x") for name in ("c", "a", "c", "b")]
+    assert systems_of(results) == ["c", "a", "b"]
+
+
+def test_the_terminal_s_table_has_a_line_for_each_run_and_each_mean():
+    results = [
+        result("demo", "a red duck", 0, kind_accuracy=1.0, denoiser_evaluations=None),
+        result("demo", "a red duck", 1, kind_accuracy=0.5),
+        failed("magic3d", "a very long prompt about nothing in particular"),
+    ]
+    lines = runs_table(results).splitlines()
+    assert len(lines) == 1 + 3 + 2
+    assert len({len(line) for line in (*lines[:3], *lines[4:])}) == 1
+    assert lines[1].startswith("a red duck, demo, seed 0")
+    assert lines[1].split()[-3:] == ["1.7", "100.00", "-"]
+    assert lines[3].endswith("diverged")
+    assert "…" in lines[3]
+    assert lines[4].startswith("mean of demo (2)")
+    assert lines[4].split()[4] == "0.750"
+    assert len(runs_table(results[:1]).splitlines()) == 2
