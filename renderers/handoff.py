@@ -8,8 +8,9 @@ Deviation: what is taken over is the *set* where the density exceeds the thresho
 (+1 outside, -1 inside), averaged over each cube and blurred by a Gaussian, is ``u = erf(d /
 (sqrt(2) s))`` at distance d from a plane, where s^2 = smoothing^2 + 1/12 (the variances of the
 Gaussian and of the cube). So ``d = sqrt(2) s erfinv(u)`` is the signed distance in cubes, whatever
-the density's profile across the surface: right to a few hundredths of a cube beside planes, off by
-about s^2 / R cubes where the surface has the radius R. Far from the surface it is bounded, smoothly, by ``REACH`` cubes.
+the density's profile across the surface: right to a few hundredths of a cube beside planes, off
+by about s^2 / R cubes where the surface has the radius R. Far from the surface it is bounded,
+smoothly, by ``REACH`` cubes.
 
 The search for the object is coarse to fine: a grid over the scene finds the threshold and the
 object's box, which grows by a tenth and becomes the cube that the mesh's grid divides.
