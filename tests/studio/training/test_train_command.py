@@ -13,7 +13,7 @@ from studio.errors import ConfigError, WeightsMissing
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "jury"}, "what is 'jury' - expected pocket or judge"),
+        ({"what": "jury"}, "what is 'jury' - expected pocket or pocket-mv or judge"),
         ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),

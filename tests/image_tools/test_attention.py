@@ -1,0 +1,175 @@
+"""The attention hub: what it changes, in which order, and that it leaves nothing behind."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from image_tools.diffusion.attention import (
+    AttentionCall,
+    AttentionHub,
+    AttentionOperation,
+    BatchLayout,
+)
+from image_tools.errors import UnsupportedModel
+from tests.image_tools.tiny_unets import call_unet, tiny_unet
+
+
+class Scale(AttentionOperation):
+    """Multiplies the output of all layers."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def output(self, call, output):
+        return output * self.factor
+
+
+class Shift(Scale):
+    """Adds to the output of all layers."""
+
+    def output(self, call, output):
+        return output + self.factor
+
+
+class Watch(AttentionOperation):
+    """Sees probabilities without changing them, in the layers of one kind and one step."""
+
+    def __init__(self, *, is_cross: bool, step: int | None = None) -> None:
+        self.is_cross, self.step, self.seen = is_cross, step, {}
+
+    def applies_to(self, call: AttentionCall) -> bool:
+        return call.layer.is_cross == self.is_cross and call.batch.step == self.step
+
+    def needs_probabilities(self, call: AttentionCall) -> bool:
+        return True
+
+    def probabilities(self, call, probabilities):
+        self.seen[call.layer.name] = probabilities
+        return probabilities
+
+
+def test_layers_are_described_in_the_order_of_the_unet():
+    hub = AttentionHub(tiny_unet())
+    assert [layer.index for layer in hub.layers] == list(range(len(hub.layers)))
+    assert {layer.place for layer in hub.layers} == {"down", "mid", "up"}
+    for layer in hub.layers:
+        assert layer.is_cross == layer.name.endswith("attn2")
+        assert layer.heads == 2
+    assert len(hub.layers) == len(tiny_unet().attn_processors)
+
+
+def test_without_operations_the_prediction_is_the_same_bit_for_bit():
+    unet = tiny_unet()
+    plain = call_unet(unet)
+    with AttentionHub(unet), torch.no_grad():
+        assert torch.equal(call_unet(unet), plain)
+
+
+def test_restore_puts_back_the_same_processor_objects():
+    unet = tiny_unet()
+    before, plain = dict(unet.attn_processors), call_unet(unet)
+    hub = AttentionHub(unet, [Scale(0.0)])
+    hub.install()
+    assert not torch.equal(call_unet(unet), plain)
+    hub.restore()
+    after = unet.attn_processors
+    assert list(after) == list(before)
+    assert all(after[name] is before[name] for name in before)
+    assert torch.equal(call_unet(unet), plain)
+    hub.restore()  # a second time changes nothing
+    assert all(unet.attn_processors[name] is before[name] for name in before)
+
+
+def test_restore_also_after_an_error():
+    unet = tiny_unet()
+    before = dict(unet.attn_processors)
+    with pytest.raises(RuntimeError, match="stop"), AttentionHub(unet, [Scale(2.0)]):
+        raise RuntimeError("stop")
+    assert all(unet.attn_processors[name] is before[name] for name in before)
+
+
+def test_processors_with_weights_come_back_into_the_state():
+    class Weighted(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+
+        def __call__(self, attn, hidden_states, *rest):
+            return self.weight * hidden_states
+
+    unet = tiny_unet()
+    unet.set_attn_processor({name: Weighted() for name in unet.attn_processors})
+    keys = list(unet.state_dict())
+    with AttentionHub(unet, [Shift(1.0)]):
+        call_unet(unet)
+    assert sorted(unet.state_dict()) == sorted(keys)
+
+
+def test_a_second_hub_is_refused():
+    unet = tiny_unet()
+    with AttentionHub(unet), pytest.raises(UnsupportedModel, match="has a hub already"):
+        AttentionHub(unet).install()
+
+
+def test_outputs_unwind_in_reverse_order():
+    unet = tiny_unet()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(2, 6, attention.query_dim, generator=torch.Generator().manual_seed(1))
+    plain = attention(hidden)
+    with AttentionHub(unet, [Scale(3.0), Shift(1.0)]):
+        torch.testing.assert_close(attention(hidden), 3.0 * (plain + 1.0))
+
+
+@pytest.mark.parametrize("is_cross", [True, False])
+def test_visible_probabilities_are_those_of_fused_attention(is_cross):
+    unet = tiny_unet()
+    plain = call_unet(unet)
+    watch = Watch(is_cross=is_cross)
+    with AttentionHub(unet, [watch]) as hub:
+        torch.testing.assert_close(call_unet(unet), plain, atol=1e-5, rtol=1e-5)
+    assert set(watch.seen) == {layer.name for layer in hub.layers if layer.is_cross == is_cross}
+    for probabilities in watch.seen.values():
+        assert probabilities.shape[:2] == (4, 2)
+        torch.testing.assert_close(probabilities.sum(-1), torch.ones(probabilities.shape[:3]))
+
+
+def test_operations_are_keyed_by_the_step_that_is_told():
+    unet, watch = tiny_unet(), Watch(is_cross=True, step=3)
+    with AttentionHub(unet, [watch]) as hub:
+        call_unet(unet)
+        assert watch.seen == {}
+        with hub.batch(BatchLayout(roles=("uncond", "cond"), step=3)):
+            call_unet(unet)
+            assert watch.seen
+        assert hub.layout == BatchLayout()
+
+
+def test_probabilities_of_unknown_processors_are_refused():
+    unet = tiny_unet()
+    unet.set_attn_processor({n: Plain() for n in unet.attn_processors})
+    with (
+        AttentionHub(unet, [Watch(is_cross=True)]),
+        pytest.raises(UnsupportedModel, match="computed by Plain"),
+    ):
+        call_unet(unet)
+
+
+class Plain:
+    """A processor that no one knows."""
+
+    def __call__(self, attn, hidden_states, *rest):
+        return hidden_states
+
+
+def test_gradients_flow_and_given_tensors_are_not_written_to():
+    unet = tiny_unet()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn1
+    hidden = torch.randn(2, 6, attention.query_dim, requires_grad=True)
+    kept = copy.deepcopy(hidden.detach())
+    with AttentionHub(unet, [Watch(is_cross=False)]):
+        attention(hidden).square().sum().backward()
+    assert torch.equal(hidden.detach(), kept)
+    assert hidden.grad.abs().sum() > 0
