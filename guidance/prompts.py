@@ -11,6 +11,7 @@ embeddings interpolated by azimuth, and Perp-Neg with the other views as negativ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -146,14 +147,22 @@ class PerpNegPrompts:
         )
 
 
-def view_texts(words: ViewWordsConfig, prompt: str) -> list[str]:
-    """The prompt of each direction, in the order of ``VIEWS``."""
-    return [getattr(words, view).replace("{prompt}", prompt) for view in VIEWS]
+def view_texts(
+    words: ViewWordsConfig, prompt: str, by_view: Mapping[str, str] | None = None
+) -> list[str]:
+    """The prompt of each direction, in the order of ``VIEWS``; ``by_view`` replaces the prompt."""
+    prompts = dict.fromkeys(VIEWS, prompt) | dict(by_view or {})
+    return [getattr(words, view).replace("{prompt}", prompts[view]) for view in VIEWS]
 
 
 @torch.no_grad()
 def build_view_prompts(
-    config: ViewPromptsConfig, prior: NoisePrior, prompt: str, negative_prompt: str = ""
+    config: ViewPromptsConfig,
+    prior: NoisePrior,
+    prompt: str,
+    negative_prompt: str = "",
+    *,
+    by_view: Mapping[str, str] | None = None,
 ) -> ViewPrompts:
     """Encode a scene's prompts for all views.
 
@@ -162,11 +171,12 @@ def build_view_prompts(
         prior: encodes the text.
         prompt: what to make.
         negative_prompt: what to avoid; empty for the prior's plain unconditional prediction.
+        by_view: prompts that replace ``prompt`` for some of ``VIEWS`` (``guidance.debiasing``).
     """
     uncond = prior.encode_negative([negative_prompt])
     if isinstance(config, PlainPromptsConfig):
         return PlainPrompts(prior.encode_prompt([prompt]), uncond, prompt)
-    views = prior.encode_prompt(view_texts(config.words, prompt))
+    views = prior.encode_prompt(view_texts(config.words, prompt, by_view))
     if isinstance(config, DirectionalPromptsConfig):
         return DirectionalPrompts(config, views, uncond, prompt)
     if isinstance(config, InterpolatedPromptsConfig):
