@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guidance.base import GuidanceRule
+from guidance.critic_configs import VSDConfig
 from guidance.prompts import ViewPrompts
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
@@ -21,6 +22,10 @@ def build_guidance(
         prompts: the scene's prompts, encoded.
         seed: of the initial values of whatever the rule trains.
     """
+    if isinstance(config, VSDConfig):
+        from guidance.vsd import VSDGuidance
+
+        return VSDGuidance(config, prior, prompts, seed=seed)
     from guidance.sds import SDSGuidance
 
     return SDSGuidance(config, prior, prompts, seed=seed)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from guidance.configs import SDSConfig
+from guidance.critic_configs import VSDConfig
 
 __all__ = ["GuidanceConfig"]
 
-GuidanceConfig = SDSConfig
+GuidanceConfig = SDSConfig | VSDConfig

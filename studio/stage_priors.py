@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
@@ -29,7 +31,7 @@ class StagePriors:
     """Holds one prior at a time: two large ones would not fit on most GPUs."""
 
     def __init__(self, scene: SceneConfig, device: torch.device) -> None:
-        """Look for the weights of every stage, so that none turns out to be missing hours later.
+        """Look for the weights of all stages, so that none turns out to be missing hours later.
 
         Raises:
             WeightsMissing: the weights of some stage are not there.
@@ -37,9 +39,8 @@ class StagePriors:
         self.scene, self.device = scene, device
         self._config: PriorConfig | None = None
         self._prior: DiffusionPrior | None = None
-        for stage in scene.stages:
-            if stage.prior is not None:
-                _find_weights(stage.prior)
+        for config in _priors_in(scene):
+            _find_weights(config)
 
     def at(self, index: int) -> DiffusionPrior:
         """The prior of stage ``index``. Whoever holds the one before must have let go of it.
@@ -62,6 +63,18 @@ class StagePriors:
         """The name of stage ``index``'s prior: ``prior`` for the scene's."""
         stage = self.scene.stages[index]
         return "prior" if stage.prior is None else f"stages.{stage.name}.prior"
+
+
+def _priors_in(config: Any) -> Iterator[PriorConfig]:
+    """Every prior in a config, also those of critics."""
+    if isinstance(config, get_args(PriorConfig)):
+        yield config
+    elif dataclasses.is_dataclass(config):
+        for field in dataclasses.fields(config):
+            yield from _priors_in(getattr(config, field.name))
+    elif isinstance(config, tuple):
+        for item in config:
+            yield from _priors_in(item)
 
 
 def _find_weights(config: PriorConfig) -> None:
