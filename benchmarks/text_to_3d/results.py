@@ -1,0 +1,181 @@
+"""The result files of the suite: figures as JSON, tables as Markdown, and a grid of pictures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from studio.config import dump
+from studio.evaluation.comparison import (
+    Result,
+    comparison_markdown,
+    plain_summary,
+    systems_of,
+)
+from studio.evaluation.suite import is_held_out_prompt
+from studio.run_folder import RunFolder, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from benchmarks.text_to_3d.run_suite import Cell
+
+SCHEMA = "text_to_3d/2"
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh", "xatlas")
+PANEL = 72  # pixels of one view in the grid
+VIEWS = 4
+
+
+def write_results(
+    options: argparse.Namespace, results: Sequence[tuple[Cell, Result]]
+) -> tuple[list[Path], str]:
+    """Write the three files; returns their paths and the Markdown."""
+    from studio.previews import save_png
+
+    plain = [result for _, result in results]
+    document = document_of(options, results)
+    text = page(options.name, document, plain)
+    folder = options.results
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"text_to_3d--{options.name}.{kind}" for kind in ("json", "md", "png")]
+    write_atomic(paths[0], json.dumps(document, indent=1) + "\n")
+    write_atomic(paths[1], text)
+    picture = grid(plain)
+    if picture is not None:
+        save_png(paths[2], picture, {"command": document["command"]})
+    return [path for path in paths if path.exists()], text
+
+
+def document_of(
+    options: argparse.Namespace, results: Sequence[tuple[Cell, Result]]
+) -> dict[str, Any]:
+    """Everything about the comparison, as JSON values."""
+    plain = [result for _, result in results]
+    scenes = {cell.system: dump(cell.job.config()) for cell, _ in results}
+    for scene in scenes.values():
+        for key in ("prompt", "seed"):
+            scene.pop(key)
+    return {
+        "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "benchmarks.text_to_3d.run_suite", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": _commit(),
+        "machine": machine(),
+        "workers": options.workers,
+        "priors": priors_of(plain),
+        "summary": plain_summary(plain, is_held_out_prompt),
+        "assets": [
+            {
+                **asdict(result),
+                "held_out": cell.item.held_out,
+                "run": result.run and os.path.relpath(result.run, options.runs),
+            }
+            for cell, result in results
+        ],
+        "scenes": scenes,
+    }
+
+
+def priors_of(results: Sequence[Result]) -> dict[str, list[str]]:
+    """Fingerprints of the weights behind each system; more than one spoils a comparison."""
+    return {
+        system: sorted({r.prior for r in results if r.system == system and r.prior})
+        for system in systems_of(results)
+    }
+
+
+def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
+    """The Markdown file."""
+    machine_words = f"{document['machine']['processor']}, {document['workers']} run(s) at a time"
+    notes = [
+        f"`{document['command']}`",
+        f"{document['date']}, {machine_words}. Means with 95 % intervals: seeds are averaged for "
+        "each prompt, and prompts are drawn with replacement. A failed run counts as wrong.",
+    ]
+    mixed = [system for system, found in document["priors"].items() if len(found) > 1]
+    if mixed:
+        notes.append(f"**The weights of the prior changed while {', '.join(mixed)} was made.**")
+    heading = "\n\n".join([f"# Text to 3D: {name}", *notes])
+    return heading + "\n\n" + comparison_markdown(results, is_held_out_prompt)
+
+
+def grid(results: Sequence[Result]) -> Tensor | None:
+    """Four views of every asset: rows are prompts, columns systems; the first seed of each.
+
+    The bar under an asset is green when the judge names kind and colour in most of its views.
+    """
+    from studio.evaluation.sheets import comparison_sheet
+
+    systems = systems_of(results)
+    prompts = list(dict.fromkeys(result.prompt for result in results))
+    first = {(r.prompt, r.system): r for r in reversed(results)}
+    strips, right = [], []
+    for prompt in prompts:
+        found = [first.get((prompt, system)) for system in systems]
+        strips.append([_strip(result) for result in found])
+        right.append([bool(r and (r.value("both_accuracy") or 0.0) > 0.5) for r in found])
+    if not any(strip is not None for row in strips for strip in row):
+        return None
+    labels = [prompt + (" (held out)" if is_held_out_prompt(prompt) else "") for prompt in prompts]
+    return comparison_sheet(strips, rows=labels, columns=systems, right=right)
+
+
+def _strip(result: Result | None) -> Tensor | None:
+    """Views of an asset side by side, or None without one."""
+    from studio.evaluation.assets import asset_glb
+    from studio.evaluation.sheets import filmstrip
+    from studio.evaluation.views import eval_cameras, normalized, render_mesh
+    from studio.export.read import load_asset
+
+    glb = asset_glb(RunFolder(result.run)) if result and result.run else None
+    if glb is None:
+        return None
+    return filmstrip(render_mesh(normalized(load_asset(glb)), eval_cameras(VIEWS, size=PANEL)).rgb)
+
+
+# --- where it was measured ------------------------------------------------------------------------
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    import torch
+
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+    }
+
+
+def _processor() -> str:
+    """The processor's name where the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit that the runs were made with, as far as the working tree tells."""
+    done = subprocess.run(
+        ["git", "rev-parse", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        check=False,
+    )
+    return done.stdout.strip() or None
