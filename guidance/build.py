@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from guidance.base import GuidanceRule
 from guidance.critic_configs import VSDConfig
+from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.prompts import ViewPrompts
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
@@ -26,6 +27,14 @@ def build_guidance(
         from guidance.vsd import VSDGuidance
 
         return VSDGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, DreamFlowConfig):
+        from guidance.dreamflow import DreamFlowGuidance
+
+        return DreamFlowGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, DreamFlowConfig):
+        from guidance.dreamflow import DreamFlowGuidance
+
+        return DreamFlowGuidance(config, prior, prompts, seed=seed)
     from guidance.sds import SDSGuidance
 
     return SDSGuidance(config, prior, prompts, seed=seed)

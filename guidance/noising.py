@@ -13,7 +13,7 @@ from guidance.timesteps import choose_timesteps
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma
 from image_tools.diffusion.protocol import NoisePrior
 
-__all__ = ["NoisyLatents", "draw_noisy_latents"]
+__all__ = ["NoisyLatents", "draw_noisy_latents", "noisy_latents"]
 
 
 @dataclass(frozen=True)
@@ -44,14 +44,32 @@ def draw_noisy_latents(
         fraction: where in the stage we are, 0..1.
         generator: source of both draws.
     """
-    latents = latents.detach()
     t = choose_timesteps(
         timesteps,
         len(latents),
         num_train_timesteps=prior.alphas_cumprod.shape[0],
         fraction=fraction,
         generator=generator,
-    ).to(latents.device)
+    )
+    return noisy_latents(prior, latents, t, generator=generator)
+
+
+def noisy_latents(
+    prior: NoisePrior,
+    latents: Float[Tensor, "b c s s"],
+    t: Int[Tensor, " b"],
+    *,
+    generator: torch.Generator,
+) -> NoisyLatents:
+    """Draw noise for given timesteps, and add it.
+
+    Args:
+        prior: gives the noise schedule.
+        latents: clean latents; no gradient is kept.
+        t: timestep of each.
+        generator: source of the noise.
+    """
+    latents, t = latents.detach(), t.to(latents.device)
     noise = torch.randn(latents.shape, generator=generator, device=generator.device).to(latents)
     alpha, sigma = alpha_sigma(prior.alphas_cumprod, t, latents)
     return NoisyLatents(add_noise(latents, noise, alpha, sigma), noise, t, alpha, sigma)

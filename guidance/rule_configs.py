@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from guidance.configs import SDSConfig
 from guidance.critic_configs import VSDConfig
+from guidance.dreamflow_configs import DreamFlowConfig
 
 __all__ = ["GuidanceConfig"]
 
-GuidanceConfig = SDSConfig | VSDConfig
+GuidanceConfig = SDSConfig | VSDConfig | DreamFlowConfig

@@ -21,7 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
@@ -31,7 +31,7 @@ from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, repla
 from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.prompts import ViewPrompts
 from guidance.schedules import value_at
-from guidance.sds import sds_gradient
+from guidance.sds import sds_weight
 from image_tools.diffusion.camera_embedding import camera_vector
 from image_tools.diffusion.prior import DiffusionPrior
 from renderers.cameras import Cameras
@@ -92,11 +92,10 @@ class VSDGuidance(GuidanceRule):
             )
         latents = self.prior.encode_images(images)
         self._encoded = images.detach(), images._version, latents.detach()
-        noisy = draw_noisy_latents(
-            self.prior, latents, self.config.timesteps, fraction=fraction, generator=generator
-        )
+        noisy = self.draw_noise(latents, fraction=fraction, generator=generator)
         with torch.no_grad():
-            gradient, x0 = self._gradient(noisy, cameras)
+            difference, x0 = self._difference(noisy, cameras)
+            gradient = self.weight(noisy, fraction=fraction) * difference
             gradient, non_finite = replace_non_finite(gradient)
             if self.config.grad_clip is not None:
                 gradient = clip_gradient(gradient, value_at(self.config.grad_clip, fraction))
@@ -113,11 +112,29 @@ class VSDGuidance(GuidanceRule):
     ) -> dict[str, float]:
         """Train the critic on the renders; returns its mean loss as ``critic_loss``."""
         latents, camera = self._latents(images), self._camera(cameras)
+        t = self.critic_timesteps(len(latents), fraction=fraction)
         losses = [
-            self.critic.train_step(latents, self.critic_text, camera, generator=generator)
+            self.critic.train_step(latents, self.critic_text, camera, t=t, generator=generator)
             for _ in range(self.config.critic.steps)
         ]
         return {"critic_loss": sum(losses) / len(losses)}
+
+    def draw_noise(
+        self, latents: Float[Tensor, "b c s s"], *, fraction: float, generator: torch.Generator
+    ) -> NoisyLatents:
+        """Timesteps and noise of the gradient."""
+        timesteps = self.config.timesteps
+        return draw_noisy_latents(
+            self.prior, latents, timesteps, fraction=fraction, generator=generator
+        )
+
+    def weight(self, noisy: NoisyLatents, *, fraction: float) -> Tensor | float:
+        """What the difference of the two predictions is multiplied by."""
+        return sds_weight(noisy.alpha**2, self.config.weighting)
+
+    def critic_timesteps(self, n_views: int, *, fraction: float) -> Int[Tensor, " b"] | None:
+        """Timesteps of the critic's update; None for uniform draws."""
+        return None
 
     def metric_names(self) -> tuple[str, ...]:
         """The critic's loss."""
@@ -135,7 +152,7 @@ class VSDGuidance(GuidanceRule):
         """Take the critic off the prior."""
         self.critic.close()
 
-    def _gradient(
+    def _difference(
         self, noisy: NoisyLatents, cameras: Cameras
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         config, prior, z_t, t = self.config, self.prior, noisy.z_t, noisy.t
@@ -148,7 +165,7 @@ class VSDGuidance(GuidanceRule):
             with torch.no_grad():
                 return prior.decode_latents(prior.predict_x0(z_t, t, noise_pred))
 
-        return sds_gradient(noise_pred, critic_pred, noisy.alpha**2, config.weighting), x0
+        return noise_pred - critic_pred, x0
 
     def _camera(self, cameras: Cameras) -> Tensor | None:
         if self.config.critic.camera_condition == "none":
