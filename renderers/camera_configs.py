@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -59,9 +60,19 @@ class ResolutionMilestone:
     """Views per step."""
 
     def __post_init__(self) -> None:
-        """Check the sizes."""
+        """Check start and sizes."""
+        check_between("milestones", 0.0, 1.0, from_fraction=self.from_fraction)
         check_positive(
             "milestones", height=self.height, width=self.width, batch_size=self.batch_size
+        )
+
+
+def check_ascending(milestones: tuple[ResolutionMilestone, ...]) -> None:
+    """Reject milestones that are out of order, of which some would never hold."""
+    starts = [milestone.from_fraction for milestone in milestones]
+    if any(later <= earlier for earlier, later in itertools.pairwise(starts)):
+        raise ValueError(
+            f"cameras.milestones start at {starts}, expected ascending from_fraction. Sort them."
         )
 
 
@@ -138,6 +149,7 @@ class RandomCamerasConfig:
         check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
         check_range(name, "azimuth_deg_range", self.azimuth_deg_range, -360.0, 360.0)
         check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
+        check_ascending(self.milestones)
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,7 @@ class MultiViewCamerasConfig:
         check_range(name, "relative_distance_range", self.relative_distance_range, 1e-3, 1e3)
         check_range(name, "fovy_deg_range", self.fovy_deg_range, 1.0, 170.0)
         check_range(name, "elevation_deg_range", self.elevation_deg_range, -90.0, 90.0)
+        check_ascending(self.milestones)
         for size in (self.batch_size, *(m.batch_size for m in self.milestones)):
             if size % self.n_views:
                 raise ValueError(

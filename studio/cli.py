@@ -248,6 +248,9 @@ def export(
     ] = None,
     up: Annotated[str | None, typer.Option(help="Up axis of OBJ and PLY: y or z.")] = None,
     height_m: Annotated[float | None, typer.Option(help="Height in metres.")] = None,
+    particle: Annotated[
+        int | None, typer.Option(help="Which of several particles, counted from 0.")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -262,6 +265,7 @@ def export(
         texture=texture,
         up=up,
         height_m=height_m,
+        particle=particle,
         device=device,
         as_json=as_json,
     )

@@ -23,6 +23,7 @@ def run(
     texture: int | None = None,
     up: str | None = None,
     height_m: float | None = None,
+    particle: int | None = None,
     device: str = "cpu",
     as_json: bool = False,
 ) -> None:
@@ -36,6 +37,7 @@ def run(
         texture: side of the texture in pixels; 0 for vertex colours.
         up: up axis of OBJ and PLY.
         height_m: height of the object in metres.
+        particle: which of the last stage's particles, counted from 0.
         device: where the field is evaluated.
         as_json: print the result as JSON.
 
@@ -50,6 +52,7 @@ def run(
         "appearance": "vertex" if texture == 0 else None,
         "up": up,
         "height_m": height_m,
+        "particle": particle,
     }
     tree = dump(load_scene(str(folder.resolved_path)).config.export)
     if formats is not None:

@@ -110,6 +110,17 @@ def test_milestones_change_image_and_batch_size(generator):
     assert sizes == [(4, 64, 64), (4, 64, 64), (2, 96, 80), (1, 128, 128)]
 
 
+@pytest.mark.parametrize("config", [RandomCamerasConfig, MultiViewCamerasConfig])
+def test_milestones_out_of_order_are_refused(config):
+    early, late = ResolutionMilestone(0.2, 96, 96, 4), ResolutionMilestone(0.6, 128, 128, 4)
+    assert config(milestones=(early, late)).milestones == (early, late)
+    for wrong in ((late, early), (early, early)):
+        with pytest.raises(ValueError, match="expected ascending from_fraction"):
+            config(milestones=wrong)
+    with pytest.raises(ValueError, match=r"from_fraction is 1\.5"):
+        ResolutionMilestone(1.5, 96, 96, 4)
+
+
 def test_dreamfusion_light_keeps_its_distance_and_leans_to_the_camera(generator):
     position = torch.tensor([[2.0, 0.0, 0.0]]).expand(5000, 3)
     light = place_light(DreamFusionLightConfig(), position, generator)

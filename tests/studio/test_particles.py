@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from studio.checkpoints import list_checkpoints, load_checkpoint
+from studio.checkpoints import load_checkpoint
+from studio.commands import export
 from studio.errors import ConfigError
 from studio.runner import Runner
 from studio.stages import build_stage, load_stage, particle_prefix
@@ -94,4 +95,15 @@ def test_the_scene_says_which_particle_is_exported(tiny_scene, tmp_path):
     scene, run = start(tiny_scene, tmp_path, "stages.0.particles=2", "export.particle=1")
     saved = load_checkpoint(run_to_the_end(scene, run)).scene
     assert torch.equal(load_stage(run).field.grid.table, saved["particle.1." + TABLE])
-    assert len(list_checkpoints(run.checkpoints_dir)) == 2
+
+
+def test_each_particle_can_be_exported(tiny_scene, tmp_path):
+    scene, run = start(tiny_scene, tmp_path, "stages.0.particles=2", "export.search_resolution=24")
+    run_to_the_end(scene, run)
+    files = []
+    for particle in (0, 1):
+        export.run(run.path, particle=particle, texture=0, formats="ply")
+        files.append((run.asset_dir / "asset.ply").read_bytes())
+    assert files[0] != files[1]
+    with pytest.raises(ConfigError, match="particle: is 2"):
+        export.run(run.path, particle=2)

@@ -40,6 +40,9 @@ VARIANTS = {
         "stages.0.losses.eikonal=0.1",
         "view_prompts.kind=perp_neg",
     ],
+    "flow": [
+        "stages.0.guidance={kind: dreamflow, timesteps: 3, critic: {rank: 2}}",
+    ],
     "critic, particles": [
         "stages.0.guidance={kind: vsd, guidance_scale: 7.5, critic: {rank: 2, steps: 2}}",
         "stages.0.particles=2",
