@@ -5,6 +5,7 @@ from __future__ import annotations
 from guidance.base import GuidanceRule
 from guidance.critic_configs import VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
+from guidance.multiview_configs import MultiViewConfig
 from guidance.prompts import ViewPrompts
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
@@ -31,10 +32,10 @@ def build_guidance(
         from guidance.dreamflow import DreamFlowGuidance
 
         return DreamFlowGuidance(config, prior, prompts, seed=seed)
-    if isinstance(config, DreamFlowConfig):
-        from guidance.dreamflow import DreamFlowGuidance
+    if isinstance(config, MultiViewConfig):
+        from guidance.multiview import MultiViewGuidance
 
-        return DreamFlowGuidance(config, prior, prompts, seed=seed)
+        return MultiViewGuidance(config, prior, prompts, seed=seed)
     from guidance.sds import SDSGuidance
 
     return SDSGuidance(config, prior, prompts, seed=seed)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from guidance.configs import SDSConfig
 from guidance.critic_configs import VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
+from guidance.multiview_configs import MultiViewConfig
 
 __all__ = ["GuidanceConfig"]
 
-GuidanceConfig = SDSConfig | VSDConfig | DreamFlowConfig
+GuidanceConfig = SDSConfig | VSDConfig | DreamFlowConfig | MultiViewConfig

@@ -107,7 +107,7 @@ class SceneConfig:
 
     def __post_init__(self) -> None:
         """Refuse scenes that cannot run, naming every reason."""
-        problems = [*self._prompt_problems(), *stage_problems(self.stages)]
+        problems = [*self._prompt_problems(), *stage_problems(self.stages, self.prior)]
         if self.stages and self.export.particle >= self.stages[-1].particles:
             problems.append(
                 f"export.particle: is {self.export.particle}, and the last stage has "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from renderers.configs import HashSDFConfig
+from guidance.multiview_configs import MultiViewConfig
+from image_tools.configs import MVDreamPriorConfig, PocketMultiViewPriorConfig, PriorConfig
+from renderers.configs import HashSDFConfig, MultiViewCamerasConfig
 from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
 from studio.stage_configs import PreviousFieldConfig, StageConfig
 
@@ -16,8 +18,13 @@ OF_MESHES = ("normal_consistency", "laplacian")
 """Losses that read vertices and edges."""
 
 
-def stage_problems(stages: Sequence[StageConfig]) -> list[str]:
-    """What is wrong with the stages of a scene, each with the key at fault; empty when sound."""
+def stage_problems(stages: Sequence[StageConfig], prior: PriorConfig) -> list[str]:
+    """What is wrong with the stages of a scene, each with the key at fault; empty when sound.
+
+    Args:
+        stages: the stages in order.
+        prior: guides the stages that have no prior of their own.
+    """
     if not stages:
         return ["stages: is empty - expected at least one stage."]
     names = [stage.name for stage in stages]
@@ -31,6 +38,7 @@ def stage_problems(stages: Sequence[StageConfig]) -> list[str]:
         is_mesh = is_mesh or (index > 0 and isinstance(stage.field, GridTetsConfig))
         is_distance = isinstance(stages[0].field, HashSDFConfig)
         fits = _mesh_problems(stage) if is_mesh else _volume_problems(stage, is_distance)
+        fits += _view_problems(stage, stage.prior or prior)
         problems += [f"{where}.{text}" for text in fits]
     return problems
 
@@ -106,5 +114,23 @@ def _volume_problems(stage: StageConfig, is_distance: bool) -> list[str]:
         problems.append(
             "geometry: fixed needs a mesh - expected free: in a volume, shape and colour share "
             "their parameters."
+        )
+    return problems
+
+
+def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
+    """Whether a prior of several views gets the views it knows."""
+    if not isinstance(stage.guidance, MultiViewConfig):
+        return []
+    problems = []
+    if not isinstance(prior, PocketMultiViewPriorConfig | MVDreamPriorConfig):
+        problems.append(
+            "guidance: multiview asks a prior of several views - expected a prior of kind "
+            f"pocket_mv or mvdream, got {prior.kind}."
+        )
+    if not isinstance(stage.cameras, MultiViewCamerasConfig):
+        problems.append(
+            "cameras: multiview guidance needs sets of views - expected {kind: multiview}, got "
+            f"{stage.cameras.kind}."
         )
     return problems

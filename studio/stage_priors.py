@@ -11,14 +11,15 @@ import torch
 
 from image_tools.configs import (
     DiffusersPriorConfig,
-    PocketPriorConfig,
+    MVDreamPriorConfig,
+    PocketMultiViewPriorConfig,
     PriorConfig,
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.weights import check_safetensors_file, find_model_folder
-from image_tools.pocket.paths import pocket_folder
+from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
 from studio.config import dump
 from studio.configs import SceneConfig
 
@@ -81,7 +82,15 @@ def _find_weights(config: PriorConfig) -> None:
     """Raise ``WeightsMissing`` when there is nothing to load."""
     if isinstance(config, SingleFilePriorConfig):
         check_safetensors_file(Path(config.path).expanduser(), role=ROLE)
-    elif isinstance(config, DiffusersPriorConfig):
-        find_model_folder(config.model, role=ROLE, revision=config.revision, variant=config.variant)
-    elif isinstance(config, PocketPriorConfig):
-        pocket_folder(Path(config.path).expanduser() if config.path else None)
+    elif isinstance(config, DiffusersPriorConfig | MVDreamPriorConfig):
+        model = config.model if isinstance(config, DiffusersPriorConfig) else config.base
+        find_model_folder(model, role=ROLE, revision=config.revision, variant=config.variant)
+    elif isinstance(config, PocketMultiViewPriorConfig):
+        pocket_mv_folder(_folder(config.path))
+        pocket_folder(_folder(config.base))
+    else:
+        pocket_folder(_folder(config.path))
+
+
+def _folder(path: str | None) -> Path | None:
+    return Path(path).expanduser() if path else None

@@ -133,6 +133,7 @@ CASES = [
     case("mesh renderer on a field", "run", "demo", "stages.0.renderer.kind=mesh"),
     case("mesh loss on a field", "run", "demo", "stages.0.losses.laplacian=1"),
     case("fixed geometry of a field", "run", "demo", "stages.0.geometry=fixed"),
+    case("several views from a prior of one", "run", "demo", "stages.0.guidance.kind=multiview"),
     case("no particles", "run", "demo", "stages.0.particles=0"),
     case("export of a particle that is not there", "run", "demo", "export.particle=2"),
     case(
