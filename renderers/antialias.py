@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from renderers.backends import resolve
 from renderers.errors import ShapeError, check_shape
 from renderers.raster import Raster
 
@@ -53,37 +54,16 @@ class Topology:
     def __init__(self, tri: Int[Tensor, "F 3"]) -> None:
         check_shape("tri", tri, "F 3")
         self.n_faces = tri.shape[0]
-        start, end = tri.reshape(-1), tri.roll(-1, 1).reshape(-1)
-        first, second = _pair_half_edges(torch.minimum(start, end), torch.maximum(start, end))
-        boundary = second < 0
-        second = torch.where(boundary, first, second)
-        third = tri.roll(-2, 1).reshape(-1)
-        self.vertices = torch.stack([start[first], end[first]], 1)
-        self.opposite = torch.stack([third[first], third[second]], 1)
-        face = torch.where(boundary, -1, torch.div(second, 3, rounding_mode="floor"))
-        self.faces = torch.stack([torch.div(first, 3, rounding_mode="floor"), face], 1)
-        self.consistent = boundary | (start[first] == end[second])
+        if resolve(tri.device) == "numba":
+            from renderers.backends.numba_topology import edge_table
+        else:
+            from renderers.backends.torch_topology import edge_table
+        self.vertices, self.faces, self.opposite, self.consistent = edge_table(tri)
 
     @property
     def n_edges(self) -> int:
         """Number of edges E."""
         return self.vertices.shape[0]
-
-
-def _pair_half_edges(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
-    """Half-edges of each edge by (low, high) vertex; the second is -1 on a boundary."""
-    if len(low) == 0:
-        return low, low
-    key, order = torch.sort(low * (int(high.max()) + 1) + high, stable=True)
-    follows = torch.zeros_like(key, dtype=torch.bool)
-    follows[1:] = key[1:] == key[:-1]
-    # The place of a half-edge among its equals: 0 and 1 are one edge, 2 and 3 the next.
-    index = torch.arange(len(key), device=key.device)
-    place = index - torch.cummax(torch.where(follows, 0, index), 0).values
-    opens = (place % 2 == 0).nonzero().squeeze(1)
-    following = (opens + 1).clamp(max=len(key) - 1)
-    paired = follows[following] & (following > opens)
-    return order[opens], torch.where(paired, order[following], -1)
 
 
 @dataclass(frozen=True)

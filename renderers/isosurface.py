@@ -144,13 +144,19 @@ class GridTets(nn.Module):
         return reach * self.cell_size * torch.tanh(raw)
 
     def forward(
-        self, sdf: Float[Tensor, " N"], offsets: Float[Tensor, "N 3"] | None = None
+        self,
+        sdf: Float[Tensor, " N"],
+        offsets: Float[Tensor, "N 3"] | None = None,
+        *,
+        reach: float | None = None,
     ) -> tuple[Float[Tensor, "V 3"], Int[Tensor, "F 3"]]:
         """Vertices and outward faces of the zero set; differentiable in ``sdf`` and ``offsets``.
 
         Args:
             sdf: signed distance at ``points``, negative inside; zero counts as outside.
             offsets: displacement of the grid points, world units.
+            reach: takes ``offsets`` as the unbounded parameters of :meth:`bounded_offsets`; cheaper
+                than a call of that, because only points at the surface are looked at.
 
         Raises:
             ShapeError: if a tensor has the wrong shape.
@@ -171,7 +177,10 @@ class GridTets(nn.Module):
         s_start, s_end = sdf.index_select(0, ends).chunk(2)
         points = self.points.index_select(0, ends).to(sdf.dtype)
         if offsets is not None:
-            points = points + offsets.index_select(0, ends)
+            chosen = offsets.index_select(0, ends)
+            points = points + (
+                chosen if reach is None else self.bounded_offsets(chosen, reach=reach)
+            )
         p_start, p_end = points.chunk(2)
         share = (s_start / (s_start - s_end))[:, None]
         return p_start + (p_end - p_start) * share, faces

@@ -28,13 +28,10 @@ def laplacian_loss(v_pos: Float[Tensor, "V 3"], topology: Topology) -> Float[Ten
 
     Vertices without an edge count as zero. The gradient is zero where the distance is.
     """
-    a, b = _ends(v_pos, topology)
     first, second = topology.vertices.unbind(1)
-    total = torch.zeros_like(v_pos).index_add(0, first, b).index_add(0, second, a)
-    one = torch.ones_like(v_pos[:, :1])
-    count = torch.zeros_like(one)
-    for end in (first, second):
-        count = count.index_add(0, end, one.index_select(0, end))
+    here, there = torch.cat([first, second]), torch.cat([second, first])
+    count = torch.bincount(here, minlength=len(v_pos)).to(v_pos.dtype)[:, None]
+    total = torch.zeros_like(v_pos).index_add(0, here, v_pos.index_select(0, there))
     offset = torch.where(count > 0, total / count.clamp(min=1) - v_pos, 0.0)
     return torch.linalg.vector_norm(offset, dim=1).mean()
 

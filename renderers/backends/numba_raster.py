@@ -40,30 +40,34 @@ _KERNEL = {
 
 
 @njit(**_KERNEL)
-def _project_faces(pos, tri, height, width, screen, box):
-    """Write screen x, y (pixels) and z/w of the corners, and the covered pixel centres' box."""
-    n_views, n_faces = screen.shape[0], screen.shape[1]
-    for i in prange(n_views * n_faces):
-        b, f = i // n_faces, i % n_faces
-        visible = True
-        x0, x1, y0, y1 = F32(1e30), F32(-1e30), F32(1e30), F32(-1e30)
-        for k in range(3):
-            v = tri[f, k]
-            w = pos[b, v, 3]
-            if not w > MIN_W:  # also true for NaN
-                visible = False
-                continue
+def _project_vertices(pos, height, width, screen):
+    """Write screen x, y (pixels) and z/w; x is infinite for vertices that no face may use."""
+    n_views, n_vertices = screen.shape[0], screen.shape[1]
+    for i in prange(n_views * n_vertices):
+        b, v = i // n_vertices, i % n_vertices
+        w = pos[b, v, 3]
+        screen[b, v, 0] = F32(np.inf)
+        if w > MIN_W:  # false for NaN
             x = (pos[b, v, 0] / w * HALF + HALF) * F32(width)
             y = (pos[b, v, 1] / w * HALF + HALF) * F32(height)
             z = pos[b, v, 2] / w
-            if not np.isfinite(x + y + z):
-                visible = False
-            screen[b, f, 3 * k] = x
-            screen[b, f, 3 * k + 1] = y
-            screen[b, f, 3 * k + 2] = z
-            x0, x1, y0, y1 = min(x0, x), max(x1, x), min(y0, y), max(y1, y)
+            if np.isfinite(x + y + z):
+                screen[b, v, 0], screen[b, v, 1], screen[b, v, 2] = x, y, z
+
+
+@njit(**_KERNEL)
+def _box_faces(screen, tri, height, width, box):
+    """Write the box of pixel centres that each face may cover: left, right, top, bottom."""
+    n_views, n_faces = box.shape[0], box.shape[1]
+    for i in prange(n_views * n_faces):
+        b, f = i // n_faces, i % n_faces
+        i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+        ax, bx, cx = screen[b, i0, 0], screen[b, i1, 0], screen[b, i2, 0]
+        x0, x1 = min(min(ax, bx), cx), max(max(ax, bx), cx)
         box[b, f, 0], box[b, f, 1], box[b, f, 2], box[b, f, 3] = 1, 0, 1, 0
-        if visible:
+        if x1 < F32(np.inf):
+            ay, by, cy = screen[b, i0, 1], screen[b, i1, 1], screen[b, i2, 1]
+            y0, y1 = min(min(ay, by), cy), max(max(ay, by), cy)
             # Clamped as floats: a corner far outside must not overflow the integer.
             box[b, f, 0] = int(min(max(np.ceil(x0 - HALF), ZERO), F32(width)))
             box[b, f, 1] = int(max(min(np.floor(x1 - HALF), F32(width - 1)), -ONE))
@@ -95,7 +99,7 @@ def _list_faces(box, rows, cursor, members):
 
 
 @njit(**_KERNEL)
-def _fill_bands(screen, box, rows, start, members, tri_id, zw):
+def _fill_bands(screen, tri, box, rows, start, members, tri_id, zw):
     """Z-buffer: nearest face of each pixel centre; of equal depths the lowest face wins."""
     n_views, height, width = zw.shape
     n_bands = (len(start) - 1) // n_views
@@ -110,9 +114,10 @@ def _fill_bands(screen, box, rows, start, members, tri_id, zw):
             f = members[k]
             top, bottom = max(box[b, f, 2], first), min(box[b, f, 3], last)
             left, right = box[b, f, 0], box[b, f, 1]
-            ax, ay, az = screen[b, f, 0], screen[b, f, 1], screen[b, f, 2]
-            bx, by, bz = screen[b, f, 3], screen[b, f, 4], screen[b, f, 5]
-            cx, cy, cz = screen[b, f, 6], screen[b, f, 7], screen[b, f, 8]
+            i0, i1, i2 = tri[f, 0], tri[f, 1], tri[f, 2]
+            ax, ay, az = screen[b, i0, 0], screen[b, i0, 1], screen[b, i0, 2]
+            bx, by, bz = screen[b, i1, 0], screen[b, i1, 1], screen[b, i1, 2]
+            cx, cy, cz = screen[b, i2, 0], screen[b, i2, 1], screen[b, i2, 2]
             area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
             if area == ZERO:
                 continue
@@ -352,7 +357,8 @@ class _Interpolate(torch.autograd.Function):
 def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """``(tri_id, zw)``, both ``[b, H, W]``, of positions ``[b, V, 4]`` and faces ``[F, 3]``."""
     n_views, n_faces = pos_clip.shape[0], tri.shape[0]
-    screen = np.empty((n_views, n_faces, 9), np.float32)
+    screen = np.empty((*pos_clip.shape[:2], 3), np.float32)
+    faces = _numpy(tri)
     box = np.empty((n_views, n_faces, 4), np.int32)
     tri_id = np.empty((n_views, height, width), np.int32)
     zw = np.empty((n_views, height, width), np.float32)
@@ -360,12 +366,13 @@ def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[
     count = np.zeros((n_views, -(-height // rows)), np.int64)
     start = np.zeros(count.size + 1, np.int64)
     with KERNEL_LOCK:
-        _project_faces(_numpy(pos_clip), _numpy(tri), height, width, screen, box)
+        _project_vertices(_numpy(pos_clip), height, width, screen)
+        _box_faces(screen, faces, height, width, box)
         _count_faces(box, rows, count)
         np.cumsum(count.reshape(-1), out=start[1:])
         members = np.empty(start[-1], np.int32)
         _list_faces(box, rows, start[:-1].reshape(count.shape).copy(), members)
-        _fill_bands(screen, box, rows, start, members, tri_id, zw)
+        _fill_bands(screen, faces, box, rows, start, members, tri_id, zw)
     return torch.from_numpy(tri_id), torch.from_numpy(zw)
 
 

@@ -136,6 +136,5 @@ class TetMeshField(nn.Module):
                 "geometry's learning rate or the guidance scale, or start from an earlier "
                 "checkpoint."
             )
-        offsets = self.tets.bounded_offsets(self.offsets, reach=self.config.offset_reach)
-        v_pos, faces = self.tets(sdf, offsets)
+        v_pos, faces = self.tets(sdf, self.offsets, reach=self.config.offset_reach)
         return Mesh(self.centre + self.half_size * v_pos, faces)

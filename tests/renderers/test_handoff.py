@@ -119,7 +119,7 @@ def coverage_of_a_half_space(normal: Tensor, offset: float, n: int = 24) -> Tens
 
 @pytest.mark.parametrize("offset", [0.0, 0.15, 0.37, 0.5])
 @pytest.mark.parametrize("direction", [(1, 0, 0), (1, 1, 0), (1, 2, 3)])
-@pytest.mark.parametrize(("smoothing", "tolerance"), [(0.8, 0.1), (1.0, 0.06), (1.5, 0.04)])
+@pytest.mark.parametrize(("smoothing", "tolerance"), [(1.0, 0.06), (1.5, 0.04)])
 def test_distances_to_a_plane_are_right_near_it(offset, direction, smoothing, tolerance):
     normal = torch.nn.functional.normalize(torch.tensor(direction, dtype=torch.float64), dim=0)
     n = 24

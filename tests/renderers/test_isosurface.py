@@ -177,3 +177,12 @@ def test_a_field_of_another_resolution_is_refused():
 def test_impossible_grids_are_refused(resolution, radius):
     with pytest.raises(ShapeError, match=f"resolution {resolution} and radius {radius}"):
         GridTets(resolution, radius)
+
+
+def test_unbounded_offsets_with_a_reach_are_the_bounded_ones():
+    tets = GridTets(6)
+    sdf = random_blobs(tets, 3)
+    raw = torch.randn(len(tets.points), 3, generator=torch.Generator().manual_seed(1))
+    expected = tets(sdf, tets.bounded_offsets(raw, reach=0.3))
+    found = tets(sdf, raw, reach=0.3)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
