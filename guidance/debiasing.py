@@ -27,6 +27,7 @@ from torch import Tensor
 
 from guidance.debiasing_configs import DebiasConfig
 from guidance.views import VIEWS
+from image_tools.diffusion.loading import quiet_libraries, readable_weights
 from image_tools.diffusion.weights import find_weights
 from image_tools.errors import WeightsMissing
 
@@ -61,17 +62,11 @@ def load_masked_language_model(folder: str) -> MaskedLanguageModel:
     find_weights(path, "model", role=ROLE, variant=None)
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
-    try:
+    with readable_weights(path, ROLE), quiet_libraries():
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
         model, info = AutoModelForMaskedLM.from_pretrained(
             path, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise WeightsMissing(
-            f"Weights for {ROLE} cannot be read: '{folder}' ({reason}). Expected a masked language "
-            "model and its tokenizer; copy or download them again."
-        ) from error
     if info["missing_keys"] or tokenizer.mask_token_id is None:
         lack = min(info["missing_keys"], default="a mask token")
         raise WeightsMissing(

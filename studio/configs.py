@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from dataclasses import field as setting  # a stage has a field of its own, the 3D one
 from typing import Literal
 
-from guidance.configs import DirectionalPromptsConfig, ViewPromptsConfig
+from guidance.configs import DirectionalPromptsConfig, PlainPromptsConfig, ViewPromptsConfig
+from guidance.debiasing_configs import DebiasConfig
 from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import FieldConfig
@@ -86,6 +87,8 @@ class SceneConfig:
     """2D diffusion model that judges the renders, where a stage has none of its own."""
     view_prompts: ViewPromptsConfig = setting(default_factory=DirectionalPromptsConfig)
     """How the prompt depends on the view."""
+    debias: DebiasConfig | None = None
+    """Drops words that speak against a view from that view's prompt; empty keeps all words."""
     export: ExportConfig = setting(default_factory=ExportConfig)
     """Asset files written at the end."""
     saving: SavingConfig = setting(default_factory=SavingConfig)
@@ -113,10 +116,24 @@ class SceneConfig:
                 f"export.particle: is {self.export.particle}, and the last stage has "
                 f"{self.stages[-1].particles} - expected fewer, counted from 0."
             )
+        if self.debias is not None:
+            problems += self._debias_problems(self.debias)
         if not 0 <= self.seed < 2**63:
             problems.append(f"seed: got {self.seed} - expected 0 or more, below 2^63.")
         if problems:
             raise ValueError("\n  ".join(problems))
+
+    def _debias_problems(self, debias: DebiasConfig) -> list[str]:
+        problems = []
+        if isinstance(self.view_prompts, PlainPromptsConfig):
+            problems.append(
+                "debias: changes prompts by view, and view_prompts are plain - expected "
+                "view_prompts.kind=directional, or no debias."
+            )
+        absent = [word for word in debias.words if word not in self.prompt.split()]
+        if absent:
+            problems.append(f"debias.words: {absent[0]!r} is not a word of the prompt.")
+        return problems
 
     def _prompt_problems(self) -> list[str]:
         problems = []

@@ -10,6 +10,7 @@ import torch
 
 from guidance.base import GuidanceRule
 from guidance.build import build_guidance
+from guidance.debiasing import debias_prompt
 from guidance.prompts import build_view_prompts
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import build_background
@@ -59,7 +60,10 @@ def build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -
 def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
     """The guidance rule of stage ``index``, with the scene's prompts encoded."""
     stage = scene.stages[index]
-    prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
+    by_view = None if scene.debias is None else debias_prompt(scene.debias, scene.prompt)
+    prompts = build_view_prompts(
+        scene.view_prompts, prior, scene.prompt, scene.negative_prompt, by_view=by_view
+    )
     name = f"{stage.name}/rule"
     seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
     return build_guidance(stage.guidance, prior, prompts, seed=seed.initial_seed())

@@ -44,7 +44,7 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
 from renderers.errors import StudioError
 
-__all__ = ["load_folder", "load_prior"]
+__all__ = ["load_folder", "load_prior", "quiet_libraries", "readable_weights"]
 
 ROLE = "prior"
 PIPELINES = (
@@ -167,7 +167,7 @@ def _read_denoiser(
     settings: list[Path] = []
     if isinstance(config, MVDreamPriorConfig):
         path = find_mvdream_file(Path(config.weights).expanduser())
-        with _readable(path, "denoiser"):
+        with readable_weights(path, "denoiser"):
             unet = read_mvdream_unet(path, read_json(folder / "unet/config.json", role=ROLE), dtype)
         return _Denoiser(unet, _read_scheduler(folder), [path])
     if isinstance(config, PocketMultiViewPriorConfig):
@@ -250,7 +250,7 @@ def _read_tower(
         raise UnsupportedModel(
             f"'{folder / tokenizer_name}' is a {tokenizer_kind}. Expected {', '.join(TOKENIZERS)}."
         )
-    with _readable(folder / tokenizer_name, "tokenizer"), _quiet():
+    with readable_weights(folder / tokenizer_name, "tokenizer"), quiet_libraries():
         tokenizer = getattr(transformers, tokenizer_kind).from_pretrained(
             folder / tokenizer_name, local_files_only=True
         )
@@ -264,7 +264,7 @@ def _read_module(
     reader: Callable[..., Any], folder: Path, variant: str | None, role: str
 ) -> torch.nn.Module:
     """One component; its files are known to exist, so any failure means that they are damaged."""
-    with _readable(folder, role), _quiet():
+    with readable_weights(folder, role), quiet_libraries():
         module, info = reader(
             folder,
             variant=variant,
@@ -320,7 +320,7 @@ def _open_single_file(
 
     pipeline_class = getattr(diffusers, index["_class_name"])
     absent = dict.fromkeys(("feature_extractor", "image_encoder", *leave_out))
-    with _readable(path, ROLE), _quiet():
+    with readable_weights(path, ROLE), quiet_libraries():
         return pipeline_class.from_single_file(
             str(path), config=str(folder), local_files_only=True, torch_dtype=dtype, **absent
         )
@@ -341,7 +341,7 @@ def _text_layout(unet: torch.nn.Module) -> str:
 
 
 @contextlib.contextmanager
-def _readable(path: Path, role: str) -> Iterator[None]:
+def readable_weights(path: Path, role: str) -> Iterator[None]:
     """Turn a library's complaint about a model file into one line that names the file.
 
     Readers of damaged files raise whatever their parser met, so every type counts here.
@@ -359,7 +359,7 @@ def _readable(path: Path, role: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_libraries() -> Iterator[None]:
     """Only errors from the model libraries, and no progress bars, while files are read."""
     from diffusers.utils import logging as diffusers_logging
     from transformers.utils import logging as transformers_logging

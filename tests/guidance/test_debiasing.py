@@ -19,6 +19,9 @@ from guidance.prompts import build_view_prompts, view_texts
 from guidance.views import VIEWS
 from image_tools.diffusion.loading import load_folder
 from image_tools.errors import UnsafeWeights, WeightsMissing
+from studio.config import load_scene
+from studio.errors import ConfigError
+from studio.scene_parts import build_rule
 
 WIDTH = 16
 QUESTION_WORDS = ("this", "image", "is", "depicting", "a", "view", "of", "the")
@@ -196,6 +199,33 @@ def test_missing_and_unfit_models_are_named(tmp_path, folder):
     (pickled / "pytorch_model.bin").write_bytes(b"x")
     with pytest.raises(UnsafeWeights):
         load_masked_language_model(str(pickled))
+
+
+def test_scene_debiases_its_prompts(folder, tiny_pipelines):
+    prior = load_folder(tiny_pipelines["pocket"], torch.device("cpu"))
+    said = {}
+    for threshold in (0.0, 1.0):
+        scene = load_scene(
+            "demo",
+            ["prompt=the red cat", f"debias={{model: {folder}, threshold: {threshold}}}"],
+        ).config
+        said[threshold] = build_rule(scene, 0, prior).prompts.views.tokens
+        by_view = debias_prompt(scene.debias, "the red cat")
+        texts = view_texts(scene.view_prompts.words, "the red cat", by_view)
+        assert torch.equal(said[threshold], prior.encode_prompt(texts).tokens)
+    assert not torch.equal(*said.values())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("view_prompts.kind=plain", "view_prompts are plain"),
+        ("debias.words=[green]", "'green' is not a word of the prompt"),
+    ],
+)
+def test_scene_refuses_debiasing_that_cannot_work(override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_scene("demo", ["debias={model: folder}", override])
 
 
 @pytest.mark.parametrize("values", [{"threshold": 1.5}, {"threshold": -0.1}, {"model": " "}])
