@@ -59,8 +59,8 @@ refresh();
 BODY = """<p class="kicker">{method} · seed {seed}</p><h1>{prompt}</h1>
 <p id="status" role="status">Loading the prior …</p>
 <progress id="bar" max="1" value="0" style="width: 100%"></progress>
-<figure id="picture" class="card" hidden><img id="preview" alt="Newest preview">
-<figcaption id="caption"></figcaption></figure>
+<figure id="picture" class="card" style="max-width: 720px; margin-top: 18px" hidden>
+<img id="preview" alt="Newest preview"><figcaption id="caption"></figcaption></figure>
 <h2>Curves</h2><section id="curves" class="charts"></section>"""
 
 

@@ -64,7 +64,7 @@ def _judgement(found: Mapping[str, Any], known: bool) -> str:
     """What the judge reads, in a sentence."""
     kinds, colors = _votes(found.get("seen_kinds")), _votes(found.get("seen_colors"))
     source = "the exported asset" if found.get("source") == "glb" else "the field before export"
-    reads = f"Looking at {source}, the independent judge reads {kinds}; {colors}."
+    reads = f"Looking at {source}, the judge reads {kinds}; {colors}."
     if known:
         return reads
     return (

@@ -23,6 +23,22 @@ from studio.run_folder import RunFolder, create_run, write_atomic
 from studio.video import write_mp4
 
 PROMPT = 'a "small" blue teapot & <b>lid</b></script><script>alert(1)</script>'
+EVALUATION = {
+    "source": "glb",
+    "kind": "teapot",
+    "color": "blue",
+    "seen_kinds": {"teapot": 7, "ice_cream": 1},
+    "seen_colors": {"blue": 8},
+    "kind_accuracy": 0.875,
+    "color_accuracy": 1.0,
+    "janus": None,
+    "silhouette_iou": 0.714,
+    "chamfer": 0.0812,
+    "view_consistency": 0.93,
+    "chroma": 0.41,
+    "saturation_error": -0.05,
+    "yaw_deg": 15.0,
+}
 VOID = {"meta", "img", "br", "link", "input", "path", "circle"}
 
 
@@ -31,7 +47,8 @@ def tetrahedron() -> bytes:
     position = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 1]], dtype=np.float32)
     normal = np.tile(np.array([[0, 1, 0]], dtype=np.float32), (4, 1))
     faces = np.array([[0, 2, 1], [0, 1, 3], [0, 3, 2], [1, 2, 3]])
-    return glb_bytes(FlatMesh(position, normal, faces), texture_png=None, name="t")
+    red = np.tile(np.array([[0.9, 0.1, 0.1]]), (4, 1))
+    return glb_bytes(FlatMesh(position, normal, faces, rgb=red), texture_png=None, name="t")
 
 
 @pytest.fixture
@@ -43,7 +60,11 @@ def bare_run(tmp_path) -> RunFolder:
 @pytest.fixture
 def full_run(bare_run) -> RunFolder:
     """A run with everything a finished one has."""
-    run = bare_run
+    return fill(bare_run)
+
+
+def fill(run: RunFolder) -> RunFolder:
+    """Put everything into a run that a finished one has."""
     scene = load_scene("demo", ["prompt=a small blue teapot"]).config
     write_atomic(run.resolved_path, dump_yaml(scene))
     (run.asset_dir / "asset.glb").write_bytes(tetrahedron())
@@ -72,6 +93,7 @@ def full_run(bare_run) -> RunFolder:
                 "silhouette_iou": 0.91,
                 "problems": [],
             },
+            "evaluation": EVALUATION,
         }
     )
     return run
@@ -167,6 +189,32 @@ def test_report_shows_figures_previews_curves_and_settings(full_run):
     assert "1,000" in captions
     assert len(page.all("img")) <= 9
     assert len(page.all("svg")) == 2
+
+
+def test_the_evaluation_is_shown_in_words(full_run):
+    words = page_of(write_report(full_run)).words
+    assert (
+        "the independent judge reads teapot in 7 views, ice cream in 1; blue in 8 views." in words
+    )
+    for figure in ("7 of 8 views", "8 of 8 views", "71 %", "0.08 ", "0.93 ", "-0.05 "):
+        assert figure in words
+    assert "Janus" not in words  # a teapot has no face
+    assert "colourfulness" not in words.replace("colourfulness minus", "")
+    assert "yaw" not in words
+
+
+def test_a_prompt_without_a_true_object_is_evaluated_as_far_as_it_can_be(full_run):
+    known = ("seen_kinds", "seen_colors", "source", "view_consistency", "chroma")
+    full_run.update_info({"evaluation": {key: EVALUATION[key] for key in known} | {"kind": None}})
+    words = page_of(write_report(full_run)).words
+    assert "there is no true object to compare with" in words
+    assert "0.41 " in words
+    assert "silhouette" not in words
+
+
+def test_without_an_evaluation_there_is_no_word_of_it(full_run):
+    full_run.update_info({"evaluation": None})
+    assert "Evaluation" not in page_of(write_report(full_run)).words
 
 
 def test_report_of_a_failed_run_shows_the_error(bare_run):
