@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,10 @@ from studio.progress import say
 from studio.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
+    import torch
+
     from studio.evaluation.assets import AssetMetrics
+    from studio.evaluation.intervals import Estimate
     from studio.evaluation.judge import Judge
     from studio.evaluation.priors import PriorReport, Request
 
@@ -45,8 +48,10 @@ def run(
 
     Args:
         runs: run folders; their figures are also written to `run.json` under "evaluation".
-        prior: folder of a prior in stock diffusers layout, instead of runs.
-        samples: samples of training combinations; half as many held-out ones come on top.
+        prior: folder of a prior in stock diffusers layout, or of a multi-view denoiser as
+            `studio train pocket-mv` writes, instead of runs.
+        samples: samples of training combinations, four to a set of views; half as many held-out
+            ones come on top.
         out: where the samples and figures of a prior are written; `runs/prior-evaluation`.
         as_json: print JSON instead of tables.
 
@@ -128,26 +133,59 @@ def _evaluate_prior(path: Path, samples: int, out: Path, as_json: bool) -> None:
         raise ConfigError(f"--samples is {samples} - expected at least 1; the gates ask for 256.")
     import torch
 
-    from image_tools.diffusion.loading import load_folder
     from studio.evaluation.judge import load_judge
-    from studio.evaluation.priors import PriorEvalConfig, evaluate_prior
     from studio.previews import save_png
     from studio.run_folder import storage_errors, write_atomic
 
     judge = load_judge()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    prior = load_folder(path, device)
-    report = evaluate_prior(prior, judge, PriorEvalConfig(samples=samples), log=say)
+    is_denoiser = (path / "unet").is_dir() and not (path / "model_index.json").exists()
+    measure = _measure_view_sets if is_denoiser else _measure_images
+    fingerprint, figures, text, sheet = measure(path, samples, judge, device)
     sheet_path, json_path = out / "samples.png", out / "evaluation.json"
-    values = {"prior": str(path), "fingerprint": prior.fingerprint, **report.as_dict()}
+    values = {"prior": str(path), "fingerprint": fingerprint, **figures}
     with storage_errors(out, "write"):
         out.mkdir(parents=True, exist_ok=True)
         write_atomic(json_path, json.dumps(values, indent=2) + "\n")
-    save_png(sheet_path, _sheet(report), {"prior": str(path)})
+    save_png(sheet_path, sheet, {"prior": str(path)})
     if as_json:
         sys.stdout.write(json.dumps({**values, "sheet": str(sheet_path)}) + "\n")
         return
-    sys.stdout.write(prior_table(report) + f"sheet      {sheet_path}\nfigures    {json_path}\n")
+    sys.stdout.write(text + f"sheet      {sheet_path}\nfigures    {json_path}\n")
+
+
+def _measure_images(
+    path: Path, samples: int, judge: Judge, device: torch.device
+) -> tuple[str, dict, str, torch.Tensor]:
+    """Fingerprint, figures, table and contact sheet of a text-to-image prior."""
+    from image_tools.diffusion.loading import load_folder
+    from studio.evaluation.priors import PriorEvalConfig, evaluate_prior
+
+    prior = load_folder(path, device)
+    report = evaluate_prior(prior, judge, PriorEvalConfig(samples=samples), log=say)
+    return prior.fingerprint, report.as_dict(), prior_table(report), _sheet(report)
+
+
+def _measure_view_sets(
+    path: Path, samples: int, judge: Judge, device: torch.device
+) -> tuple[str, dict, str, torch.Tensor]:
+    """The same of a multi-view prior, four samples to a set."""
+    from image_tools.configs import PocketMultiViewPriorConfig
+    from image_tools.diffusion.loading import load_prior
+    from studio.evaluation.sheets import judged_sheet
+    from studio.evaluation.view_sets import ViewSetEvalConfig, evaluate_view_sets
+
+    prior = load_prior(PocketMultiViewPriorConfig(path=str(path)), device)
+    config = ViewSetEvalConfig(sets=max(1, samples // 4))
+    report = evaluate_view_sets(prior, judge, config, log=say)
+    chosen = range(0, len(report.requests), max(1, len(report.requests) // 32))
+    sheet = judged_sheet(
+        [image for k in chosen for image in report.images[k]],
+        [seen.replace("_", " ").replace(", ", "\n") for k in chosen for seen in report.seen[k]],
+        [right for k in chosen for right in report.right[k]],
+        columns=8,
+    )
+    return prior.fingerprint, report.as_dict(), figures_table(report.figures), sheet
 
 
 def _sheet(report: PriorReport):
@@ -176,12 +214,19 @@ def prior_table(report: PriorReport) -> str:
     """Figures, intervals and gates."""
     from studio.evaluation.priors import GATES
 
-    lines = [f"{'figure':<16}{'value':>8}{'95 % interval':>20}{'n':>6}{'gate':>8}"]
-    for name, figure in report.figures.items():
+    return figures_table(report.figures, GATES)
+
+
+def figures_table(figures: Mapping[str, Estimate], gates: Mapping[str, float] | None = None) -> str:
+    """Figures with their intervals, and what some of them must reach."""
+    gates = gates or {}
+    heading = f"{'figure':<16}{'value':>8}{'95 % interval':>20}{'n':>6}"
+    lines = [heading + (f"{'gate':>8}" if gates else "")]
+    for name, figure in figures.items():
         interval = f"{figure.low:.3f} .. {figure.high:.3f}"
         line = f"{name:<16}{figure.value:>8.3f}{interval:>20}{figure.n:>6}"
-        if name in GATES:
-            verdict = "pass" if report.passed[name] else "MISSED"
-            line += f"{GATES[name]:>8.2f}  {verdict}"
+        if name in gates:
+            verdict = "pass" if figure.value >= gates[name] else "MISSED"
+            line += f"{gates[name]:>8.2f}  {verdict}"
         lines.append(line)
     return "\n".join(lines) + "\n"
