@@ -50,7 +50,7 @@ class LoraAdapter:
         self.unet = unet
         self.name = _free_name(unet)
         found = {id(layer): layer.active_adapters for layer in _adapted_layers(unet)}
-        flags = _gradient_flags(unet)
+        flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
@@ -60,37 +60,41 @@ class LoraAdapter:
             layer.set_adapter(found.get(id(layer), []))
         self.parameters = self._own_parameters()
         self._draw(generator)
-        _restore_flags(unet, flags)
+        for parameter in self.parameters.values():
+            parameter.requires_grad_(False)
+        _restore_flags(flags)
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Inside, the deltas act and take gradients; everything is restored afterwards."""
-        flags = _gradient_flags(self.unet)
+        flags = _gradient_flags(self._layers)
         before = [(layer.active_adapters, layer.disable_adapters) for layer in self._layers]
         try:
             for layer, (active, is_off) in zip(self._layers, before, strict=True):
+                if is_off:
+                    layer.enable_adapters(True)
                 layer.set_adapter([*([] if is_off else active), self.name])
-                layer.enable_adapters(True)
-            _restore_flags(self.unet, flags)
+            _restore_flags(flags)
             for parameter in self.parameters.values():
                 parameter.requires_grad_(True)
             yield
         finally:
             for layer, (active, is_off) in zip(self._layers, before, strict=True):
                 layer.set_adapter(list(active))
-                layer.enable_adapters(not is_off)
-            _restore_flags(self.unet, flags)
+                if is_off:
+                    layer.enable_adapters(False)
+            _restore_flags(flags)
 
     def remove(self) -> None:
         """Take the deltas off; a second call does nothing."""
         if self.name not in getattr(self.unet, "peft_config", {}):
             return
-        flags = _gradient_flags(self.unet)
+        flags = _gradient_flags(self._layers)
         if len(self.unet.peft_config) == 1:
             self.unet.unload_lora()
         else:
             self.unet.delete_adapters(self.name)
-        _restore_flags(self.unet, flags)
+        _restore_flags(flags)
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
         """By name in the UNet, without the adapter's name; float32."""
@@ -124,11 +128,16 @@ def _adapted_layers(unet: nn.Module) -> list[nn.Module]:
     return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _gradient_flags(unet: nn.Module) -> dict[int, bool]:
-    return {id(parameter): parameter.requires_grad for parameter in unet.parameters()}
+def _gradient_flags(layers: list[nn.Module]) -> list[tuple[nn.Parameter, bool]]:
+    """``requires_grad`` of all adapters' parameters; peft leaves those of the UNet's own alone."""
+    return [
+        (parameter, parameter.requires_grad)
+        for layer in layers
+        for name in layer.adapter_layer_names
+        for parameter in getattr(layer, name).parameters()
+    ]
 
 
-def _restore_flags(unet: nn.Module, flags: dict[int, bool]) -> None:
-    """Parameters that were not there before take no gradient."""
-    for parameter in unet.parameters():
-        parameter.requires_grad_(flags.get(id(parameter), False))
+def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    for parameter, wants_gradient in flags:
+        parameter.requires_grad_(wants_gradient)
