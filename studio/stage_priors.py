@@ -17,6 +17,7 @@ from image_tools.configs import (
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.loading import load_prior
+from image_tools.diffusion.mvdream_weights import find_mvdream_file
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.weights import check_safetensors_file, find_model_folder
 from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
@@ -85,6 +86,8 @@ def _find_weights(config: PriorConfig) -> None:
     elif isinstance(config, DiffusersPriorConfig | MVDreamPriorConfig):
         model = config.model if isinstance(config, DiffusersPriorConfig) else config.base
         find_model_folder(model, role=ROLE, revision=config.revision, variant=config.variant)
+        if isinstance(config, MVDreamPriorConfig):
+            find_mvdream_file(Path(config.weights).expanduser())
     elif isinstance(config, PocketMultiViewPriorConfig):
         pocket_mv_folder(_folder(config.path))
         pocket_folder(_folder(config.base))

@@ -71,7 +71,7 @@ class MultiViewTrainingConfig:
     """Seed of the camera embedding and of the batches."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
-            steps=3600, learning_rate=4e-4, warmup=100, ema_decay=0.998, save_every_s=180.0
+            steps=3600, learning_rate=3e-4, warmup=100, ema_decay=0.998, save_every_s=180.0
         )
     )
     """Length and learning rate."""
