@@ -21,6 +21,7 @@ from guidance.critic_configs import CriticConfig, VSDConfig
 from guidance.gradient import gradient_norm
 from guidance.noising import draw_noisy_latents
 from guidance.prompts import build_view_prompts
+from guidance.schedules import value_at
 from guidance.sds import SDSGuidance
 from guidance.vsd import VSDGuidance
 from image_tools.diffusion.conditions import TextEmbedding
@@ -29,6 +30,7 @@ from image_tools.diffusion.prior import DiffusionPrior
 from renderers.cameras import Cameras, orbit_cameras
 from renderers.errors import ShapeError
 from studio.checkpoints import list_checkpoints, load_checkpoint
+from studio.config import load_scene
 from studio.metrics_log import read_metrics
 from studio.runner import Runner
 from studio.stages import rule_tensors
@@ -321,3 +323,21 @@ def test_a_run_with_two_particles_resumes_bit_for_bit(tmp_path, tiny_prior):  # 
     assert int(saved["updates"]) == 6
     info = whole.read_info()
     assert info["denoiser_evaluations"] == 6 * (4 + 2 + 2), "guided prior, critic, its training"
+
+
+def test_prolificdreamer_preset_holds_the_published_values():
+    volume, geometry, texture = load_scene("prolificdreamer").config.stages
+    assert (volume.steps, geometry.steps, texture.steps) == (25000, 15000, 30000)
+    for stage, switch in ((volume, 5000), (texture, 5000)):
+        assert stage.guidance.kind == "vsd"
+        assert stage.guidance.guidance_scale == 7.5
+        assert stage.guidance.critic.rank == 4
+        assert stage.guidance.critic.learning_rate == 1e-4
+        assert stage.guidance.critic.camera_dropout == 0.1
+        max_t = stage.guidance.timesteps.max_t
+        assert value_at(max_t, (switch - 5) / stage.steps) == 0.98
+        assert value_at(max_t, (switch + 5) / stage.steps) == 0.5
+    assert geometry.guidance.kind == "sds"
+    assert geometry.guidance.guidance_scale == 101.0, "published as 100 for another formula"
+    assert geometry.guide_on == "normals"
+    assert texture.geometry == "fixed"
