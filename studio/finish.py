@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from renderers.fields.tet_mesh import TetMeshField
 from renderers.materials import ALBEDO
 from studio.contact_sheet import contact_sheet, view_names
 from studio.errors import StudioError
@@ -91,14 +92,15 @@ def write_turntable(run: RunFolder, stage: LoadedStage) -> Path:
 
 @torch.no_grad()
 def compare_views(run: RunFolder, stage: LoadedStage) -> Path:
-    """Contact sheet of four views: the field, the asset unlit and lit, and the asset's normals."""
+    """Contact sheet of four views: what was trained, the asset unlit and lit, and its normals."""
     mesh = load_asset(run.asset_dir / "asset.glb")
     cameras = orbit_of(stage, SHEET_VIEWS, size=SHEET_SIZE)
     field = picture(field_render(stage)(cameras), "comp_rgb", cameras).cpu()
     unlit = asset_render(mesh, shading=ALBEDO)(cameras)
     lit = asset_render(mesh)(cameras)
+    trained = "mesh" if isinstance(stage.field, TetMeshField) else "field"
     columns = {
-        "field": field,
+        trained: field,
         "asset, unlit": picture(unlit, "comp_rgb", cameras),
         "asset, lit": picture(lit, "comp_rgb", cameras),
         "asset, normals": picture(lit, "normal", cameras),
