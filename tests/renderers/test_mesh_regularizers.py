@@ -44,6 +44,31 @@ def test_consistency_falls_with_the_square_of_the_edge_length_on_a_sphere():
     assert (losses[0] / losses[1]).item() == pytest.approx(4.0, rel=0.1)
 
 
+def test_consistency_on_a_sphere_is_that_of_its_chords():
+    """Normals of a sphere are its positions: 1 - cos = h^2 / (2 R^2) for a chord h."""
+    mesh, radius = icosphere(4, radius=0.7), 0.7
+    topology = Topology(mesh.t_pos_idx)
+    a, b = topology.vertices.unbind(1)
+    square = (mesh.v_pos[a] - mesh.v_pos[b]).square().sum(1).mean().item()
+    consistency = normal_consistency_loss(mesh.vertex_normals(), topology).item()
+    assert consistency == pytest.approx(square / (2 * radius**2), rel=0.01)
+
+
+def test_an_octahedron_has_both_values_of_a_sphere_exactly():
+    """Chords of sqrt(2) R: 1 - cos = 1, and the neighbours' mean is the centre, R below."""
+    radius = 0.6
+    axes = torch.eye(3) * radius
+    v_pos = torch.cat([axes, -axes])
+    octants = [(x, y, z) for x in (0, 3) for y in (1, 4) for z in (2, 5)]
+    flipped = [sum(i > 2 for i in corner) % 2 for corner in octants]
+    tri = torch.tensor([c[::-1] if f else c for c, f in zip(octants, flipped, strict=True)])
+    topology = Topology(tri)
+    assert topology.n_edges == 12
+    normals = Mesh(v_pos, tri).vertex_normals()
+    assert normal_consistency_loss(normals, topology).item() == pytest.approx(1.0, abs=1e-6)
+    assert laplacian_loss(v_pos, topology).item() == pytest.approx(radius, rel=1e-6)
+
+
 def test_the_laplacian_inside_a_regular_grid_is_zero():
     mesh = flat_grid(7)
     v_pos = mesh.v_pos.clone().requires_grad_()
