@@ -106,15 +106,17 @@ def test_the_prior_predicts_bit_for_bit_as_without_a_critic(tiny_pipelines, kind
     assert not any("lora" in name for name in prior.unet.state_dict())
 
 
-def test_half_precision_prior_stays_bit_for_bit_and_the_critic_float32(tiny_pipelines):
-    prior = load_folder(tiny_pipelines["sd1"], CPU, torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_prior_stays_bit_for_bit_and_the_critic_float32(tiny_pipelines, dtype):
+    prior = load_folder(tiny_pipelines["sd1"], CPU, dtype)
     plain = _prior_pred(prior)
-    critic = _critic(prior, learning_rate=1e-3)
+    critic = _critic(prior, learning_rate=1e-3, weight_decay=0.0)
     assert {p.dtype for p in critic.parameters.values()} == {torch.float32}
-    before = [p.detach().clone() for p in critic.parameters.values()]
+    before = {name: p.detach().clone() for name, p in critic.parameters.items()}
     losses = _train(critic)
     assert all(torch.tensor(losses).isfinite())
-    assert all(not torch.equal(a, b) for a, b in zip(before, critic.parameters.values()))
+    moved = {n for n, p in critic.parameters.items() if not torch.equal(p, before[n])}
+    assert moved == set(critic.parameters), "no gradient was lost to the number format"
     assert torch.equal(_prior_pred(prior), plain)
 
 
