@@ -79,8 +79,11 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
     """Tell the scene (a file, a preset or a prompt) from ``key.path=value`` overrides.
 
     Raises:
-        ConfigError: more than one scene, which is most often a prompt without quotes.
+        ConfigError: more than one scene, which is most often a prompt without quotes; an override
+            with a broken key; bytes that are no text.
     """
+    for text in arguments:
+        _check_argument(text)
     overrides = [text for text in arguments if _OVERRIDE.match(text)]
     scenes = [text for text in arguments if not _OVERRIDE.match(text)]
     if len(scenes) > 1:
@@ -90,6 +93,18 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             f'preset or prompt. Put a prompt in quotes: studio run "{joined[:80]}"'
         )
     return (scenes[0] if scenes else None), overrides
+
+
+def _check_argument(text: str) -> None:
+    """Refuse what is neither a scene nor an override, with the reason."""
+    if not text.isascii() and text.encode("utf-8", "replace").decode("utf-8") != text:
+        raise ConfigError(f"{text!r} is not UTF-8 text - expected letters your terminal can show.")
+    key, equals, _ = text.partition("=")
+    if equals and not re.search(r"\s", key) and not _OVERRIDE.match(text):
+        raise ConfigError(
+            f"override {text!r}: expected key.path=value, such as stages.0.steps=300. "
+            f"For a prompt write prompt={text!r}"
+        )
 
 
 def load_scene(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene:

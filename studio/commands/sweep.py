@@ -152,8 +152,12 @@ def _prompt_axis(path: Path | None) -> list[str]:
         return []
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--prompts {path}: cannot be read ({error}).") from error
+    except OSError as error:
+        raise ConfigError(f"--prompts {path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"--prompts {path}: not UTF-8 text - expected one prompt a line."
+        ) from error
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise ConfigError(f"--prompts {path}: no prompt in it - expected one on each line.")

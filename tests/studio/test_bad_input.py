@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import shutil
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,9 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from studio.checkpoints import list_checkpoints, load_latest, save_checkpoint
 from studio.cli import main
-from studio.run_folder import RunFolder
+from studio.config import dump_yaml, load_scene
+from studio.errors import StorageError
+from studio.run_folder import RunFolder, create_run, storage_errors, write_atomic
 from studio.runner import Runner
 from tests.studio.conftest import start
 
@@ -81,6 +85,9 @@ CASES = [
     case("device that is not here", "run", "demo", "--device", "cuda:63"),
     case("no stages", "run", "demo", "stages=[]"),
     case("eikonal without a distance", "run", "demo", "stages.0.losses.eikonal=0.1"),
+    case("broken key of an override", "run", "demo", "stages..steps=1"),
+    case("override without a key", "run", "demo", "=3"),
+    case("unknown log", "run", "demo", "--log", "csv,wandb"),
     case("several at once", "run", "demo", "promt=x", "seed=x", "stages.0.cameras.width=0"),
     # --- prompts
     case("empty prompt", "run", "demo", "prompt="),
@@ -88,11 +95,13 @@ CASES = [
     case("prompt of 5000 characters", "run", "duck " * 1000),
     case("prompt with control characters", "run", "a duck\x07\x1b[2J"),
     case("prompt without quotes", "run", "a", "small", "blue", "teapot"),
+    case("prompt that is no text", "run", "a \udcff duck"),
     case("preset misspelt", "run", "dreamfusoin"),
     # --- scene files
     case("no such file", "run", "missing.yaml"),
     case("a folder", "run", "folder", **{"folder/": ""}),
     case("empty file", "run", "scene.yaml", scene_yaml=""),
+    case("a text that is no scene", "run", "notes.txt", **{"notes.txt": "a duck, red\n"}),
     case("a list", "run", "scene.yaml", scene_yaml="- a\n- b\n"),
     case("unreadable YAML", "run", "scene.yaml", scene_yaml="prompt: [a, b\nseed: 1\n"),
     case("tabs in YAML", "run", "scene.yaml", scene_yaml="stages:\n\t- name: shape\n"),
@@ -183,6 +192,23 @@ CASES = [
         code=3,
     ),
     case(
+        "folder without a model",
+        "run",
+        "demo",
+        "prior.kind=diffusers",
+        "prior.model=folder",
+        code=3,
+        **{"folder/": ""},
+    ),
+    case(
+        "damaged weights",
+        "run",
+        "demo",
+        "prior={kind: single_file, path: model.safetensors, config: folder}",
+        code=3,
+        **{"model.safetensors": b"\x10", "folder/": ""},
+    ),
+    case(
         "pickled weights refused",
         "run",
         "demo",
@@ -201,6 +227,34 @@ CASES = [
     case("view of a missing file", "view", "asset.glb"),
     case("view on an impossible port", "view", "asset.glb", "--port", "0", **{"asset.glb": ""}),
     case("evaluation of nothing", "eval"),
+    case(
+        "evaluation of a run and a prior", "eval", "old", "--prior", "p", **{"old/run.json": "{}"}
+    ),
+    case("evaluation of a folder that is no run", "eval", "folder", **{"folder/": ""}),
+    case("evaluation without samples", "eval", "--prior", "folder", "--samples", "0"),
+    case("report of a missing folder", "report", "runs/none"),
+    case("sweep of a wrong value", "sweep", "demo", "stages.0.steps=5,-1"),
+    case("sweep with a value twice", "sweep", "demo", "seed=1,1"),
+    case("sweep with an empty value", "sweep", "demo", "seed=1,,2"),
+    case("sweep of equal scenes", "sweep", "demo", "seed=1,01"),
+    case("sweep with the seeds twice", "sweep", "demo", "seed=1,2", "--seeds", "0-1"),
+    case("sweep with senseless seeds", "sweep", "demo", "--seeds", "3-1"),
+    case(
+        "sweep side by side of unequal lists",
+        "sweep",
+        "demo",
+        "seed=1,2",
+        "steps=1,2,3",
+        "--side-by-side",
+    ),
+    case("sweep of too many", "sweep", "demo", "--seeds", "0-999", "stages.0.steps=1,2"),
+    case("sweep without prompts", "sweep", "demo", "--prompts", "p.txt", **{"p.txt": "# none\n"}),
+    case("sweep of missing prompts", "sweep", "demo", "--prompts", "none.txt"),
+    case("sweep without workers", "sweep", "demo", "seed=1,2", "--workers", "0"),
+    case("training without its text model", "train", "pocket", "--out", "weights", code=3),
+    case("training without steps", "train", "judge", "--out", "j.safetensors", "--steps", "0"),
+    case("training into the wrong kind of file", "train", "judge", "--out", "weights"),
+    case("training with an unknown preset", "train", "judge", "--out", "j", "--preset", "tpu"),
     case("training of something else", "train", "unet", "--out", "weights"),
     case("unknown preset", "new", "dreamfuson"),
     case("unknown key to explain", "explain", "guidence_scale"),
@@ -232,6 +286,7 @@ class RunCase:
     prepare: Callable[[RunFolder], None]
     code: int
     arguments: tuple[str, ...] = ()
+    verb: tuple[str, ...] = ("run", "--resume")
 
 
 def nothing(run: RunFolder) -> None:
@@ -266,6 +321,12 @@ def drop_resolved(run: RunFolder) -> None:
     run.resolved_path.unlink()
 
 
+def drop_all(run: RunFolder) -> None:
+    """A run that stopped before its first checkpoint."""
+    shutil.rmtree(run.checkpoints_dir)
+    run.checkpoints_dir.mkdir()
+
+
 def block_asset(run: RunFolder) -> None:
     """A file where the asset's folder should be."""
     shutil.rmtree(run.asset_dir)
@@ -283,6 +344,17 @@ RUN_CASES = [
     RunCase("empty surface", nothing, 4, ("export.threshold=1000",)),
     RunCase("settings lost", drop_resolved, 2),
     RunCase("asset folder blocked", block_asset, 2),
+    RunCase("unknown format", nothing, 2, ("--format", "glb,stl"), ("export",)),
+    RunCase("threshold that is no number", nothing, 2, ("--threshold", "high"), ("export",)),
+    RunCase("no triangles", nothing, 2, ("--faces", "0"), ("export",)),
+    RunCase("export without a checkpoint", drop_all, 2, (), ("export",)),
+    RunCase("evaluation without a checkpoint", drop_all, 2, (), ("eval",)),
+    RunCase("film of nothing", nothing, 2, ("--video", ""), ("render",)),
+    RunCase("film of size 0", nothing, 2, ("--size", "0"), ("render",)),
+    RunCase("unknown picture", nothing, 2, ("--outputs", "comp_rgb,albedo"), ("render",)),
+    RunCase("missing camera path", nothing, 2, ("--camera", "path.json"), ("render",)),
+    RunCase("film of an asset that is not there", nothing, 2, ("--source", "asset"), ("render",)),
+    RunCase("view without an asset", nothing, 2, (), ("view",)),
 ]
 
 
@@ -301,7 +373,7 @@ def test_mistake_with_a_run_is_one_clear_error(
     run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
     shutil.copytree(finished_run, run.path)
     entry.prepare(run)
-    arguments = ["run", "--resume", str(run.path), *entry.arguments]
+    arguments = [*entry.verb, str(run.path), *entry.arguments]
     code, out, err = run_main(arguments, monkeypatch, capsys)
     assert code == entry.code, err
     assert out == ""
@@ -309,6 +381,98 @@ def test_mistake_with_a_run_is_one_clear_error(
     check_snapshot(
         entry.name, err[err.rindex("error:") :].replace(str(tiny_prior), "<prior>"), tmp_path
     )
+
+
+def cut_newest(run: RunFolder) -> None:
+    """The machine went down while the newest checkpoint was on its way to the disk."""
+    tensors = list_checkpoints(run.checkpoints_dir)[-1] / "scene.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:100])
+
+
+def leave_partial(run: RunFolder) -> None:
+    """Killed while the newest checkpoint was being written aside."""
+    newest = list_checkpoints(run.checkpoints_dir)[-1]
+    newest.rename(newest.with_name(f".{newest.name}.99.tmp"))
+
+
+@pytest.mark.parametrize(
+    ("name", "prepare"),
+    [("power lost during save", cut_newest), ("killed during save", leave_partial)],
+)
+def test_a_kill_during_save_costs_two_steps(
+    name, prepare, finished_run, tmp_path, monkeypatch, capsys
+):
+    """The run goes on from the checkpoint before, tells so, and ends well."""
+    run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
+    shutil.copytree(finished_run, run.path)
+    prepare(run)
+    code, _, err = run_main(["run", "--resume", str(run.path)], monkeypatch, capsys)
+    assert code == 0, err
+    told = [line for line in err.splitlines() if "step-" in line or "Going on" in line]
+    check_snapshot(name, "\n".join(told), tmp_path)
+    assert load_latest(run.checkpoints_dir, warn=pytest.fail).step == 6
+
+
+def test_disk_full_during_save_keeps_the_checkpoint_before(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    """A limit of the system on the size of files stands for the full disk."""
+    run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
+    shutil.copytree(finished_run, run.path)
+    shutil.rmtree(list_checkpoints(run.checkpoints_dir)[-1])
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
+    try:
+        code, _, err = run_main(["run", "--resume", str(run.path)], monkeypatch, capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert code == 2
+    check_snapshot("disk full during save", err[err.rindex("error:") :], tmp_path)
+    assert load_latest(run.checkpoints_dir, warn=pytest.fail).step == 4
+
+
+def test_a_full_disk_says_what_to_do(tmp_path):
+    """The device that is always full gives the system's own error."""
+    with pytest.raises(StorageError) as error, storage_errors(Path("runs/x"), "save in"):
+        Path("/dev/full").write_text("x" * 10, encoding="utf-8")
+    check_snapshot("disk full", str(error.value), tmp_path)
+
+
+ODD_PROMPTS = {
+    "赤いキノコ 🍄": r"prompt-[0-9a-f]{8}",
+    "un château d'été": "un-chateau-d-ete",
+    "../../etc/passwd": "etc-passwd",
+    "/tmp/a duck": "tmp-a-duck",
+    "C:\\duck\\con": "c-duck-con",
+    "a duck; rm -rf ~ | $(boom) `boom`": "a-duck-rm-rf-boom-boom",
+    "--help me": "help-me",
+    "a duck = a bird": "a-duck-a-bird",
+    "\u202ekcud a": "kcud-a",
+}
+
+
+@pytest.mark.parametrize(("prompt", "folder"), ODD_PROMPTS.items())
+def test_odd_prompts_are_prompts_and_stay_in_their_folder(prompt, folder, tmp_path, monkeypatch):
+    """What looks like a path, a command or another script is still only a prompt."""
+    monkeypatch.chdir(tmp_path)
+    scene = load_scene(prompt)
+    assert scene.config.prompt == prompt
+    run = create_run("runs", prompt=prompt, method=scene.name, seed=0, info={})
+    assert re.fullmatch(folder, run.path.parent.name)
+    assert run.path.resolve().parents[1] == tmp_path / "runs"
+    write_atomic(run.resolved_path, dump_yaml(scene.config))
+    assert load_scene(run.resolved_path).config == scene.config
+
+
+def test_missing_tensorboard_names_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_main(["run", "demo", "--log", "tensorboard"], monkeypatch, capsys)
+    assert code == 3
+    check_snapshot("missing tensorboard", err, tmp_path)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_missing_extra_names_the_command_that_installs_it(tmp_path, monkeypatch, capsys):
@@ -351,6 +515,7 @@ def check_snapshot(name: str, message: str, folder: Path) -> None:
         text = text.replace(str(place), word)
     if "No surface" in text:  # densities differ in their last digits between machines
         text = re.sub(r"\d+\.?\d*(e[-+]\d+)?", "<n>", text)
+    text = re.sub(r"(Presets|Known keys): [\w, -]+\.", r"\1: <all>.", text)  # they grow
     text = re.sub(r"-s\d+-\d{8}-\d{6}", "-s0-<time>", text).strip()
     kept = read_snapshots()
     if UPDATE:
