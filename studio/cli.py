@@ -246,6 +246,9 @@ def export(
     texture: Annotated[
         int | None, typer.Option(help="Side of the texture; 0 for vertex colours.")
     ] = None,
+    remesh: Annotated[
+        str | None, typer.Option(help="none, isotropic or poisson (extra: geometry).")
+    ] = None,
     up: Annotated[str | None, typer.Option(help="Up axis of OBJ and PLY: y or z.")] = None,
     height_m: Annotated[float | None, typer.Option(help="Height in metres.")] = None,
     particle: Annotated[
@@ -263,6 +266,7 @@ def export(
         threshold=threshold,
         faces=faces,
         texture=texture,
+        remesh=remesh,
         up=up,
         height_m=height_m,
         particle=particle,

@@ -21,6 +21,7 @@ def run(
     threshold: str | None = None,
     faces: int | None = None,
     texture: int | None = None,
+    remesh: str | None = None,
     up: str | None = None,
     height_m: float | None = None,
     particle: int | None = None,
@@ -35,6 +36,7 @@ def run(
         threshold: a density, or ``auto``.
         faces: triangles after decimation.
         texture: side of the texture in pixels; 0 for vertex colours.
+        remesh: none, isotropic (pymeshlab) or poisson (open3d).
         up: up axis of OBJ and PLY.
         height_m: height of the object in metres.
         particle: which of the last stage's particles, counted from 0.
@@ -50,6 +52,7 @@ def run(
         "max_faces": faces,
         "texture_size": texture or None,
         "appearance": "vertex" if texture == 0 else None,
+        "remesh": remesh,
         "up": up,
         "height_m": height_m,
         "particle": particle,

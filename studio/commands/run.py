@@ -148,9 +148,11 @@ def _dry_scene(source: str | None, overrides: list[str], resume: Path | None) ->
 def _start(scene: Scene, out: Path) -> Prepared:
     """Make the run folder and record what is about to happen in it."""
     from studio.device import resolve_device
+    from studio.export.remesh import check_remesh
 
-    resolve_device(scene.config.device)  # refuse before a folder is made
     config = scene.config
+    resolve_device(config.device)  # refuse before a folder is made
+    check_remesh(config.export.remesh)
     info = {
         "task": config.task,
         "argv": sys.argv[1:],
@@ -170,8 +172,11 @@ def _start(scene: Scene, out: Path) -> Prepared:
 
 def _continue(path: Path, source: str | None, overrides: list[str]) -> Prepared:
     """Open a run folder again."""
+    from studio.export.remesh import check_remesh
+
     run = open_run(path)
     scene = _resumed_scene(run, source, overrides)
+    check_remesh(scene.export.remesh)
     with storage_errors(run.path, "write"):
         write_atomic(run.resolved_path, dump_yaml(scene))
     say(f"Continuing {run.path}")

@@ -31,6 +31,9 @@ class ExportConfig:
     max_faces: int = 20_000
     """Triangles after decimation. It comes before UV unwrapping, whose time grows faster than
     this."""
+    remesh: Literal["none", "isotropic", "poisson"] = "none"
+    """Other triangles for the same surface (extra: geometry). ``isotropic``: even triangles,
+    openings closed (pymeshlab). ``poisson``: one closed, smoother surface (open3d)."""
     appearance: Literal["texture", "vertex"] = "texture"
     """Where the colours go: a UV texture, or one colour per vertex (smaller, coarser)."""
     texture_size: int = 1024

@@ -32,6 +32,7 @@ from studio.export.files import Asset, prepare_folder, write_asset
 from studio.export.gltf import png_bytes
 from studio.export.parts import drop_parts
 from studio.export.placement import place
+from studio.export.remesh import check_remesh, remesh
 from studio.export.shading import flatten
 from studio.export.simplify import decimate
 from studio.export.surface import DensityField, DistanceField, Surface, extract_surface
@@ -165,8 +166,10 @@ def export_field(
 
     Raises:
         EmptyGeometry: the field has no surface; the message names its range and what to try.
+        BackendMissing: ``config.remesh`` needs a package that is not installed.
         StorageError: ``out_dir`` cannot be written.
     """
+    check_remesh(config.remesh)
     prepare_folder(out_dir)
     clock = _Clock(progress)
     with clock.step("surface"):
@@ -191,6 +194,7 @@ def export_mesh(
     progress: Progress = lambda _: None,
 ) -> ExportResult:
     """Clean, colour and write a surface that exists already; arguments as in ``export_field``."""
+    check_remesh(config.remesh)
     prepare_folder(out_dir)
     return _finish(
         weld(mesh),
@@ -229,6 +233,7 @@ def _finish(
     with clock.step("clean-up"):
         mesh, floaters, hidden = drop_parts(mesh, min_component=config.min_component)
     with clock.step("decimation"):
+        mesh = remesh(mesh, config.remesh, max_faces=config.max_faces)
         mesh, holes = repair(decimate(mesh, config.max_faces))
     if not len(mesh.t_pos_idx):
         raise EmptyGeometry(
