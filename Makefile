@@ -18,15 +18,19 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
+EXTRAS_VENV := $(VENV)/extras
+EXTRAS ?= geometry,log
+EXTRAS_TESTS := tests/studio/export/test_remesh.py tests/studio/test_tensorboard_log.py
+
 WORKERS ?= 2
 PROMPT ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint format bench
+.PHONY: help setup demo test test-all test-extras lint format bench
 
 help: ## List these targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Create .venv and install the studio with its test tools.
 
@@ -48,6 +52,16 @@ test: $(STAMP) ## Run the tests, without the slow and the GPU ones.
 
 test-all: $(STAMP) ## Run all tests; GPU tests skip themselves without one.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m '' $(ARGS)
+
+# Optional packages get an environment of their own on top of .venv, which stays as it is: one of
+# them is GPL-3, and together they bring a hundred others.
+test-extras: $(STAMP) ## Install the extras geometry and log aside, and run their tests.
+	@test -x $(EXTRAS_VENV)/bin/python || $(BIN)/python -m venv $(EXTRAS_VENV)
+	@$(EXTRAS_VENV)/bin/python -c 'import sysconfig, sys, pathlib; \
+		pathlib.Path(sysconfig.get_path("purelib"), "base.pth").write_text(sys.argv[1] + "\n")' \
+		"$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(EXTRAS_VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$(EXTRAS)]'
+	$(TEST_ENV) $(EXTRAS_VENV)/bin/python -m pytest $(EXTRAS_TESTS) $(ARGS)
 
 lint: $(STAMP) ## Check style and formatting.
 	$(BIN)/ruff check .

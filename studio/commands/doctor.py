@@ -23,7 +23,13 @@ PACKAGES = (
     "trimesh", "xatlas", "fast-simplification", "manifold3d", "pillow", "imageio",
     "imageio-ffmpeg", "pydantic", "typer", "rich",
 )  # fmt: skip
-EXTRAS = {"viser": "view", "pymeshlab": "geometry", "open3d": "geometry", "ray": "ray"}
+EXTRAS = {
+    "viser": "view",
+    "pymeshlab": "geometry",
+    "open3d": "geometry",
+    "tensorboard": "log",
+    "ray": "ray",
+}
 MIN_FREE_BYTES = 2 * 1024**3
 MARKS = {"ok": "ok     ", "note": "-      ", "problem": "PROBLEM"}
 
