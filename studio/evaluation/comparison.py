@@ -43,6 +43,8 @@ COSTS: dict[str, str] = {
     "denoiser_evaluations": "evaluations",
 }
 """What it cost: optimisation time, highest memory of the process, rows sent through denoisers."""
+MIN_PROMPTS = 6
+"""Fewer prompts give no interval to rely on: six coins fall alike in 3 % of throws."""
 GROUPS = ("seen", "held out", "all")
 
 
@@ -166,7 +168,7 @@ def comparison_markdown(results: Sequence[Result], held_out: Callable[[str], boo
     if len(systems) > 1:
         parts += [
             f"## Difference to {systems[0]}\n\nPaired over the prompts that both have; bold where "
-            "the 95 % interval leaves out 0.",
+            f"the 95 % interval leaves out 0 over at least {MIN_PROMPTS} prompts.",
             _difference_table(results, systems[0]),
         ]
     parts += [
@@ -223,7 +225,8 @@ def _difference(found: Estimate | None) -> str:
     if found is None:
         return "–"
     text = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+    certain = found.n >= MIN_PROMPTS and (found.low > 0 or found.high < 0)
+    return f"**{text}**" if certain else text
 
 
 def _prompt_table(

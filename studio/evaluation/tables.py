@@ -18,11 +18,11 @@ COLUMNS: dict[str, str] = {
     "view_consistency": "same",
     "saturation_error": "satur.",
 }
-WIDTH, COST_WIDTH, MOST = 7, 7, 28
+WIDTH, COST_WIDTH, MOST = 8, 7, 30
 
 
 def runs_table(results: Sequence[Result], labels: Sequence[str] | None = None) -> str:
-    """One line for each run, then the mean of each method if there are several runs.
+    """One line for each run, then the mean of each method that has several.
 
     Args:
         results: at least one.
@@ -31,9 +31,9 @@ def runs_table(results: Sequence[Result], labels: Sequence[str] | None = None) -
     labels = list(labels or _labels(results))
     rows = [(_short(label), result) for label, result in zip(labels, results, strict=True)]
     means = []
-    if len(results) > 1:
-        for system in systems_of(results):
-            own = [result for result in results if result.system == system]
+    for system in systems_of(results):
+        own = [result for result in results if result.system == system]
+        if len(own) > 1:
             means.append((_short(f"mean of {system} ({len(own)})"), own))
     width = max(len(label) for label, _ in [*rows, *means]) + 1
     heading = [f"{name:>{WIDTH}}" for name in COLUMNS.values()]

@@ -89,8 +89,18 @@ def test_the_page_has_all_systems_groups_and_prompts():
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "| **b** | held out | 1 (1 failed) | 0.00 [0.00, 0.00] |" in text
-    assert "**-0.12 [-0.12, -0.12]**" in text  # Janus of b against a, on the prompt that both have
+    assert "| -0.12 [-0.12, -0.12] |" in text  # Janus of b against a, on the prompt that both have
     assert "| red x (held out) | 0.50 · 0.50 | failed |" in text
+
+
+@pytest.mark.parametrize(
+    ("prompts", "gain", "bold"), [(6, 0.3, True), (5, 0.3, False), (6, 0, False)]
+)
+def test_only_certain_differences_are_bold(prompts, gain, bold):
+    results = [result("a", f"p{k}", janus=0.1 * k) for k in range(prompts)]
+    results += [result("b", f"p{k}", janus=0.1 * k + gain) for k in range(prompts)]
+    row = comparison_markdown(results, is_red).split("## Difference")[1].split("## Prompts")[0]
+    assert (row.count("**") == 4) is bold  # the name of the system is the other pair
 
 
 def test_the_page_of_one_system_has_no_differences():
@@ -131,7 +141,7 @@ def test_the_terminal_s_table_has_a_line_for_each_run_and_each_mean():
         failed("magic3d", "a very long prompt about nothing in particular"),
     ]
     lines = runs_table(results).splitlines()
-    assert len(lines) == 1 + 3 + 2
+    assert len(lines) == 1 + 3 + 1
     assert len({len(line) for line in (*lines[:3], *lines[4:])}) == 1
     assert lines[1].startswith("a red duck, demo, seed 0")
     assert lines[1].split()[-3:] == ["1.7", "100.00", "-"]
