@@ -172,10 +172,10 @@ def _start(scene: Scene, out: Path) -> Prepared:
 
 def _continue(path: Path, source: str | None, overrides: list[str]) -> Prepared:
     """Open a run folder again."""
-    from studio.export.remesh import check_remesh
-
     run = open_run(path)
     scene = _resumed_scene(run, source, overrides)
+    from studio.export.remesh import check_remesh  # numpy: after the quick refusals
+
     check_remesh(scene.export.remesh)
     with storage_errors(run.path, "write"):
         write_atomic(run.resolved_path, dump_yaml(scene))

@@ -193,9 +193,7 @@ def test_report_shows_figures_previews_curves_and_settings(full_run):
 
 def test_the_evaluation_is_shown_in_words(full_run):
     words = page_of(write_report(full_run)).words
-    assert (
-        "the independent judge reads teapot in 7 views, ice cream in 1; blue in 8 views." in words
-    )
+    assert "the judge reads teapot in 7 views, ice cream in 1; blue in 8 views." in words
     for figure in ("7 of 8 views", "8 of 8 views", "71 %", "0.08 ", "0.93 ", "-0.05 "):
         assert figure in words
     assert "Janus" not in words  # a teapot has no face
