@@ -110,12 +110,15 @@ def settled(job: Job) -> Outcome | None:
     return Outcome(job, info["status"], run, info.get("error"))
 
 
-def run_jobs(jobs: Sequence[Job], config: BatchConfig | None = None) -> Iterator[Outcome]:
+def run_jobs(
+    jobs: Sequence[Job], config: BatchConfig | None = None, *, lock: int | None = None
+) -> Iterator[Outcome]:
     """Make every job that is not settled; yields outcomes as they come, settled ones first.
 
     Args:
         jobs: all of them are checked before the first one starts.
         config: workers, threads, time; one run at a time when None.
+        lock: of :func:`only_one`; held by the runs as well.
 
     Raises:
         ConfigError: a scene is wrong.
@@ -129,16 +132,16 @@ def run_jobs(jobs: Sequence[Job], config: BatchConfig | None = None) -> Iterator
         else:
             yield outcome
     deadline = time.monotonic() + 60.0 * config.minutes if config.minutes else float("inf")
-    with _Pool(config) as pool:
+    with _Pool(config, lock) as pool:
         yield from pool.work(todo, deadline)
 
 
 class _Pool:
     """A few child processes, each on cores of its own."""
 
-    def __init__(self, config: BatchConfig) -> None:
+    def __init__(self, config: BatchConfig, lock: int | None) -> None:
         cores = _cores()
-        self.config = config
+        self.config, self.held = config, () if lock is None else (lock,)
         self.threads = config.threads or max(1, len(cores) // config.workers)
         if self.threads * config.workers > len(cores):
             say(
@@ -214,6 +217,7 @@ class _Pool:
                 stdout=subprocess.PIPE,
                 stderr=None if self.config.workers == 1 else words,  # two bars would be a mess
                 text=True,
+                pass_fds=self.held,
                 start_new_session=True,  # Ctrl-C comes through this process, once
             )
             self.children.add(child)
@@ -259,8 +263,11 @@ def _share(cores: Sequence[int], worker: int, threads: int) -> list[int]:
 
 
 @contextmanager
-def only_one(folder: Path) -> Iterator[None]:
+def only_one(folder: Path) -> Iterator[int | None]:
     """Hold a folder while working in it: two batches would continue the same runs at once.
+
+    The lock is a file descriptor, None where the system has no locks. A run that outlives a batch that was killed holds it, too, so
+    nothing else begins to continue that run.
 
     Raises:
         StorageError: another process holds it, or it cannot be written.
@@ -272,7 +279,7 @@ def only_one(folder: Path) -> Iterator[None]:
         try:
             import fcntl
         except ImportError:  # Windows: nothing to hold it with
-            yield
+            yield None
             return
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,6 +288,6 @@ def only_one(folder: Path) -> Iterator[None]:
                 f"Another process is working in {folder} - expected one at a time. "
                 "Wait for it, or choose another --name."
             ) from error
-        yield
+        yield file.fileno()
     finally:
         file.close()

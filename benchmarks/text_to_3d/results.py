@@ -88,11 +88,25 @@ def document_of(
 
 
 def priors_of(results: Sequence[Result]) -> dict[str, list[str]]:
-    """Fingerprints of the weights behind each system; more than one spoils a comparison."""
+    """Fingerprints of the weights behind each system."""
     return {
         system: sorted({r.prior for r in results if r.system == system and r.prior})
         for system in systems_of(results)
     }
+
+
+def mixed_priors(document: dict[str, Any]) -> list[str]:
+    """Systems whose scenes name the same prior although it was not always the same weights."""
+    groups: dict[str, list[str]] = {}
+    for system in document["priors"]:
+        named = json.dumps(document["scenes"][system]["prior"], sort_keys=True)
+        groups.setdefault(named, []).append(system)
+    return [
+        system
+        for group in groups.values()
+        for system in group
+        if len({fingerprint for one in group for fingerprint in document["priors"][one]}) > 1
+    ]
 
 
 def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
@@ -103,9 +117,9 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
         f"{document['date']}, {machine_words}. Means with 95 % intervals: seeds are averaged for "
         "each prompt, and prompts are drawn with replacement. A failed run counts as wrong.",
     ]
-    mixed = [system for system, found in document["priors"].items() if len(found) > 1]
+    mixed = mixed_priors(document)
     if mixed:
-        notes.append(f"**The weights of the prior changed while {', '.join(mixed)} was made.**")
+        notes.append(f"**The weights of the prior of {', '.join(mixed)} changed on the way.**")
     heading = "\n\n".join([f"# Text to 3D: {name}", *notes])
     return heading + "\n\n" + comparison_markdown(results, is_held_out_prompt)
 

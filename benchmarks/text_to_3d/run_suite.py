@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
 from studio.errors import ConfigError, StudioError
 from studio.evaluation.comparison import Result, result_of
 from studio.evaluation.suite import SUITE, SuitePrompt, chosen
-from studio.progress import say
+from studio.progress import format_seconds, say
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 
@@ -112,18 +113,21 @@ def overrides_of(name: str, overrides: Sequence[str], systems: Sequence[str]) ->
     return (*common, *own)
 
 
-def make(cells: Sequence[Cell], batch: BatchConfig) -> list[tuple[Cell, Outcome]]:
+def make(cells: Sequence[Cell], batch: BatchConfig, lock: int | None) -> list[tuple[Cell, Outcome]]:
     """The outcome of every cell; Ctrl-C leaves the rest for the next call."""
     by_job, found = {cell.job: cell for cell in cells}, {}
+    started, fresh = time.monotonic(), 0
     try:
-        for outcome in run_jobs([cell.job for cell in cells], batch):
+        for outcome in run_jobs([cell.job for cell in cells], batch, lock=lock):
             found[outcome.job] = outcome
+            fresh += outcome.fresh
             if outcome.fresh or outcome.error:
                 cell = by_job[outcome.job]
+                left = (time.monotonic() - started) / max(fresh, 1) * (len(cells) - len(found))
                 error = f": {outcome.error}" if outcome.error else ""
                 say(
-                    f"[{len(found)}/{len(cells)}] {cell.system}, seed {cell.seed}, "
-                    f"{cell.item.prompt}: {outcome.status}{error}"
+                    f"[{len(found)}/{len(cells)}, {format_seconds(left)} left] {cell.system}, "
+                    f"seed {cell.seed}, {cell.item.prompt}: {outcome.status}{error}"
                 )
     except KeyboardInterrupt:
         say("Stopped; running assets have saved their checkpoints.")
@@ -165,8 +169,8 @@ def main() -> None:
             minutes=options.minutes,
             retry=options.retry,
         )
-        with only_one(options.runs):
-            outcomes = make(cells, batch)
+        with only_one(options.runs) as lock:
+            outcomes = make(cells, batch, lock)
             results = measured(outcomes, again=options.measure_again)
             if not results:
                 raise SystemExit("nothing is finished yet; go on with the same command")

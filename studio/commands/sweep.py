@@ -89,9 +89,9 @@ def run(
     if dry_run:
         _print_jobs(folder, labels, as_json)
         return
-    with only_one(folder):
+    with only_one(folder) as lock:
         _note(folder, scene, fixed, axes, side_by_side)
-        outcomes = _make(jobs, labels, batch or BatchConfig())
+        outcomes = _make(jobs, labels, batch or BatchConfig(), lock)
         results = [_result(outcome) for outcome in outcomes]
         files = _write(folder, axes, rows, outcomes, results)
     _print(folder, labels, outcomes, results, files, as_json)
@@ -246,11 +246,13 @@ def _check(jobs: Sequence[Job]) -> None:
 # --- running --------------------------------------------------------------------------------------
 
 
-def _make(jobs: Sequence[Job], labels: Sequence[str], batch: BatchConfig) -> list[Outcome]:
+def _make(
+    jobs: Sequence[Job], labels: Sequence[str], batch: BatchConfig, lock: int | None
+) -> list[Outcome]:
     """The outcomes in the order of the jobs, told as they come."""
     names, found, fresh = dict(zip(jobs, labels)), {}, 0
     try:
-        for outcome in run_jobs(jobs, batch):
+        for outcome in run_jobs(jobs, batch, lock=lock):
             found[outcome.job] = outcome
             if outcome.fresh and outcome.status != "waiting":
                 fresh += 1

@@ -13,6 +13,7 @@ from PIL import Image
 from benchmarks.text_to_3d import run_suite
 from studio.config import dump_yaml, load_scene
 from studio.errors import ConfigError
+from studio.evaluation.comparison import Result
 from studio.evaluation.suite import chosen
 from studio.export.gltf import glb_bytes
 from studio.export.shading import FlatMesh
@@ -152,12 +153,17 @@ def test_assets_without_a_turn_are_left_out(tiny_scene, tmp_path, monkeypatch, c
     assert "1 of 2 assets are left" in capsys.readouterr().err
 
 
-def test_a_change_of_weights_is_told(tmp_path):
-    from benchmarks.text_to_3d.results import page, priors_of
-    from studio.evaluation.comparison import Result
+def test_a_change_of_weights_is_told():
+    """Within a system, and between systems that name the same prior; others may differ."""
+    from benchmarks.text_to_3d.results import mixed_priors, page
 
-    results = [Result("demo", "a red duck", k, "done", FIGURES, prior=f"{k}") for k in range(2)]
+    pocket, other = {"kind": "pocket"}, {"kind": "pocket_mv"}
+    scenes = {"a": {"prior": pocket}, "b": {"prior": pocket}, "c": {"prior": other}}
     document = {"command": "x", "date": "y", "machine": {"processor": "z"}, "workers": 1}
-    text = page("n", document | {"priors": priors_of(results)}, results)
-    assert "changed while demo was made" in text
-    assert text.count("| **demo** |") == 2
+    document |= {"scenes": scenes, "priors": {"a": ["1"], "b": ["1"], "c": ["2"]}}
+    results = [Result("a", "a red duck", 0, "done", FIGURES)]
+    assert mixed_priors(document) == []
+    assert "changed" not in page("n", document, results)
+    document["priors"]["b"] = ["1", "3"]
+    assert mixed_priors(document) == ["a", "b"]
+    assert "prior of a, b changed" in page("n", document, results)

@@ -95,6 +95,17 @@ def test_a_folder_is_worked_in_by_one_process(tmp_path):
         pass
 
 
+def test_a_run_that_outlives_its_batch_still_holds_the_folder(tmp_path):
+    wait = [sys.executable, "-c", "input()"]
+    with only_one(tmp_path) as lock:
+        run = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(StorageError, match="one at a time"), only_one(tmp_path):
+        pass
+    run.communicate(b"\n")
+    with only_one(tmp_path):
+        pass
+
+
 @pytest.mark.slow
 def test_runs_side_by_side_are_made_measured_and_found_again(tiny_scene, tmp_path):
     jobs = [job_of(tiny_scene, tmp_path, f"seed={seed}") for seed in range(2)]
