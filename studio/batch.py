@@ -266,8 +266,8 @@ def _share(cores: Sequence[int], worker: int, threads: int) -> list[int]:
 def only_one(folder: Path) -> Iterator[int | None]:
     """Hold a folder while working in it: two batches would continue the same runs at once.
 
-    The lock is a file descriptor, None where the system has no locks. A run that outlives a batch that was killed holds it, too, so
-    nothing else begins to continue that run.
+    The lock is a file descriptor, None where the system has no locks. A run that outlives a killed
+    batch holds it, too, so nothing else begins to continue that run.
 
     Raises:
         StorageError: another process holds it, or it cannot be written.
