@@ -83,7 +83,9 @@ def field_to_tets(
     """
     device = next(field.parameters()).device
     level = find_level(field, config.threshold if threshold is None else threshold)
-    centre, half_size = _bounding_cube(level.inside, field.radius)
+    # Floaters must not stretch the grid that they are left out of.
+    solid = _solid_parts(level.inside, config.min_component)
+    centre, half_size = _bounding_cube(solid, field.radius)
     is_inside = _inside_test(field, level.threshold)
     lower, upper = centre - half_size, centre + half_size
     inside = sample_grid(is_inside, lower, upper, config.resolution, device=device) > 0.5

@@ -180,6 +180,13 @@ def test_the_grid_is_a_cube_around_the_object_with_a_tenth_to_spare():
     assert 1.1 * 0.2 <= tets.half_size <= 1.1 * (0.2 + 2 / 64)
 
 
+def test_a_floater_does_not_stretch_the_grid():
+    field = Shapes(Ball(r=0.4), Ball(r=0.06, centre=(0.85, 0.85, 0.85)))
+    assert field_to_tets(field, CONFIG).half_size < 1.1 * (0.4 + 2 / 64)
+    kept = GridTetsConfig(resolution=48, min_component=0.0, threshold=50.0)
+    assert field_to_tets(field, kept).half_size > 0.65
+
+
 def test_the_grid_stays_inside_the_scene():
     tets = field_to_tets(Ball(r=0.5, centre=(0.6, 0.0, 0.0)), CONFIG)
     assert (tets.centre.abs() + tets.half_size <= 1.0 + 1e-6).all()
