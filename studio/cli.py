@@ -207,7 +207,7 @@ def train(
         Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Model pocket-mv starts from; the shipped pocket.")
+        Path | None, typer.Option(help="Pocket model to train on; pocket-mv: the shipped one.")
     ] = None,
     images: Annotated[
         Path | None, typer.Option(help="Work folder of a pocket training, for pocket-mv.")

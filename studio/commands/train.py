@@ -37,8 +37,9 @@ def run(
         out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge.
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
-        text_source: transformers folder of all-MiniLM-L6-v2, for pocket.
-        start: pocket model that pocket-mv starts from; the shipped one.
+        text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
+        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv, the pocket
+            model to start from, the shipped one when not given.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket).
@@ -55,13 +56,18 @@ def run(
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
     work = work or Path("training_runs") / what.replace("-", "_")
-    if what == "pocket" and not (text_source and (text_source / "tokenizer.json").is_file()):
+    if (
+        what == "pocket"
+        and start is None
+        and not (text_source and (text_source / "tokenizer.json").is_file())
+    ):
         raise WeightsMissing(
             f"--text-source is {text_source} - expected a transformers folder of all-MiniLM-L6-v2 "
-            "(config.json, model.safetensors, tokenizer.json); pocket reads its prompts with it."
+            "(config.json, model.safetensors, tokenizer.json); pocket reads its prompts with it. "
+            "To train a finished pocket on, give --start instead."
         )
     if what == "pocket":
-        result = _train_pocket(preset, out, work, text_source, steps, device)
+        result = _train_pocket(preset, out, work, text_source, start, steps, device)
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
     else:
@@ -75,18 +81,30 @@ def run(
 
 
 def _train_pocket(
-    preset: str, out: Path, work: Path, text_source: Path, steps: int | None, device: str
+    preset: str,
+    out: Path,
+    work: Path,
+    text_source: Path | None,
+    start: Path | None,
+    steps: int | None,
+    device: str,
 ) -> dict[str, float]:
+    from image_tools.pocket.paths import pocket_folder
     from studio.device import resolve_device
-    from studio.training.pocket import PRESETS, train_pocket
+    from studio.training.pocket import PRESETS, REFINE_PRESETS, refine_pocket, train_pocket
 
-    config = PRESETS[preset]
+    config = PRESETS[preset] if start is None else REFINE_PRESETS[preset]
     if steps is not None:
         loop = replace(config.denoiser.loop, steps=steps)
         config = replace(config, denoiser=replace(config.denoiser, loop=loop))
-    train_pocket(
-        config, work, text_source=text_source, out=out, device=resolve_device(device), log=say
-    )
+    place = resolve_device(device)
+    if start is None:
+        train_pocket(config, work, text_source=text_source, out=out, device=place, log=say)
+    else:
+        try:
+            refine_pocket(config, work, start=pocket_folder(start), out=out, device=place, log=say)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     say(f"Measure it with: studio eval --prior {out}")
     return {}
 

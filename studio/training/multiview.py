@@ -11,7 +11,6 @@ Stages, each resumable and skipped once finished: render the sets, encode captio
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -27,9 +26,16 @@ from image_tools.diffusion.attention import AttentionHub, BatchLayout
 from image_tools.diffusion.camera_embedding import add_camera_embedding, camera_embedding_off
 from image_tools.diffusion.multiview import CrossViewAttention
 from scenes.toybox.samples import SampleConfig
-from studio.training.denoiser import LatentCache, build_scheduler, cache_latents, cache_text
+from studio.training.denoiser import (
+    LatentCache,
+    build_scheduler,
+    cache_latents,
+    cache_text,
+    stratified_timesteps,
+)
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig, TrainingLoop
+from studio.training.start import begin_unet, frozen_parts, unet_digest
 from studio.training.vae import image_batch
 from studio.training.view_sets import (
     ViewSetCache,
@@ -48,7 +54,6 @@ __all__ = [
     "MultiViewTrainingConfig",
     "TrainingBatch",
     "joint_loss",
-    "stratified_timesteps",
     "train_multiview",
 ]
 
@@ -132,15 +137,6 @@ class JointBatches:
         )
 
 
-def stratified_timesteps(count: int, total: int, generator: torch.Generator) -> Tensor:
-    """``count`` timesteps, one in each part of 0 .. total - 1, in random order.
-
-    Each is uniform. A batch has few sets, and the loss depends on the timestep most of all.
-    """
-    part = torch.randperm(count, generator=generator)
-    return ((part + torch.rand(count, generator=generator)) / count * total).long()
-
-
 def joint_loss(
     hub: AttentionHub,
     batch: TrainingBatch,
@@ -191,11 +187,13 @@ def train_multiview(
     Raises:
         ValueError: ``work`` was begun from another model, or a cache is of another autoencoder.
     """
-    vae, encoder, tokenizer = _frozen_parts(start, device)
+    vae, encoder, tokenizer = frozen_parts(start, device)
     sets = render_view_sets(work / "sets", config.view_sets, vae, log=log)
     cache_set_text(work / "sets", encoder, tokenizer, log=log)
     images = _plain_latents(config, plain, vae, encoder, tokenizer, log)
-    unet = _begin(config, start, work, device)
+    unet = begin_unet(start, work)
+    add_camera_embedding(unet, torch.Generator().manual_seed(config.seed))
+    unet.to(device)
     loop = TrainingLoop(unet, config.loop, work / "unet")
     batches = JointBatches(config, sets, images)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
@@ -208,23 +206,8 @@ def train_multiview(
 
         loop.run(loss_at, log=log)
     loop.load_average()
-    facts = {"start": _digest(start), "seconds": round(loop.seconds), "steps": loop.step}
+    facts = {"start": unet_digest(start), "seconds": round(loop.seconds), "steps": loop.step}
     _write(config, unet, out, facts)
-
-
-def _frozen_parts(
-    start: Path, device: torch.device
-) -> tuple[AutoencoderKL, PreTrainedModel, PreTrainedTokenizerBase]:
-    from diffusers import AutoencoderKL
-    from transformers import AutoModel, AutoTokenizer
-
-    vae = AutoencoderKL.from_pretrained(
-        start / "vae", torch_dtype=torch.float32, local_files_only=True
-    )
-    encoder = AutoModel.from_pretrained(start / "text_encoder", local_files_only=True)
-    tokenizer = AutoTokenizer.from_pretrained(start / "tokenizer", local_files_only=True)
-    vae = vae.to(device).eval().requires_grad_(False)
-    return vae, encoder.float().to(device).eval(), tokenizer
 
 
 def _plain_latents(
@@ -258,32 +241,6 @@ def _plain_latents(
             f"{difference:.2f} of their deviation. Name the folder of the model's own training."
         )
     return cache
-
-
-def _digest(start: Path) -> str:
-    """Which UNet a training began from."""
-    weights = start / "unet" / "diffusion_pytorch_model.safetensors"
-    return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
-
-
-def _begin(
-    config: MultiViewTrainingConfig, start: Path, work: Path, device: torch.device
-) -> UNet2DConditionModel:
-    """The UNet to train; a training that has begun must go on from where it began."""
-    from diffusers import UNet2DConditionModel
-
-    note, digest = work / "start.json", _digest(start)
-    if note.exists() and json.loads(note.read_text())["unet"] != digest:
-        raise ValueError(
-            f"The training in {work} began from another model than the one in {start}. "
-            "Name that model, or another work folder."
-        )
-    note.write_text(json.dumps({"unet": digest}) + "\n")
-    unet = UNet2DConditionModel.from_pretrained(
-        start / "unet", torch_dtype=torch.float32, local_files_only=True
-    )
-    add_camera_embedding(unet, torch.Generator().manual_seed(config.seed))
-    return unet.to(device)
 
 
 def _write(

@@ -27,6 +27,7 @@ from studio.training.denoiser import (
 )
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
+from studio.training.start import begin_unet, frozen_parts, unet_digest
 from studio.training.text import build_text_encoder
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
 
@@ -34,7 +35,14 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["PRESETS", "PocketConfig", "train_pocket", "write_pocket"]
+__all__ = [
+    "PRESETS",
+    "REFINE_PRESETS",
+    "PocketConfig",
+    "refine_pocket",
+    "train_pocket",
+    "write_pocket",
+]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,20 @@ PRESETS: dict[str, PocketConfig] = {
         denoiser=DenoiserConfig(batch_size=128, loop=_GPU_LOOP),
     ),
 }
+REFINE_PRESETS: dict[str, PocketConfig] = {
+    name: replace(
+        preset,
+        seed=2,
+        denoiser=replace(
+            preset.denoiser,
+            noise_tilt=1.5,
+            loop=replace(preset.denoiser.loop, steps=steps, learning_rate=4e-4, warmup=100),
+        ),
+    )
+    for (name, preset), steps in zip(PRESETS.items(), (3000, 20_000))
+}
+"""To go on from a finished model: new images, and more draws of the noisy timesteps, in which a
+sample's layout and side are decided."""
 
 
 def _vae(config: PocketConfig, images: ImageCache, work: Path, device, log):
@@ -138,6 +160,67 @@ def train_pocket(
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
+
+
+def refine_pocket(
+    config: PocketConfig,
+    work: Path,
+    *,
+    start: Path,
+    out: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> None:
+    """Train the denoiser of a finished model on, keeping its autoencoder and text encoder.
+
+    Args:
+        config: a preset or a variation of one; the sizes are the model's.
+        work: training folder; calling again continues there.
+        start: the model to go on from, in stock diffusers layout.
+        out: a new or existing folder, replaced file by file.
+        device: where networks run; rendering is always on the CPU.
+        log: receives progress lines.
+
+    Raises:
+        ValueError: the training in ``work`` began from another model.
+    """
+    unet = begin_unet(start, work)
+    digest = unet_digest(start)
+    vae, encoder, tokenizer = frozen_parts(start, device)
+    images = render_cache(
+        work / "images",
+        SampleConfig(),
+        count=config.images,
+        seed=config.seed,
+        log=lambda done, count: log(f"rendered {done}/{count}"),
+    )
+    cache_text(work / "latents", images, encoder, tokenizer, log=log)
+    cache_latents(work / "latents", images, vae, key=f"refine/{digest}", log=log)
+    unet = train_denoiser(
+        config.denoiser,
+        LatentCache(work / "latents"),
+        work / "unet",
+        seed=config.seed,
+        device=device,
+        log=log,
+        start=unet,
+    )
+    facts = json.loads((start / "training.json").read_text()) if _has_card(start) else {}
+    refined = {
+        "start": digest,
+        "config": asdict(config.denoiser),
+        "images": config.images,
+        "seed": config.seed,
+        "unet": json.loads((work / "unet" / "state.json").read_text()),
+    }
+    refinements = [*facts.get("refinements", []), refined]
+    write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts.get("facts", {}))
+    card = {**facts, "refinements": refinements}
+    (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _has_card(folder: Path) -> bool:
+    return (folder / "training.json").is_file()
 
 
 def write_pocket(

@@ -17,14 +17,13 @@ from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.multiview import CrossViewAttention, MultiViewPrior
 from image_tools.pocket.paths import POCKET_FOLDER
 from studio.training import view_sets
-from studio.training.denoiser import LatentCache, build_scheduler
+from studio.training.denoiser import LatentCache, build_scheduler, stratified_timesteps
 from studio.training.loop import LoopConfig
 from studio.training.multiview import (
     PRESETS,
     JointBatches,
     TrainingBatch,
     joint_loss,
-    stratified_timesteps,
     train_multiview,
 )
 from studio.training.vae import build_vae

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from scenes.toybox.samples import SampleConfig
 from studio.training.denoiser import (
@@ -18,10 +19,12 @@ from studio.training.denoiser import (
     LatentCache,
     build_scheduler,
     cache_text,
+    stratified_timesteps,
 )
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
-from studio.training.pocket import PRESETS, PocketConfig, train_pocket
+from studio.training.pocket import PRESETS, PocketConfig, refine_pocket, train_pocket
+from studio.training.start import unet_digest
 from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
 
@@ -263,3 +266,58 @@ def test_the_presets_are_the_same_model() -> None:
     assert cpu.denoiser.widths == gpu.denoiser.widths
     same_length = {"loop": cpu.vae.loop, "decoder_loop": cpu.vae.decoder_loop}
     assert replace(gpu.vae, batch_size=cpu.vae.batch_size, **same_length) == cpu.vae
+
+
+def refine(start: Path, work: Path) -> Path:
+    """Two more steps from a model."""
+    config = replace(TINY, seed=2)
+    cpu = torch.device("cpu")
+    refine_pocket(config, work, start=start, out=work / "model", device=cpu, log=quiet)
+    return work / "model"
+
+
+def test_a_finished_model_s_denoiser_is_trained_on_and_all_else_is_kept(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = refine(trained[1], tmp_path)
+    for part in ("vae/diffusion_pytorch_model", "text_encoder/model"):
+        file = f"{part}.safetensors"
+        assert (out / file).read_bytes() == (trained[1] / file).read_bytes(), part
+    before, after = (
+        load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        for folder in (trained[1], out)
+    )
+    assert before.keys() == after.keys()
+    change = max((before[name] - after[name]).abs().max().item() for name in before)
+    assert 0.0 < change < 0.01, "two steps from where the first training ended, not a new network"
+
+
+def test_the_card_of_a_model_tells_each_training_it_went_through(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    once = refine(trained[1], tmp_path / "once")
+    twice = refine(once, tmp_path / "twice")
+    first, card = (json.loads((f / "training.json").read_text()) for f in (trained[1], twice))
+    assert card["facts"] == first["facts"]
+    assert [step["start"] for step in card["refinements"]] == [
+        unet_digest(trained[1]),
+        unet_digest(once),
+    ]
+
+
+def test_a_refinement_goes_on_only_with_the_model_it_began_from(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out = refine(trained[1], tmp_path)
+    with pytest.raises(ValueError, match="began from another model"):
+        refine(out, tmp_path)
+
+
+@pytest.mark.parametrize("tilt", [1.0, 1.5, 3.0])
+def test_timesteps_follow_the_tilted_density(tilt: float) -> None:
+    """The mean of p x^(p-1) over 0..1 is p / (p + 1)."""
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.stack([stratified_timesteps(8, 1000, generator, tilt=tilt) for _ in range(500)])
+    assert draws.min() >= 0
+    assert draws.max() <= 999
+    assert draws.float().mean().item() / 1000 == pytest.approx(tilt / (tilt + 1), abs=0.005)
