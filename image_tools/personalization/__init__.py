@@ -1,0 +1,1 @@
+"""Teaching a prior a subject or a style from a few photos."""
