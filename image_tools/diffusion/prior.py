@@ -12,7 +12,8 @@ noise to the gradient.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,16 +86,18 @@ class DiffusionPrior:
         self.vae = parts.vae.eval().requires_grad_(False)
         self.text = parts.text
         self.scheduler_config = dict(parts.scheduler_config)
-        self.fingerprint = parts.fingerprint
+        self.fingerprint_parts: dict[str, Callable[[], str]] = {}
+        """Hashes of what is attached to the model, by tool; an empty one counts as nothing."""
         self.zero_negative = parts.zero_negative
         self.aesthetics = parts.aesthetics
         self.prediction_type = self.scheduler_config.get("prediction_type", "epsilon")
         self.alphas_cumprod = noise_schedule(self.scheduler_config).to(self.device)
         self.denoiser_evaluations = 0
         """Latents sent through the denoiser so far: what methods are compared by."""
+        self._own_fingerprint = parts.fingerprint
         self._prompt_cache = prompt_cache
         self._keep_text_encoder = keep_text_encoder
-        self._encoded: dict[str, TextEmbedding] = {}
+        self._encoded: dict[tuple[str, str], TextEmbedding] = {}
         self._refuse_unknown_designs()
 
     @property
@@ -106,6 +109,15 @@ class DiffusionPrior:
     def dtype(self) -> torch.dtype:
         """Number format of the denoiser; latents and predictions are float32 outside of it."""
         return next(self.unet.parameters()).dtype
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the model and of everything attached to it at the moment."""
+        parts = [(name, part()) for name, part in sorted(self.fingerprint_parts.items())]
+        parts = [f"{name}={value}" for name, value in parts if value]
+        if not parts:
+            return self._own_fingerprint
+        return hashlib.sha256("\0".join([self._own_fingerprint, *parts]).encode()).hexdigest()[:32]
 
     @property
     def num_train_timesteps(self) -> int:
@@ -263,17 +275,18 @@ class DiffusionPrior:
         return output.to(latents)
 
     def _encode_one(self, prompt: str) -> TextEmbedding:
-        if prompt in self._encoded:
-            return self._encoded[prompt]
-        cache = self._prompt_cache
-        embedding = cache.read(self.fingerprint, prompt) if cache else None
+        fingerprint, cache = self.fingerprint, self._prompt_cache
+        key = (fingerprint, prompt)
+        if key in self._encoded:
+            return self._encoded[key]
+        embedding = cache.read(fingerprint, prompt) if cache else None
         if embedding is None:
             with torch.no_grad():
                 embedding = self.text.encode([prompt])
             if cache:
-                cache.write(self.fingerprint, prompt, embedding)
-        self._encoded[prompt] = embedding.to(self.device)
-        return self._encoded[prompt]
+                cache.write(fingerprint, prompt, embedding)
+        self._encoded[key] = embedding.to(self.device)
+        return self._encoded[key]
 
     def _latent_shift_scale(self, latents: Tensor) -> tuple[Tensor | float, Tensor | float]:
         config = self.vae.config
