@@ -1,0 +1,25 @@
+"""Configuration of reading a subject's photos, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["PhotosConfig"]
+
+
+@dataclass(frozen=True)
+class PhotosConfig:
+    """How photos of any shape become squares of the prior's size."""
+
+    fit: Literal["crop", "pad"] = "crop"
+    """crop keeps the middle square; pad keeps everything and fills up with white, which the mask
+    excludes."""
+    max_megapixels: float = 100.0
+    """Larger photos are skipped before they are decoded, so that a small file cannot fill the
+    memory. JPEGs are decoded at a reduced size, which is what counts."""
+
+    def __post_init__(self) -> None:
+        """Refuse a limit that no photo meets."""
+        if self.max_megapixels <= 0.0:
+            raise ValueError(f"max_megapixels is {self.max_megapixels} - expected above 0.")
