@@ -1,0 +1,196 @@
+"""Steps per second of every text-to-3D system, and the renderer's time against the denoiser's.
+
+    python -m benchmarks.text_to_3d.bench_steps           # minutes, on an idle machine
+    python -m benchmarks.text_to_3d.bench_steps --smoke   # one system, few steps
+
+Each pocket preset is run for a few dozen steps a stage. Steps per second depend on the machine and
+are a table; what has a bar is a ratio: one render of the step's cameras with its backward pass must
+take at most 0.8 of the denoiser's time in the same step, measured in turns in one process. A volume
+is at its slowest here, because the occupancy grid has pruned little after so few steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from benchmarks.common import Ratio, interleaved_ratio, write_results
+from image_tools.pocket.paths import POCKET_MV_FOLDER
+from renderers.cameras import sample_cameras
+from renderers.materials import draw_shading
+from studio.config import load_scene
+from studio.run_folder import create_run
+from studio.runner import Runner
+
+SYSTEMS = (
+    "demo",
+    "pocket-magic3d",
+    "pocket-prolificdreamer",
+    "pocket-dreamflow",
+    "pocket-mvdream",
+)
+PROMPT = "a blue teapot"
+BAR = 1 / 0.8
+WARMUP = 4
+
+
+@dataclass(frozen=True)
+class StageSpeed:
+    """How fast the steps of a stage are."""
+
+    system: str
+    stage: str
+    steps_per_s: float
+    step_ms: float
+    """Median of a whole step."""
+    denoiser_ms: float
+    """Median of the time inside denoisers in a step, critics and their training included."""
+    denoiser_rows: float
+    """Rows that go through a denoiser in a step."""
+
+
+class Stopwatch:
+    """Adds up the time spent inside a network's forward passes."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._started = 0.0
+
+    @contextmanager
+    def on(self, module: nn.Module) -> Iterator[None]:
+        """Inside, calls of ``module`` are timed."""
+        before = module.register_forward_pre_hook(self._begin)
+        after = module.register_forward_hook(self._end)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    def _begin(self, *_: object) -> None:
+        self._started = time.perf_counter()
+
+    def _end(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._started
+
+
+def stage_speed(runner: Runner, system: str) -> StageSpeed:
+    """Run the current stage to its end."""
+    watch, steps, inside = Stopwatch(), [], []
+    rows = runner.denoiser_evaluations
+    with watch.on(runner.prior.unet):
+        while runner.stage.step < runner.stage.config.steps:
+            before, started = watch.seconds, time.perf_counter()
+            runner.step()
+            steps.append(time.perf_counter() - started)
+            inside.append(watch.seconds - before)
+    taken = len(steps)
+    warm = WARMUP if taken > 2 * WARMUP else 0
+    step = statistics.median(steps[warm:])
+    found = StageSpeed(
+        system=system,
+        stage=runner.stage.config.name,
+        steps_per_s=round(1.0 / step, 2),
+        step_ms=round(1e3 * step, 1),
+        denoiser_ms=round(1e3 * statistics.median(inside[warm:]), 1),
+        denoiser_rows=(runner.denoiser_evaluations - rows) / taken,
+    )
+    print(
+        f"{system}, {found.stage}: {found.steps_per_s} steps/s, {found.step_ms} ms a step, "
+        f"{found.denoiser_ms} ms in the denoiser, {found.denoiser_rows:g} rows",
+        flush=True,
+    )
+    return found
+
+
+def render_ratio(runner: Runner, system: str, bar: float, rounds: int) -> Ratio:
+    """Denoiser time over renderer time for the cameras of one step."""
+    stage, draw = runner.stage, runner.stage.generators
+    cameras = sample_cameras(stage.config.cameras, draw["cameras"], fraction=1.0)
+    shading = draw_shading(stage.config.material, 1.0, draw["shading"])
+
+    def render() -> None:
+        output = stage.renderer.render(cameras, generator=draw["renderer"], shading=shading)
+        output.comp_rgb.mean().backward()
+
+    with torch.no_grad():
+        output = stage.renderer.render(cameras, generator=draw["renderer"], shading=shading)
+    images = output.comp_rgb.clone().requires_grad_(True)
+    return interleaved_ratio(
+        f"{system}, {stage.config.name}: denoiser against renderer",
+        baseline=_denoiser_alone(runner, images, cameras),
+        ours=render,
+        bar=bar,
+        rounds=rounds,
+    )
+
+
+def _denoiser_alone(runner: Runner, images: torch.Tensor, cameras: object) -> Callable[[], None]:
+    """The denoiser calls of a step, replayed with their recorded inputs."""
+    calls: list[tuple[tuple, dict]] = []
+    unet = runner.prior.unet
+
+    def record(_: nn.Module, arguments: tuple, named: dict) -> None:
+        calls.append((arguments, named))
+
+    draw = runner.stage.generators["guidance"]
+    hook = unet.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        runner.guidance(images, cameras, fraction=0.5, generator=draw)
+    finally:
+        hook.remove()
+
+    @torch.no_grad()
+    def replay() -> None:
+        for arguments, named in calls:
+            unet(*arguments, **named)
+
+    return replay
+
+
+def measure(
+    systems: Sequence[str], steps: int, bar: float, rounds: int
+) -> tuple[list[StageSpeed], list[Ratio]]:
+    """Speeds and ratios of all stages of all systems."""
+    speeds, ratios = [], []
+    for system in systems:
+        scene = load_scene(system, [f"prompt={PROMPT}", "seed=0"]).config
+        short = [f"stages.{k}.steps={steps}" for k in range(len(scene.stages))]
+        scene = load_scene(system, [f"prompt={PROMPT}", "seed=0", *short]).config
+        with tempfile.TemporaryDirectory() as folder:
+            run = create_run(folder, prompt=PROMPT, method=system, seed=0, info={})
+            runner = Runner(scene, run)
+            while runner.has_next():
+                speeds.append(stage_speed(runner, system))
+                ratios.append(render_ratio(runner, system, bar, rounds))
+    return speeds, ratios
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Measure, print, write the results; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="one system, few steps; no file")
+    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/)")
+    options = parser.parse_args(argv)
+    torch.manual_seed(0)
+    if options.smoke:
+        speeds, ratios = measure(SYSTEMS[:1], 3, 0.0, 3)
+    else:
+        shipped = [s for s in SYSTEMS if s != "pocket-mvdream" or POCKET_MV_FOLDER.exists()]
+        speeds, ratios = measure(shipped, 40, BAR, 15)
+    if options.out or not options.smoke:
+        write_results("steps", ratios=ratios, tables={"speeds": speeds}, path=options.out)
+    return int(any(not ratio.passed for ratio in ratios))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
