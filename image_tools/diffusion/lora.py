@@ -21,7 +21,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-__all__ = ["LORA_TARGETS", "LoraAdapter"]
+__all__ = ["LORA_TARGETS", "LoraAdapter", "adapted_layers", "gradient_flags", "restore_flags"]
 
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -49,32 +49,32 @@ class LoraAdapter:
 
         self.unet = unet
         self.name = _free_name(unet)
-        found = {id(layer): layer.active_adapters for layer in _adapted_layers(unet)}
+        found = {id(layer): layer.active_adapters for layer in adapted_layers(unet)}
         flags = [(parameter, parameter.requires_grad) for parameter in unet.parameters()]
         settings = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(targets))
         with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             unet.add_adapter(settings, self.name)  # draws weights that are replaced below
-        self._layers = _adapted_layers(unet)
+        self._layers = adapted_layers(unet)
         for layer in self._layers:
             layer.set_adapter(found.get(id(layer), []))
         self.parameters = self._own_parameters()
         self._draw(generator)
         for parameter in self.parameters.values():
             parameter.requires_grad_(False)
-        _restore_flags(flags)
+        restore_flags(flags)
 
     @contextmanager
     def on(self) -> Iterator[None]:
         """Inside, the deltas act and take gradients; everything is restored afterwards."""
-        flags = _gradient_flags(self._layers)
+        flags = gradient_flags(self._layers)
         before = [(layer.active_adapters, layer.disable_adapters) for layer in self._layers]
         try:
             for layer, (active, is_off) in zip(self._layers, before, strict=True):
                 if is_off:
                     layer.enable_adapters(True)
                 layer.set_adapter([*([] if is_off else active), self.name])
-            _restore_flags(flags)
+            restore_flags(flags)
             for parameter in self.parameters.values():
                 parameter.requires_grad_(True)
             yield
@@ -83,18 +83,18 @@ class LoraAdapter:
                 layer.set_adapter(list(active))
                 if is_off:
                     layer.enable_adapters(False)
-            _restore_flags(flags)
+            restore_flags(flags)
 
     def remove(self) -> None:
         """Take the deltas off; a second call does nothing."""
         if self.name not in getattr(self.unet, "peft_config", {}):
             return
-        flags = _gradient_flags(self._layers)
+        flags = gradient_flags(self._layers)
         if len(self.unet.peft_config) == 1:
             self.unet.unload_lora()
         else:
             self.unet.delete_adapters(self.name)
-        _restore_flags(flags)
+        restore_flags(flags)
 
     def _own_parameters(self) -> dict[str, nn.Parameter]:
         """By name in the UNet, without the adapter's name; float32."""
@@ -122,14 +122,15 @@ def _free_name(unet: nn.Module) -> str:
     return next(n for k in range(len(taken) + 1) if (n := f"delta{k}") not in taken)
 
 
-def _adapted_layers(unet: nn.Module) -> list[nn.Module]:
+def adapted_layers(model: nn.Module) -> list[nn.Module]:
+    """Layers of peft in a model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+    return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
 
 
-def _gradient_flags(layers: list[nn.Module]) -> list[tuple[nn.Parameter, bool]]:
-    """``requires_grad`` of all adapters' parameters; peft leaves those of the UNet's own alone."""
+def gradient_flags(layers: list[nn.Module]) -> list[tuple[nn.Parameter, bool]]:
+    """``requires_grad`` of all adapters' parameters; peft leaves those of the model's own alone."""
     return [
         (parameter, parameter.requires_grad)
         for layer in layers
@@ -138,6 +139,7 @@ def _gradient_flags(layers: list[nn.Module]) -> list[tuple[nn.Parameter, bool]]:
     ]
 
 
-def _restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+def restore_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
+    """Put ``requires_grad`` back."""
     for parameter, wants_gradient in flags:
         parameter.requires_grad_(wants_gradient)
