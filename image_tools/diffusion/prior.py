@@ -145,6 +145,16 @@ class DiffusionPrior:
         Raises:
             ShapeError: if ``images`` is not [b, h, w, 3].
         """
+        return self.encode_posterior(images)[0]
+
+    def encode_posterior(
+        self, images: Float[Tensor, "b h w 3"]
+    ) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b c s s"]]:
+        """Mean and standard deviation of images' scaled latents, for trainers that draw them.
+
+        Raises:
+            ShapeError: if ``images`` is not [b, h, w, 3].
+        """
         check_shape("images", images, "B H W 3")
         pixels = images.movedim(-1, 1)
         size = (self.image_size, self.image_size)
@@ -152,9 +162,10 @@ class DiffusionPrior:
             shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
         pixels = pixels.to(self.device, self.vae.dtype) * 2.0 - 1.0
-        mean = self.vae.encode(pixels).latent_dist.mean.to(images)
+        posterior = self.vae.encode(pixels).latent_dist
+        mean = posterior.mean.to(images)
         shift, scale = self._latent_shift_scale(mean)
-        return (mean - shift) * scale
+        return (mean - shift) * scale, posterior.std.to(images) * scale
 
     def decode_latents(self, latents: Float[Tensor, "b c s s"]) -> Float[Tensor, "b h w 3"]:
         """Scaled latents to images in 0..1. Differentiable up to the final clamp."""
@@ -186,6 +197,10 @@ class DiffusionPrior:
         said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device)
         pooled = None if text.pooled is None else text.pooled * said[:, None]
         return replace(text, tokens=text.tokens * said[:, None, None], pooled=pooled)
+
+    def pin_text_encoder(self) -> None:
+        """Keep the text encoders in memory: a tool changed them, which their files do not know."""
+        self._keep_text_encoder = True
 
     def predict_output(
         self,
