@@ -44,6 +44,7 @@ __all__ = [
     "detach_from_prior",
     "detach_lora",
     "fingerprint_loras",
+    "layers_by_name",
     "loras_active",
     "prior_modules",
 ]
@@ -151,6 +152,11 @@ def collect_lora(modules: Modules, name: str) -> LoraFile:
     return LoraFile(sections, layers_per_block=per_block if isinstance(per_block, int) else 2)
 
 
+def layers_by_name(section: Section, module: nn.Module) -> dict[str, nn.Module]:
+    """A model's modules by the names that LoRA files have for them."""
+    return {_file_name(section, path): layer for path, layer in module.named_modules()}
+
+
 def fingerprint_loras(modules: Modules) -> str:
     """A hash of the deltas that act and of their weights; empty if none does."""
     digest = hashlib.sha256()
@@ -166,11 +172,11 @@ def fingerprint_loras(modules: Modules) -> str:
 
 
 def prior_modules(prior: DiffusionPrior) -> dict[Section, nn.Module]:
-    """A prior's denoiser and text encoders by section; the encoders are read if they are not."""
-    encoders = [tower.encoder for tower in prior.text.towers]
+    """A prior's denoiser and, while they are in memory, its text encoders by section."""
+    encoders = [tower.encoder for tower in prior.text.towers] if prior.text.is_loaded else []
     names: list[Section] = ["text_encoder", "text_encoder_2"]
-    if prior.text.layout == "penultimate_pooled":  # SDXL's refiner has the second encoder only
-        names = names[-len(encoders) :]
+    if prior.text.layout == "penultimate_pooled" and len(encoders) == 1:  # SDXL's refiner
+        names = names[1:]
     return {"unet": prior.unet, **dict(zip(names, encoders, strict=False))}
 
 
@@ -178,10 +184,10 @@ def attach_to_prior(
     prior: DiffusionPrior, lora: LoraFile, *, name: str, weight: float = 1.0
 ) -> None:
     """``attach_lora`` on a prior, whose prompts are then cached by what acts on them."""
-    modules = prior_modules(prior)
-    attach_lora(modules, lora, name=name, weight=weight)
-    prior.pin_text_encoder()
-    prior.fingerprint_parts["lora"] = lambda: fingerprint_loras(modules)
+    if set(lora.sections) - {"unet"} and prior.text.towers:  # reads them
+        prior.pin_text_encoder()
+    attach_lora(prior_modules(prior), lora, name=name, weight=weight)
+    prior.fingerprint_parts["lora"] = lambda: fingerprint_loras(prior_modules(prior))
 
 
 def detach_from_prior(prior: DiffusionPrior, name: str) -> None:
@@ -197,17 +203,18 @@ def _fit(section: Section, modules: Modules, deltas: Mapping[str, LoraDelta]) ->
             "Expected a LoRA that was made for this kind of model."
         )
     module = modules[section]
-    layers = {_file_name(section, path): (path, layer) for path, layer in module.named_modules()}
+    layers = layers_by_name(section, module)
+    paths = {id(layer): path for path, layer in module.named_modules()}
     fitted = {}
     for name, delta in deltas.items():
-        path, layer = layers.get(name, (name, None))
-        layer = getattr(layer, "base_layer", layer)
-        if not isinstance(layer, nn.Linear | nn.Conv2d):
+        layer = layers.get(name)
+        base = getattr(layer, "base_layer", layer)
+        if not isinstance(base, nn.Linear | nn.Conv2d):
             raise UnsupportedModel(
                 f"The LoRA changes '{name}', which the {section} does not have as a linear or "
                 "convolution layer. Expected a LoRA that was made for this kind of model."
             )
-        fitted[path] = _reshaped(delta, layer.weight.shape, f"{section}.{name}")
+        fitted[paths[id(layer)]] = _reshaped(delta, base.weight.shape, f"{section}.{name}")
     return fitted
 
 

@@ -96,6 +96,13 @@ class LoraDelta:
         """The same change ``factor`` times as strong."""
         return replace(self, alpha=self.alpha * factor)
 
+    def with_alpha(self, alpha: float) -> LoraDelta:
+        """The same change with another alpha, the factor moved into ``up``."""
+        if alpha == self.alpha:
+            return self
+        up = (self.up.float() * (self.alpha / alpha)).to(self.up)
+        return replace(self, up=up, alpha=alpha)
+
     def to(self, *, dtype: torch.dtype) -> LoraDelta:
         """The same change in another number format."""
         magnitude = None if self.magnitude is None else self.magnitude.to(dtype)

@@ -32,6 +32,7 @@ from image_tools.diffusion.lora_import import LYCORIS_PARTS, delta_from_lycoris,
 from image_tools.diffusion.lora_metadata import (
     METADATA_KEY,
     AlphaSettings,
+    common_alpha,
     kohya_metadata,
     peft_metadata,
     read_settings,
@@ -248,9 +249,15 @@ def _magnitude(layer: str, value: Tensor | None) -> Tensor | None:
 
 
 def _to_kohya(lora: LoraFile) -> dict[str, Tensor]:
-    """kohya's tensors; bundled embeddings as A1111 has them."""
+    """kohya's tensors; bundled embeddings as A1111 has them.
+
+    Where the layers of a section differ in alpha, stock diffusers gives all the most common one. So
+    the others are written with that alpha, too, and a factor in ``up``: the change is the same.
+    """
     tensors: dict[str, Tensor] = {}
+    common = {section: common_alpha(deltas) for section, deltas in lora.sections.items() if deltas}
     for section, name, delta in lora.deltas():
+        delta = delta.with_alpha(common[section])
         stem = kohya_of_layer(
             section, name, base_model=lora.base_model, layers_per_block=lora.layers_per_block
         )

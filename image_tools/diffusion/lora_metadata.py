@@ -20,6 +20,7 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 __all__ = [
     "METADATA_KEY",
     "AlphaSettings",
+    "common_alpha",
     "kohya_metadata",
     "peft_metadata",
     "peft_settings",
@@ -129,6 +130,11 @@ def peft_settings(deltas: Mapping[str, LoraDelta]) -> dict[str, Any]:
         },
         "use_dora": bool(with_magnitude),
     }
+
+
+def common_alpha(deltas: Mapping[str, LoraDelta]) -> float:
+    """The most common alpha of a section that is not zero."""
+    return _most_common([delta.alpha for delta in deltas.values() if delta.alpha] or [1.0])
 
 
 def kohya_metadata(lora: LoraFile) -> dict[str, str]:
