@@ -31,8 +31,9 @@ __all__ = ["evaluate_and_note", "run"]
 LEGEND = (
     "kind, color, both: share of 8 views in which the judge agrees with the prompt; janus: fronts "
     "too many, 0 to 1;\niou, chamfer: silhouettes and surfaces against true objects at the best "
-    "turn; same: neighbouring views read alike;\nsatur.: colourfulness minus the true object's; "
-    "min, GiB, evals: time and memory of the optimisation, rows through denoisers."
+    "turn; same: neighbouring views read alike;\nsatur.: how far colourfulness is from the true "
+    "object's, bias: with its sign;\nmin, GiB, evals: time and memory of the optimisation, rows "
+    "through denoisers."
 )
 
 

@@ -25,7 +25,7 @@ import yaml
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
 from studio.config import load_scene, split_arguments
 from studio.errors import ConfigError, Interrupted
-from studio.evaluation.comparison import COSTS, METRICS, Result, result_of
+from studio.evaluation.comparison import BIASES, COSTS, METRICS, Result, result_of
 from studio.evaluation.tables import runs_table
 from studio.progress import say
 from studio.report import write_gallery
@@ -308,9 +308,9 @@ def _write(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     keys = [axis.key for axis in axes]
-    writer.writerow([*keys, "status", *METRICS, *COSTS, "run", "error"])
+    writer.writerow([*keys, "status", *METRICS, *BIASES, *COSTS, "run", "error"])
     for row, outcome, result in zip(rows, outcomes, results, strict=True):
-        figures = [result.metrics.get(name) for name in METRICS]
+        figures = [result.metrics.get(name) for name in (*METRICS, *BIASES)]
         figures += [result.costs.get(name) for name in COSTS]
         values = [_plain(value) for value in row]
         writer.writerow([*values, outcome.status, *figures, result.run or "", outcome.error or ""])

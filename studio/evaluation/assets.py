@@ -79,6 +79,8 @@ class AssetMetrics:
     """Distance of the surfaces at the best turn, in radii of the object."""
     saturation_error: float | None = None
     """Chroma minus the true object's; positive is over-saturated."""
+    saturation_abs: float | None = None
+    """Its amount, which means over assets may be compared by: there + and - do not cancel."""
 
     def as_dict(self) -> dict:
         """Plain JSON values, rounded."""
@@ -110,13 +112,15 @@ def _with_prompt(
 ) -> AssetMetrics:
     """Add what the judge says about prompt and fronts."""
     agreement = prompt_agreement(verdicts, truth.spec)
+    saturation = saturation_error(views.rgb, views.mask, truth.views.rgb, truth.views.mask)
     return replace(
         metrics,
         kind_accuracy=float(agreement.kind.float().mean()),
         color_accuracy=float(agreement.color.float().mean()),
         both_accuracy=float(agreement.both.float().mean()),
         janus=None if truth.front is None else janus(verdicts.front, truth.front).score,
-        saturation_error=saturation_error(views.rgb, views.mask, truth.views.rgb, truth.views.mask),
+        saturation_error=saturation,
+        saturation_abs=abs(saturation),
     )
 
 

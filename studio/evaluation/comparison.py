@@ -15,6 +15,7 @@ from studio.evaluation.intervals import Estimate, bootstrap_mean
 from studio.run_folder import RunFolder
 
 __all__ = [
+    "BIASES",
     "COSTS",
     "METRICS",
     "Result",
@@ -27,16 +28,18 @@ __all__ = [
 ]
 
 METRICS: dict[str, str] = {
-    "kind_accuracy": "kind",
-    "color_accuracy": "colour",
-    "both_accuracy": "both",
-    "janus": "Janus",
-    "silhouette_iou": "IoU",
-    "chamfer": "Chamfer",
-    "view_consistency": "consistency",
-    "saturation_error": "saturation",
+    "kind_accuracy": "kind ↑",
+    "color_accuracy": "colour ↑",
+    "both_accuracy": "both ↑",
+    "janus": "Janus ↓",
+    "silhouette_iou": "IoU ↑",
+    "chamfer": "Chamfer ↓",
+    "view_consistency": "consistency ↑",
+    "saturation_abs": "saturation ↓",
 }
-"""What is measured on the asset, with the headings."""
+"""What systems are compared by, measured on the asset, with headings that say what is better."""
+BIASES: dict[str, str] = {"saturation_error": "saturation bias"}
+"""Signed errors of the asset: 0 is best, so their means and differences rank nothing."""
 COSTS: dict[str, str] = {
     "seconds": "seconds",
     "peak_memory_gib": "GiB",
@@ -61,7 +64,7 @@ class Result:
     status: str
     """``done``, ``failed`` or ``diverged``."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
-    """Those of METRICS that apply."""
+    """Those of METRICS and BIASES that apply."""
     costs: Mapping[str, float | None] = field(default_factory=dict)
     """Those of COSTS that are known."""
     run: str | None = None
@@ -95,7 +98,7 @@ def result_of(run: RunFolder, *, system: str | None = None) -> Result:
         prompt=str(info.get("prompt", "")),
         seed=int(info.get("seed", 0)),
         status=str(info.get("status")),
-        metrics={name: found.get(name) for name in METRICS},
+        metrics={name: _figure_of(found, name) for name in (*METRICS, *BIASES)},
         costs={
             "seconds": seconds.get("optimise"),
             "peak_memory_gib": round(memory / 2**30, 3) if memory else None,
@@ -104,6 +107,14 @@ def result_of(run: RunFolder, *, system: str | None = None) -> Result:
         run=str(run.path),
         prior=((info.get("weights") or {}).get("prior") or {}).get("fingerprint"),
     )
+
+
+def _figure_of(found: Mapping[str, float | None], name: str) -> float | None:
+    """A figure of an evaluation; older ones have the signed saturation error only."""
+    if name == "saturation_abs" and name not in found:
+        signed = found.get("saturation_error")
+        return None if signed is None else abs(signed)
+    return found.get(name)
 
 
 def systems_of(results: Sequence[Result]) -> list[str]:
@@ -153,7 +164,7 @@ def plain_summary(results: Sequence[Result], held_out: Callable[[str], bool]) ->
         found[system] = {}
         for group in GROUPS:
             members = _members(own, group, held_out)
-            figures = {name: estimate(members, name) for name in (*METRICS, *COSTS)}
+            figures = {name: estimate(members, name) for name in (*METRICS, *BIASES, *COSTS)}
             found[system][group] = {name: asdict(f) for name, f in figures.items() if f}
     return found
 
@@ -187,7 +198,8 @@ def _heading(cells: Sequence[str]) -> list[str]:
 
 
 def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -> str:
-    lines = _heading(["system", "prompts", "n", *METRICS.values(), *COSTS.values()])
+    figures = METRICS | BIASES
+    lines = _heading(["system", "prompts", "n", *figures.values(), *COSTS.values()])
     for system in systems_of(results):
         own = [r for r in results if r.system == system]
         for group in GROUPS:
@@ -196,7 +208,7 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
                 continue
             failed = sum(not r.measured for r in members)
             count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
-            cells = [_figure(estimate(members, name)) for name in METRICS]
+            cells = [_figure(estimate(members, name)) for name in figures]
             cells += [_amount(estimate(members, name)) for name in COSTS]
             lines.append(_line([f"**{system}**", group, count, *cells]))
     return "\n".join(lines)

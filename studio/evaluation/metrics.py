@@ -132,6 +132,7 @@ def saturation_error(
 ) -> float:
     """Mean chroma of the asset minus that of the true object: positive is over-saturated.
 
-    Images in 0..1 with coverage; the two may have different numbers of views.
+    Images in 0..1 with coverage; the two may have different numbers of views. A mean of it over
+    assets tells a bias only; how far colours are off is the mean of its absolute value.
     """
     return chroma(rgb, mask) - chroma(true_rgb, true_mask)

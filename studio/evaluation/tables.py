@@ -16,7 +16,8 @@ COLUMNS: dict[str, str] = {
     "silhouette_iou": "iou",
     "chamfer": "chamfer",
     "view_consistency": "same",
-    "saturation_error": "satur.",
+    "saturation_abs": "satur.",
+    "saturation_error": "bias",
 }
 WIDTH, COST_WIDTH, MOST = 8, 7, 30
 

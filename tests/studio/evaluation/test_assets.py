@@ -56,6 +56,7 @@ def test_a_true_object_scores_nearly_full_marks_whichever_way_it_faces(duck):
     assert metrics.janus < 0.2
     # The asset shows the colours without the toybox's light, which only darkens.
     assert -0.02 < metrics.saturation_error < 0.25
+    assert metrics.saturation_abs == abs(metrics.saturation_error)
 
 
 def test_another_prompt_makes_the_same_asset_wrong(duck, tmp_path):

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from studio.evaluation.comparison import (
+    BIASES,
     COSTS,
     METRICS,
     Result,
@@ -23,7 +24,8 @@ from studio.run_folder import create_run
 
 def result(system: str, prompt: str, seed: int = 0, **values: float | None) -> Result:
     """A made-up result; metrics that are not given are 0.5, costs 100."""
-    metrics = dict.fromkeys(METRICS, 0.5) | {k: v for k, v in values.items() if k in METRICS}
+    names = (*METRICS, *BIASES)
+    metrics = dict.fromkeys(names, 0.5) | {k: v for k, v in values.items() if k in names}
     costs = dict.fromkeys(COSTS, 100.0) | {k: v for k, v in values.items() if k in COSTS}
     return Result(system, prompt, seed, "done", metrics, costs)
 
@@ -127,6 +129,31 @@ def test_a_result_is_read_from_run_json(tmp_path):
     assert found.value("kind_accuracy") == 0.75
     assert found.value("janus") is None
     assert result_of(run, system="mine").system == "mine"
+
+
+def measured_saturation(out, signed: float, **more: float) -> Result:
+    """A result read from a run with this signed error."""
+    run = create_run(out, prompt=f"off by {signed}", method="demo", seed=0, info={})
+    run.update_info({"evaluation": {"saturation_error": signed} | more})
+    return result_of(run)
+
+
+def test_too_much_and_too_little_saturation_do_not_cancel(tmp_path):
+    """Ranked is the mean of amounts; the signed mean is told beside it."""
+    results = [measured_saturation(tmp_path, s, saturation_abs=abs(s)) for s in (-0.2, 0.2)]
+    assert estimate(results, "saturation_abs").value == pytest.approx(0.2)
+    assert estimate(results, "saturation_error").value == pytest.approx(0.0)
+    row = comparison_markdown(results, is_red).splitlines()[2]
+    assert "| 0.20 [0.20, 0.20] | 0.00 [-0.20, 0.20] |" in row
+    assert not set(BIASES) & set(METRICS)
+
+
+def test_an_evaluation_with_the_signed_saturation_only_is_still_read(tmp_path):
+    found = measured_saturation(tmp_path, -0.3)
+    assert (found.value("saturation_abs"), found.value("saturation_error")) == (0.3, -0.3)
+    absent = create_run(tmp_path, prompt="x", method="demo", seed=0, info={})
+    absent.update_info({"evaluation": {"saturation_error": None}})
+    assert result_of(absent).value("saturation_abs") is None
 
 
 def test_systems_keep_their_order():
