@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from studio.errors import StudioError
+from studio.lora_cli import lora_app
 
 __all__ = ["app", "main"]
 
@@ -330,6 +331,9 @@ def report(
     from studio.commands import report as command
 
     command.run(paths, out=out, as_json=as_json)
+
+
+app.add_typer(lora_app)
 
 
 def main() -> None:

@@ -57,7 +57,7 @@ def test_links_and_named_files_exist(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 def test_named_verbs_exist(path: Path) -> None:
-    verbs = {command.name for command in app.registered_commands}
+    verbs = {known.name for known in (*app.registered_commands, *app.registered_groups)}
     code = "\n".join([*blocks(path, ""), *re.findall(r"`([^`\n]+)`", path.read_text())])
     used = set(re.findall(r"(?:^|/)studio ([a-z]+)", code, re.MULTILINE))
     assert used <= verbs

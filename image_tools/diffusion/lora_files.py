@@ -17,7 +17,12 @@ from torch import Tensor
 
 from image_tools.diffusion.loading import readable_weights
 from image_tools.diffusion.lora_deltas import SECTIONS, BaseModel, LoraDelta, LoraFile, Section
-from image_tools.diffusion.lora_layouts import LoraLayout, lora_from_tensors, lora_to_tensors
+from image_tools.diffusion.lora_layouts import (
+    LoraLayout,
+    layout_of,
+    lora_from_tensors,
+    lora_to_tensors,
+)
 from image_tools.diffusion.weights import check_safetensors_file, read_json
 from image_tools.errors import WeightsMissing
 from renderers.errors import StudioError
@@ -30,6 +35,7 @@ __all__ = [
     "LoraFile",
     "LoraLayout",
     "Section",
+    "lora_layout",
     "read_lora",
     "write_lora",
 ]
@@ -55,11 +61,7 @@ def read_lora(path: Path, *, layers_per_block: int = 2) -> LoraFile:
         WeightsMissing: if it is not there, damaged or incomplete.
         UnsupportedModel: if it is of a design that Stable Diffusion does not have.
     """
-    path = path.expanduser()
-    settings: dict[str, Any] | None = None
-    if path.is_dir():
-        path, settings = _find_in_folder(path)
-    check_safetensors_file(path, role=ROLE)
+    path, settings = _find_file(path)
     tensors, metadata = _read_tensors(path)
     try:
         return lora_from_tensors(
@@ -67,6 +69,19 @@ def read_lora(path: Path, *, layers_per_block: int = 2) -> LoraFile:
         )
     except StudioError as error:
         raise type(error)(f"'{path}': {error}") from error
+
+
+def lora_layout(path: Path) -> str:
+    """What the layout of a file is called, from the names of its tensors alone.
+
+    Raises:
+        WeightsMissing, UnsafeWeights: as ``read_lora``.
+    """
+    from safetensors import safe_open
+
+    path = _find_file(path)[0]
+    with readable_weights(path, ROLE), safe_open(path, framework="pt") as file:
+        return layout_of(file.keys())
 
 
 def write_lora(path: Path, lora: LoraFile, *, layout: LoraLayout) -> None:
@@ -91,16 +106,23 @@ def write_lora(path: Path, lora: LoraFile, *, layout: LoraLayout) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _find_in_folder(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """The weight file of a folder, and peft's settings where it has them."""
-    if (folder / LORA_WEIGHT_NAME).is_file():
-        return folder / LORA_WEIGHT_NAME, None
-    if (folder / PEFT_CONFIG_NAME).is_file():
-        return folder / PEFT_WEIGHT_NAME, read_json(folder / PEFT_CONFIG_NAME, role=ROLE)
-    raise WeightsMissing(
-        f"The folder '{folder}' has no LoRA. Expected {LORA_WEIGHT_NAME}, or {PEFT_CONFIG_NAME} "
-        f"with {PEFT_WEIGHT_NAME}; name the file itself if it is called otherwise."
-    )
+def _find_file(path: Path) -> tuple[Path, dict[str, Any] | None]:
+    """The file, of a folder its weight file, and peft's settings where it has them."""
+    path = path.expanduser()
+    settings = None
+    if path.is_dir():
+        folder, path = path, path / LORA_WEIGHT_NAME
+        if not path.is_file():
+            path = folder / PEFT_WEIGHT_NAME
+            if not (folder / PEFT_CONFIG_NAME).is_file():
+                raise WeightsMissing(
+                    f"The folder '{folder}' has no LoRA. Expected {LORA_WEIGHT_NAME}, or "
+                    f"{PEFT_CONFIG_NAME} with {PEFT_WEIGHT_NAME}; name the file itself if it is "
+                    "called otherwise."
+                )
+            settings = read_json(folder / PEFT_CONFIG_NAME, role=ROLE)
+    check_safetensors_file(path, role=ROLE)
+    return path, settings
 
 
 def _read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -127,8 +127,8 @@ def lora_to_tensors(
     return tensors, peft_metadata(lora)
 
 
-def layout_of(names: Mapping[str, Tensor]) -> str:
-    """What a file's layout is called, for people."""
+def layout_of(names: Iterable[str]) -> str:
+    """What the layout of a file with these tensors is called, for people."""
     keys = list(names)
     tests = {
         "LyCORIS": lambda key: any(f".{part}" in key for part in (*LYCORIS_PARTS, "lora_mid")),
