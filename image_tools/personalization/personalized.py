@@ -1,0 +1,231 @@
+"""Personalized results on a prior: LoRA files, words, and the weights of a full DreamBooth.
+
+Attached in place, so that samplers, scenes, guidance rules and critics see the prior they know.
+Its fingerprint says at every moment what acts on it, so cached prompts are never stale. Inside
+``off()`` and after ``remove()`` it predicts bit for bit as before.
+
+    attached = attach_subjects(prior, [SubjectConfig(loras=(LoraUseConfig("dog.safetensors"),))])
+    with attached.off(): ...
+    prior = personalized_prior(prior, subjects, guidance="consistency")
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from image_tools.diffusion.loading import readable_weights
+from image_tools.diffusion.lora_apply import (
+    active_loras,
+    attach_to_prior,
+    detach_from_prior,
+    loras_active,
+    prior_modules,
+)
+from image_tools.diffusion.lora_files import read_lora
+from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.weights import check_safetensors_file
+from image_tools.errors import UnsupportedModel
+from image_tools.personalization.consistency import ConsistencyPrior, Student
+from image_tools.personalization.embedding_files import read_embeddings
+from image_tools.personalization.personalized_configs import GuidanceMix, SubjectConfig
+from image_tools.personalization.tokens import attach_tokens
+from renderers.errors import StudioError
+
+__all__ = ["AttachedSubjects", "attach_subjects", "check_subject_files", "personalized_prior"]
+
+WEIGHTS_ROLE = "DreamBooth"
+PART = "weights"
+
+
+class AttachedSubjects:
+    """Subjects on a prior until ``remove``."""
+
+    def __init__(self, prior: DiffusionPrior, subjects: Sequence[SubjectConfig]) -> None:
+        """Attach all of them, or none if one cannot be."""
+        self.prior, self.loras = prior, [dict[str, float]() for _ in subjects]
+        self._weights: list[_ReplacedWeights] = []
+        with ExitStack() as undo:
+            for index, subject in enumerate(subjects):
+                self._attach(index, subject, undo)
+            self._undo = undo.pop_all()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the prior predicts as it did; the subjects' words stay known to it."""
+        _ = self.prior.text.towers  # adapters of text encoders that are not read would stay on
+        modules, own = prior_modules(self.prior), {n for loras in self.loras for n in loras}
+        others = {n: w for n, w in active_loras(modules).items() if n not in own}
+        with loras_active(modules, others), ExitStack() as stack:
+            for weights in self._weights:
+                stack.enter_context(weights.off())
+            yield
+
+    def remove(self) -> None:
+        """Leave the prior as it was found; a second call does nothing."""
+        self._undo.close()
+        self.loras, self._weights = [], []
+
+    def _attach(self, index: int, subject: SubjectConfig, undo: ExitStack) -> None:
+        prior = self.prior
+        if subject.weights is not None:
+            if self._weights:
+                raise StudioError(
+                    "Two subjects have DreamBooth weights - expected one: each replaces the whole "
+                    "denoiser. Train the second subject as a LoRA."
+                )
+            self._weights.append(_ReplacedWeights(prior, Path(subject.weights).expanduser()))
+            undo.callback(self._weights[-1].remove)
+        for use in subject.embeddings:
+            words = read_embeddings(Path(use.path).expanduser(), token=use.token)
+            undo.callback(attach_tokens(prior, words).remove)
+        per_block = getattr(prior.unet.config, "layers_per_block", 2)
+        for position, use in enumerate(subject.loras):
+            name = f"subject{index}_{position}"
+            lora = read_lora(
+                Path(use.path), layers_per_block=per_block if isinstance(per_block, int) else 2
+            )
+            attach_to_prior(prior, lora, name=name, weight=use.weight)
+            undo.callback(detach_from_prior, prior, name)
+            self.loras[index][name] = use.weight
+
+
+def attach_subjects(prior: DiffusionPrior, subjects: Sequence[SubjectConfig]) -> AttachedSubjects:
+    """Attach personalized results to a prior; all of them act together.
+
+    Raises:
+        WeightsMissing: a file is absent or damaged; UnsafeWeights if it is an unsafe pickle.
+        UnsupportedModel: a file was made for another kind of model.
+        StudioError: names or weights exclude each other. In all cases the prior is unchanged.
+    """
+    return AttachedSubjects(prior, subjects)
+
+
+def personalized_prior(
+    prior: DiffusionPrior,
+    subjects: Sequence[SubjectConfig],
+    *,
+    guidance: GuidanceMix,
+    parallel: float = 1.0,
+) -> DiffusionPrior | ConsistencyPrior:
+    """A prior with subjects, for good.
+
+    Args:
+        prior: gets the subjects attached.
+        subjects: what to attach.
+        guidance: plain lets all act together; consistency keeps the prior beside each of them.
+        parallel: see ``consistency``.
+
+    Raises:
+        StudioError: as ``attach_subjects``; and DreamBooth weights with consistency guidance.
+    """
+    if guidance == "consistency":
+        _check_students(subjects)
+    attached = attach_subjects(prior, subjects)
+    if guidance == "plain":
+        return prior
+    students = [
+        Student(
+            loras,
+            {subject.token: subject.word} if subject.token and subject.word else {},
+            subject.consistency_scale,
+        )
+        for loras, subject in zip(attached.loras, subjects, strict=True)
+    ]
+    return ConsistencyPrior(prior, students, parallel=parallel)
+
+
+def check_subject_files(subjects: Sequence[SubjectConfig]) -> None:
+    """Look for all files, so that none turns out to be missing hours later.
+
+    Raises:
+        WeightsMissing: one is not there.
+    """
+    for subject in subjects:
+        for use in subject.loras:
+            read_lora(Path(use.path))
+        for use in subject.embeddings:
+            read_embeddings(Path(use.path), token=use.token)
+        if subject.weights is not None:
+            check_safetensors_file(Path(subject.weights).expanduser(), role=WEIGHTS_ROLE)
+
+
+def _check_students(subjects: Sequence[SubjectConfig]) -> None:
+    for subject in subjects:
+        if subject.weights is not None:
+            raise StudioError(
+                f"weights is '{subject.weights}' with consistency guidance - expected LoRAs, which "
+                "can be switched off for the prior's own prediction. Train with DCO or "
+                "dreambooth_lora, or use guidance: plain."
+            )
+
+
+class _ReplacedWeights:
+    """Trained weights in the place of a prior's own."""
+
+    def __init__(self, prior: DiffusionPrior, path: Path) -> None:
+        """Put them in."""
+        from safetensors.torch import load_file
+
+        check_safetensors_file(path, role=WEIGHTS_ROLE)
+        with readable_weights(path, WEIGHTS_ROLE):
+            tensors = load_file(path)
+        self._prior, self._pairs = prior, []
+        targets = _targets(prior, tensors, path)
+        digest = hashlib.sha256()
+        for name, parameter in targets.items():
+            own = tensors[name].to(parameter.device, parameter.dtype)
+            digest.update(name.encode())
+            digest.update(tensors[name].float().contiguous().numpy().tobytes())
+            self._pairs.append((parameter, own, parameter.data))
+        self._digest, self._is_on = digest.hexdigest()[:32], False
+        prior.fingerprint_parts[PART] = lambda: self._digest if self._is_on else ""
+        self._switch(True)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside, the prior's own weights."""
+        self._switch(False)
+        try:
+            yield
+        finally:
+            self._switch(True)
+
+    def remove(self) -> None:
+        """The prior's own weights again, for good."""
+        self._switch(False)
+        del self._prior.fingerprint_parts[PART]
+
+    def _switch(self, is_on: bool) -> None:
+        for parameter, own, base in self._pairs:
+            parameter.data = own if is_on else base
+        self._is_on = is_on
+
+
+def _targets(
+    prior: DiffusionPrior, tensors: Mapping[str, Tensor], path: Path
+) -> dict[str, nn.Parameter]:
+    """The parameters that the tensors replace."""
+    if any(not name.startswith("unet.") for name in tensors):
+        _ = prior.text.towers
+        prior.pin_text_encoder()
+    known = {
+        f"{section}.{name.replace('.base_layer.', '.')}": parameter
+        for section, module in prior_modules(prior).items()
+        for name, parameter in module.named_parameters()
+    }
+    found = {}
+    for name, tensor in tensors.items():
+        parameter = known.get(name)
+        if parameter is None or parameter.shape != tensor.shape:
+            there = "absent" if parameter is None else f"{list(parameter.shape)}"
+            raise UnsupportedModel(
+                f"'{path}' has weights '{name}' of shape {list(tensor.shape)}, which are {there} "
+                "in the prior. Expected a DreamBooth checkpoint that was trained from this prior."
+            )
+        found[name] = parameter
+    return found
