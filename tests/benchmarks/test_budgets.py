@@ -1,0 +1,103 @@
+"""Denoiser evaluations: computed as they are recorded, and scaled."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.text_to_3d.budgets import scaled, scene_rows, stage_rows
+from studio.config import load_scene, preset_names
+from studio.runner import Runner
+from tests.image_tools.tiny_unets import tiny_multiview_unet
+from tests.studio.conftest import start, tiny_prior, tiny_scene  # noqa: F401 - fixtures
+
+MULTIVIEW_CAMERAS = "stages.0.cameras={kind: multiview, batch_size: 4, height: 12, width: 12}"
+MILESTONES = (
+    "stages.0.cameras.milestones=[{from_fraction: 0.5, height: 12, width: 12, batch_size: 1}]"
+)
+VARIANTS = {
+    "sds": [],
+    "sds without guidance": ["stages.0.guidance.guidance_scale=1.0"],
+    "perp-neg": ["view_prompts.kind=perp_neg"],
+    "smaller batches from the middle on": [MILESTONES],
+    "vsd": ["stages.0.guidance={kind: vsd, critic: {steps: 3}}"],
+    "vsd, guided critic, perp-neg": [
+        "stages.0.guidance={kind: vsd, critic: {guidance_scale: 2.0}}",
+        "view_prompts.kind=perp_neg",
+    ],
+    "dreamflow": ["stages.0.guidance={kind: dreamflow, timesteps: 3}"],
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_are_those_that_a_run_records(variant, tiny_scene, tmp_path):  # noqa: F811
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *VARIANTS[variant])
+    Runner(scene, run).optimise()
+    assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+def test_rows_of_a_multiview_run_are_those_that_it_records(
+    tiny_scene,  # noqa: F811
+    tiny_prior,  # noqa: F811
+    tmp_path,
+):
+    """Its prompts are the same for all views, whatever the scene says."""
+    folder = tmp_path / "pocket-mv"
+    tiny_multiview_unet().save_pretrained(folder / "unet")
+    shutil.copytree(tiny_prior / "scheduler", folder / "scheduler")
+    prior = f"prior={{kind: pocket_mv, path: {folder}, base: {tiny_prior}}}"
+    rule = "stages.0.guidance={kind: multiview}"
+    words = "view_prompts.kind=perp_neg"
+    scene, run = start(tiny_scene, tmp_path / "runs", prior, rule, MULTIVIEW_CAMERAS, words)
+    Runner(scene, run).optimise()
+    assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+def rescaled(preset: str, evaluations: int, *more: str):
+    """A preset and what is made of it for a budget."""
+    before = load_scene(preset, ["prompt=a duck", *more]).config
+    overrides = scaled(before, evaluations)
+    return before, load_scene(preset, ["prompt=a duck", *more, *overrides]).config
+
+
+@pytest.mark.parametrize("preset", preset_names())
+@pytest.mark.parametrize("evaluations", [3200, 7760])
+def test_every_preset_meets_a_budget_and_keeps_its_shares(preset, evaluations):
+    before, after = rescaled(preset, evaluations)
+    assert scene_rows(after) == pytest.approx(evaluations, rel=0.01)
+    for index in range(len(before.stages)):
+        share = stage_rows(before, index) / scene_rows(before)
+        assert stage_rows(after, index) / scene_rows(after) == pytest.approx(share, abs=0.01)
+
+
+@pytest.mark.parametrize("preset", preset_names())
+def test_a_scene_that_meets_its_budget_stays_as_it_is(preset):
+    """So that its finished runs are found again."""
+    before, _ = rescaled(preset, 1)
+    assert rescaled(preset, scene_rows(before))[1] == before
+
+
+@pytest.mark.parametrize("preset", ["dreamflow", "pocket-dreamflow"])
+@pytest.mark.parametrize("evaluations", [100, 2587, 7760])
+def test_timesteps_of_dreamflow_keep_their_batches(preset, evaluations):
+    before, after = rescaled(preset, evaluations)
+    for old, new in zip(before.stages, after.stages, strict=True):
+        batches = old.steps // old.guidance.timesteps
+        assert new.steps == batches * new.guidance.timesteps
+        assert replace(new, steps=old.steps, guidance=old.guidance) == old
+
+
+def test_particles_and_warm_ups_are_scaled_along():
+    key = "stages.0.guidance.critic.warmup_steps"
+    _, after = rescaled("pocket-prolificdreamer", 1000, "stages.0.particles=3", f"{key}=36")
+    assert after.stages[0].steps % 3 == 0
+    ratio = after.stages[0].steps / 360
+    assert after.stages[0].guidance.critic.warmup_steps == round(36 * ratio)
+    assert after.stages[1].guidance.critic.warmup_steps == 0
+
+
+def test_a_stage_has_at_least_one_step():
+    _, after = rescaled("pocket-magic3d", 1)
+    assert [stage.steps for stage in after.stages] == [1, 1]
