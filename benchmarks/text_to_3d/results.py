@@ -16,10 +16,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.text_to_3d.budgets import scene_rows
 from studio.config import dump
 from studio.evaluation.comparison import (
+    Pair,
     Result,
     comparison_markdown,
+    pair_differences,
     plain_summary,
     systems_of,
 )
@@ -31,10 +34,25 @@ if TYPE_CHECKING:
 
     from benchmarks.text_to_3d.run_suite import Cell
 
-SCHEMA = "text_to_3d/2"
+SCHEMA = "text_to_3d/3"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh", "xatlas")
 PANEL = 72  # pixels of one view in the grid
 VIEWS = 4
+EQUAL = 0.05
+"""Budgets of denoiser evaluations that differ by more than this share are told."""
+PAIRS = (
+    Pair(
+        "What does Magic3D's mesh stage bring?",
+        system="pocket-magic3d",
+        to="pocket-magic3d-coarse",
+    ),
+    Pair(
+        "Is DreamFlow as good as ProlificDreamer at a third of its evaluations?",
+        system="pocket-dreamflow-third",
+        to="pocket-prolificdreamer",
+    ),
+)
+"""Answered when both systems are among the results."""
 
 
 def write_results(
@@ -62,7 +80,8 @@ def document_of(
 ) -> dict[str, Any]:
     """Everything about the comparison, as JSON values."""
     plain = [result for _, result in results]
-    scenes = {cell.system: dump(cell.job.config()) for cell, _ in results}
+    configs = {cell.system: cell.job.config() for cell, _ in results}
+    scenes = {system: dump(config) for system, config in configs.items()}
     for scene in scenes.values():
         for key in ("prompt", "seed"):
             scene.pop(key)
@@ -74,7 +93,16 @@ def document_of(
         "machine": machine(),
         "workers": options.workers,
         "priors": priors_of(plain),
+        "budgets": {system: scene_rows(config) for system, config in configs.items()},
         "summary": plain_summary(plain, is_held_out_prompt),
+        "pairs": [
+            {
+                **asdict(pair),
+                "differences": {name: asdict(figure) for name, figure in found.items()},
+            }
+            for pair in PAIRS
+            if (found := pair_differences(plain, pair))
+        ],
         "assets": [
             {
                 **asdict(result),
@@ -109,6 +137,20 @@ def mixed_priors(document: dict[str, Any]) -> list[str]:
     ]
 
 
+def budget_notes(budgets: dict[str, int]) -> list[str]:
+    """What a run of each system costs, and a warning when that is not the same for all."""
+    counts = ", ".join(f"{system} {rows:,}" for system, rows in budgets.items())
+    notes = [f"Denoiser evaluations of a run: {counts}."]
+    least, most = min(budgets, key=budgets.__getitem__), max(budgets, key=budgets.__getitem__)
+    if budgets[most] > (1.0 + EQUAL) * budgets[least]:
+        excess = budgets[most] / budgets[least] - 1.0
+        notes.append(
+            f"**Budgets differ: {most} has {excess:.0%} more evaluations than {least}, so the "
+            "figures compare budgets as well as systems.** `--evaluations` makes them equal."
+        )
+    return notes
+
+
 def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
     """The Markdown file."""
     machine_words = f"{document['machine']['processor']}, {document['workers']} run(s) at a time"
@@ -116,12 +158,13 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
         f"`{document['command']}`",
         f"{document['date']}, {machine_words}. Means with 95 % intervals: seeds are averaged for "
         "each prompt, and prompts are drawn with replacement. A failed run counts as wrong.",
+        *budget_notes(document["budgets"]),
     ]
     mixed = mixed_priors(document)
     if mixed:
         notes.append(f"**The weights of the prior of {', '.join(mixed)} changed on the way.**")
     heading = "\n\n".join([f"# Text to 3D: {name}", *notes])
-    return heading + "\n\n" + comparison_markdown(results, is_held_out_prompt)
+    return heading + "\n\n" + comparison_markdown(results, is_held_out_prompt, PAIRS)
 
 
 def grid(results: Sequence[Result]) -> Tensor | None:

@@ -4,11 +4,14 @@
     python -m benchmarks.text_to_3d.run_suite --name five --seeds 0,1 --workers 2 --threads 1 \
         --systems demo,pocket-magic3d,pocket-prolificdreamer,pocket-dreamflow,pocket-mvdream
 
-A system is a preset or a scene file. The same call goes on where an earlier one stopped, on any
-day; more prompts, seeds or systems can be added, and a system whose settings changed is made anew.
-Assets are made prompt by prompt, so that an unfinished comparison still compares like with like.
-Results go to ``benchmarks/results/text_to_3d--NAME.{json,md,png}``; runs that have not had their
-turn are left out of them, runs that failed count as wrong.
+A system is a preset, a scene of ``systems/`` beside this file, or any scene file. ``--evaluations
+3200`` gives all the same number of denoiser evaluations, by scaling their steps (``budgets``).
+
+The same call goes on where an earlier one stopped, on any day; more prompts, seeds or systems can
+be added, and a system whose settings changed is made anew. Assets are made prompt by prompt, so
+that an unfinished comparison still compares like with like. Results go to
+``benchmarks/results/text_to_3d--NAME.{json,md,png}``; runs that have not had their turn are left
+out of them, runs that failed count as wrong.
 """
 
 from __future__ import annotations
@@ -21,14 +24,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.text_to_3d.budgets import scaled
 from benchmarks.text_to_3d.results import write_results
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
+from studio.config import load_scene
 from studio.errors import ConfigError, StudioError
 from studio.evaluation.comparison import Result, result_of
 from studio.evaluation.suite import SUITE, SuitePrompt, chosen
 from studio.progress import format_seconds, say
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
+SYSTEMS = Path(__file__).resolve().parent / "systems"
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,13 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="for all systems, or for one: pocket-dreamflow:stages.0.steps=200",
     )
+    add(
+        "--evaluations",
+        nargs="*",
+        default=[],
+        metavar="[SYSTEM:]N",
+        help="scale the steps to about N denoiser evaluations, of all systems or of one",
+    )
     add("--workers", type=int, default=1, help="runs at a time")
     add("--threads", type=int, help="of each; all cores are shared when not given")
     add("--minutes", type=float, help="begin no run later than this")
@@ -81,17 +94,56 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         raise ConfigError(f"--systems is {options.systems!r} - expected different names.")
     if not re.fullmatch(r"\d+(,\d+)*", options.seeds):
         raise ConfigError(f"--seeds is {options.seeds!r} - expected numbers, such as 0,1.")
-    own = [overrides_of(name, options.overrides, names) for name in names]
+    scenes = [scene_of(system) for system in systems]
+    own = settings_of(options, scenes, names)
     cells = []
     for seed in dict.fromkeys(map(int, options.seeds.split(","))):
         for item in chosen(options.limit):
-            for system, name, overrides in zip(systems, names, own):
+            for scene, name, overrides in zip(scenes, names, own):
                 given = (f"prompt={item.prompt}", f"seed={seed}", *overrides)
-                job = Job(system, given, options.runs / name)
+                job = Job(scene, given, options.runs / name)
                 cells.append(Cell(name, seed, item, job))
     for cell in cells[: len(systems)]:
         cell.job.config()  # tell what is wrong before anything else is done
     return cells
+
+
+def settings_of(
+    options: argparse.Namespace, scenes: Sequence[str], names: Sequence[str]
+) -> list[tuple[str, ...]]:
+    """The overrides of each system: those given, then those that scale it to its budget."""
+    budgets, found = budgets_of(options.evaluations, names), []
+    for scene, name in zip(scenes, names):
+        given = overrides_of(name, options.overrides, names)
+        if name in budgets:
+            config = load_scene(scene, (f"prompt={SUITE[0].prompt}", *given)).config
+            given = (*given, *scaled(config, budgets[name]))
+        found.append(given)
+    return found
+
+
+def scene_of(system: str) -> str:
+    """The preset or the scene file that a system means."""
+    beside = SYSTEMS / f"{system}.yaml"
+    return str(beside) if beside.is_file() else system
+
+
+def budgets_of(texts: Sequence[str], systems: Sequence[str]) -> dict[str, int]:
+    """Denoiser evaluations by system, of those that have a number; its own comes before all's.
+
+    Raises:
+        ConfigError: one is no number, or names a system that is not compared.
+    """
+    found: dict[str, int] = {}
+    for text in sorted(texts, key=lambda text: ":" in text):
+        system, _, number = text.rpartition(":")
+        if not re.fullmatch(r"[1-9]\d*", number):
+            raise ConfigError(f"--evaluations {text}: expected N or SYSTEM:N, N at least 1.")
+        if system and system not in systems:
+            have = ", ".join(systems)
+            raise ConfigError(f"--evaluations {text}: no system {system!r} - have {have}.")
+        found |= dict.fromkeys([system] if system else systems, int(number))
+    return found
 
 
 def overrides_of(name: str, overrides: Sequence[str], systems: Sequence[str]) -> tuple[str, ...]:

@@ -18,10 +18,12 @@ __all__ = [
     "BIASES",
     "COSTS",
     "METRICS",
+    "Pair",
     "Result",
     "comparison_markdown",
     "differences",
     "estimate",
+    "pair_differences",
     "plain_summary",
     "result_of",
     "systems_of",
@@ -82,6 +84,18 @@ class Result:
         if name.endswith("accuracy") and not self.measured:
             return 0.0
         return self.metrics.get(name, self.costs.get(name))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two systems whose difference answers a question."""
+
+    question: str
+    """What the difference tells."""
+    system: str
+    """One of them."""
+    to: str
+    """The one it is compared with."""
 
 
 def result_of(run: RunFolder, *, system: str | None = None) -> Result:
@@ -150,6 +164,13 @@ def differences(results: Sequence[Result], name: str, *, to: str) -> dict[str, E
     return found
 
 
+def pair_differences(results: Sequence[Result], pair: Pair) -> dict[str, Estimate]:
+    """What ``pair.system`` has more of each metric than ``pair.to``; empty if one is absent."""
+    both = [r for r in results if r.system in (pair.system, pair.to)]
+    found = {name: differences(both, name, to=pair.to).get(pair.system) for name in METRICS}
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
 def _members(results: Sequence[Result], group: str, held_out: Callable[[str], bool]) -> list:
     if group == "all":
         return list(results)
@@ -172,16 +193,28 @@ def plain_summary(results: Sequence[Result], held_out: Callable[[str], bool]) ->
 # --- tables ---------------------------------------------------------------------------------------
 
 
-def comparison_markdown(results: Sequence[Result], held_out: Callable[[str], bool]) -> str:
-    """Figures of every system, paired differences to the first one, and a line for each prompt."""
+def comparison_markdown(
+    results: Sequence[Result], held_out: Callable[[str], bool], pairs: Sequence[Pair] = ()
+) -> str:
+    """Figures, paired differences to the first system and of pairs, and a line for each prompt.
+
+    Args:
+        results: of all systems.
+        held_out: whether a prompt is one that training never showed.
+        pairs: further comparisons; those of which a system is absent are left out.
+    """
     systems = systems_of(results)
     parts = [_figures_table(results, held_out)]
     if len(systems) > 1:
         parts += [
             f"## Difference to {systems[0]}\n\nPaired over the prompts that both have; bold where "
-            f"the 95 % interval leaves out 0 over at least {MIN_PROMPTS} prompts.",
+            f"the 95 % interval leaves out 0 over at least {MIN_PROMPTS} prompts. An arrow says "
+            "whether more or less is better.",
             _difference_table(results, systems[0]),
         ]
+    shown = [pair for pair in pairs if pair_differences(results, pair)]
+    if shown:
+        parts += ["## Questions\n\nPaired and marked as above.", _pair_table(results, shown)]
     parts += [
         "## Prompts\n\nKind and colour accuracy over 8 views, means over seeds.",
         _prompt_table(results, systems, held_out),
@@ -230,6 +263,20 @@ def _difference_table(results: Sequence[Result], first: str) -> str:
     for system in systems_of(results)[1:]:
         cells = [_difference(columns[name].get(system)) for name in METRICS]
         lines.append(_line([f"**{system}**", *cells]))
+    return "\n".join(lines)
+
+
+def _pair_table(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
+    lines = _heading(["question", "systems", COSTS["denoiser_evaluations"], *METRICS.values()])
+    for pair in pairs:
+        found = pair_differences(results, pair)
+        cells = [_difference(found.get(name)) for name in METRICS]
+        costs = [
+            _amount(estimate([r for r in results if r.system == one], "denoiser_evaluations"))
+            for one in (pair.system, pair.to)
+        ]
+        names = f"**{pair.system}** minus {pair.to}"
+        lines.append(_line([pair.question, names, " / ".join(costs), *cells]))
     return "\n".join(lines)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from PIL import Image
 
 from benchmarks.text_to_3d import run_suite
+from benchmarks.text_to_3d.budgets import scene_rows
+from benchmarks.text_to_3d.results import PAIRS, budget_notes, mixed_priors, page
 from studio.config import dump_yaml, load_scene
 from studio.errors import ConfigError
 from studio.evaluation.comparison import Result
@@ -73,11 +76,25 @@ def test_an_override_is_for_all_systems_or_for_one():
         (["--limit", "0"], "expected 1 to 32"),
         (["--set", "magic3d:steps=3"], "no system 'magic3d'"),
         (["--set", "stesp=3"], "stesp: unknown key"),
+        (["--evaluations", "many"], "expected N or SYSTEM:N"),
+        (["--evaluations", "0"], "expected N or SYSTEM:N"),
+        (["--evaluations", "magic3d:30"], "no system 'magic3d' - have demo"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_made(arguments, message):
     with pytest.raises(ConfigError, match=message):
         run_suite.cells_of(options(*arguments))
+
+
+def test_budgets_are_for_all_systems_or_for_one_and_come_after_overrides():
+    cells = run_suite.cells_of(
+        options("--systems", "demo,pocket-dreamflow,pocket-magic3d-coarse", "--limit", "1",
+                "--set", "demo:steps=50", "--evaluations", "pocket-magic3d-coarse:2080", "3200")
+    )  # fmt: skip
+    scenes = [cell.job.config() for cell in cells]
+    assert [scene_rows(scene) for scene in scenes] == [3200, 3200, 2080]
+    assert [stage.steps for stage in scenes[0].stages] == [400]
+    assert [cell.system for cell in cells][2] == "pocket-magic3d-coarse"
 
 
 def tetrahedron() -> bytes:
@@ -131,6 +148,10 @@ def test_what_is_finished_is_compared_and_not_made_again(tiny_scene, tmp_path, m
     assert document["summary"]["other"]["all"]["kind_accuracy"]["value"] == 0.375
     assert document["scenes"]["other"]["negative_prompt"] == "fog"
     assert document["priors"]["tiny"] == ["abc"]
+    assert document["budgets"] == {"tiny": 40, "other": 40}
+    assert document["pairs"] == []
+    assert "Denoiser evaluations of a run: tiny 40, other 40." in out
+    assert "Budgets differ" not in out
     assert "| **other** | all | 2 (1 failed) | 0.38" in out
     assert "Difference to tiny" in (tmp_path / "results/text_to_3d--x.md").read_text()
     picture = Image.open(tmp_path / "results/text_to_3d--x.png")
@@ -155,15 +176,62 @@ def test_assets_without_a_turn_are_left_out(tiny_scene, tmp_path, monkeypatch, c
 
 def test_a_change_of_weights_is_told():
     """Within a system, and between systems that name the same prior; others may differ."""
-    from benchmarks.text_to_3d.results import mixed_priors, page
-
     pocket, other = {"kind": "pocket"}, {"kind": "pocket_mv"}
     scenes = {"a": {"prior": pocket}, "b": {"prior": pocket}, "c": {"prior": other}}
     document = {"command": "x", "date": "y", "machine": {"processor": "z"}, "workers": 1}
-    document |= {"scenes": scenes, "priors": {"a": ["1"], "b": ["1"], "c": ["2"]}}
+    document |= {
+        "budgets": {"a": 1},
+        "scenes": scenes,
+        "priors": {"a": ["1"], "b": ["1"], "c": ["2"]},
+    }
     results = [Result("a", "a red duck", 0, "done", FIGURES)]
     assert mixed_priors(document) == []
     assert "changed" not in page("n", document, results)
     document["priors"]["b"] = ["1", "3"]
     assert mixed_priors(document) == ["a", "b"]
     assert "prior of a, b changed" in page("n", document, results)
+
+
+@pytest.mark.parametrize(("more", "told"), [(100, False), (105, False), (106, True), (300, True)])
+def test_unequal_budgets_are_told(more, told):
+    notes = budget_notes({"a": 100, "b": more})
+    assert notes[0] == f"Denoiser evaluations of a run: a 100, b {more}."
+    assert any(f"b has {more - 100}% more evaluations than a" in note for note in notes) is told
+
+
+def test_questions_are_answered_by_pairs_that_are_there():
+    """Each asks for a difference; without both systems it is left out."""
+    document = {"command": "x", "date": "y", "machine": {"processor": "z"}, "workers": 1}
+    document |= {"budgets": {"a": 1}, "scenes": {}, "priors": {}}
+    mesh, _ = PAIRS
+    prompts = [item.prompt for item in chosen(6)]
+    costs = {mesh.to: {"denoiser_evaluations": 2080}, mesh.system: {"denoiser_evaluations": 3200}}
+    results = [
+        Result(system, prompt, 0, "done", {**FIGURES, "silhouette_iou": iou}, costs[system])
+        for prompt in prompts
+        for system, iou in ((mesh.to, 0.5), (mesh.system, 0.75))
+    ]
+    text = page("n", document, results).split("## Questions")[1].split("## Prompts")[0]
+    (line,) = [line for line in text.splitlines() if mesh.question in line]
+    assert f"| **{mesh.system}** minus {mesh.to} | 3,200 / 2,080 |" in line
+    assert "| **+0.25 [+0.25, +0.25]** |" in line
+    assert "Questions" not in page("n", document, results[::2])
+
+
+def test_the_coarse_variant_is_the_first_stage_of_magic3d():
+    """The name of the stage included: the same seed must make the same volume."""
+    whole = load_scene("pocket-magic3d").config
+    coarse = load_scene(run_suite.scene_of("pocket-magic3d-coarse")).config
+    assert coarse == replace(whole, stages=whole.stages[:1])
+
+
+def test_the_cheap_dreamflow_is_dreamflow_at_a_third_of_prolificdreamer_s_evaluations():
+    cheap = load_scene(run_suite.scene_of("pocket-dreamflow-third")).config
+    full = load_scene("pocket-dreamflow").config
+    share = scene_rows(cheap) / scene_rows(load_scene("pocket-prolificdreamer").config)
+    assert 0.32 < share <= 1 / 3
+    for ours, theirs in zip(cheap.stages, full.stages, strict=True):
+        assert ours.steps == 2 * ours.guidance.timesteps
+        assert ours.steps / theirs.steps == pytest.approx(160 / 340, rel=0.1)
+        rule = replace(ours.guidance, timesteps=theirs.guidance.timesteps)
+        assert replace(ours, steps=theirs.steps, guidance=rule) == theirs
