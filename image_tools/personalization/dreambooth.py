@@ -36,7 +36,12 @@ from image_tools.personalization.captioned import (
     encode_text,
     rows_of_batch,
 )
-from image_tools.personalization.denoising import denoising_errors, draw_noisy, min_snr_weights
+from image_tools.personalization.denoising import (
+    NoisyBatch,
+    denoising_errors,
+    draw_noisy,
+    min_snr_weights,
+)
 from image_tools.personalization.dreambooth_configs import BatchConfig, DreamBoothConfig
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
 from image_tools.personalization.loop_configs import TuningConfig
@@ -114,18 +119,21 @@ class SubjectLoss:
 
     def parts(self, batch: int, generator: torch.Generator) -> list[Tensor]:
         """The mean weighted error of each set, from one denoiser call."""
-        size, captions, latents = self.config.size, [], []
-        for index, (item, cache) in enumerate(zip(self.sets, self.latents, strict=True)):
-            # Each set has a seed of its own, or equally many images would come in equal order.
-            rows = rows_of_batch(len(item), size, seed=self.seed + index, batch=batch)
-            captions += [item.captions[row] for row in rows]
-            latents.append(cache.draw(rows, generator))
-        noisy = draw_noisy(
-            self.prior, torch.cat(latents), generator, offset_noise=self.config.offset_noise
-        )
+        noisy, captions = self.draw(batch, generator)
         errors = denoising_errors(self.prior, noisy, self.text(captions))
         weights = min_snr_weights(self.prior, noisy.t, self.config.min_snr_gamma)
-        return [part.mean() for part in (weights * errors).split(size)]
+        return [part.mean() for part in (weights * errors).split(self.config.size)]
+
+    def draw(self, batch: int, generator: torch.Generator) -> tuple[NoisyBatch, list[str]]:
+        """Noisy latents and captions of a batch: the subject's rows, then the class's."""
+        captions, latents = [], []
+        for index, (item, cache) in enumerate(zip(self.sets, self.latents, strict=True)):
+            # Each set has a seed of its own, or equally many images would come in equal order.
+            rows = rows_of_batch(len(item), self.config.size, seed=self.seed + index, batch=batch)
+            captions += [item.captions[row] for row in rows]
+            latents.append(cache.draw(rows, generator))
+        offset = self.config.offset_noise
+        return draw_noisy(self.prior, torch.cat(latents), generator, offset_noise=offset), captions
 
 
 def train_dreambooth(
