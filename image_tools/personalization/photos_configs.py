@@ -15,9 +15,10 @@ class PhotosConfig:
     fit: Literal["crop", "pad"] = "crop"
     """crop keeps the middle square; pad keeps everything and fills up with white, which the mask
     excludes."""
-    max_megapixels: float = 100.0
+    max_megapixels: float = 80.0
     """Larger photos are skipped before they are decoded, so that a small file cannot fill the
-    memory. JPEGs are decoded at a reduced size, which is what counts."""
+    memory (PNG needs 4 to 8 MB for each, WebP 15). JPEGs count by the reduced size at which they
+    are decoded."""
 
     def __post_init__(self) -> None:
         """Refuse a limit that no photo meets."""

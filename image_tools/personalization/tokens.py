@@ -20,7 +20,7 @@ pooled vector moves to the word, in stock diffusers too and hence in how files w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,9 +38,17 @@ from image_tools.personalization.placeholders import (
     word_ids,
 )
 
-__all__ = ["AttachedTokens", "TokenEmbedding", "TokenRows", "attach_tokens", "word_embedding"]
+__all__ = [
+    "AttachedTokens",
+    "TokenEmbedding",
+    "TokenRows",
+    "attach_tokens",
+    "norm_keeper",
+    "word_embedding",
+]
 
 PART = "tokens"
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -271,6 +279,18 @@ def word_embedding(
         mean = table[word_ids(tower.tokenizer, word)].float().mean(dim=0)
         rows.append(mean.cpu().expand(vectors, -1).clone())
     return TokenEmbedding(token, tuple(rows), 0, {"init_word": word})
+
+
+def norm_keeper(parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
+    """A function that brings each row back to the length it has now."""
+    lengths = {name: rows.detach().norm(dim=1, keepdim=True) for name, rows in parameters.items()}
+
+    @torch.no_grad()
+    def keep() -> None:
+        for name, rows in parameters.items():
+            rows.mul_(lengths[name] / rows.norm(dim=1, keepdim=True).clamp(min=TINY))
+
+    return keep
 
 
 def _match(embedding: TokenEmbedding, towers: Sequence[TextTower]) -> tuple[Tensor, ...]:
