@@ -29,7 +29,15 @@ from scenes.toybox.splits import combinations
 from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS, Judge, Verdicts
 
-__all__ = ["GATES", "PriorEvalConfig", "PriorReport", "Request", "evaluate_prior", "requests"]
+__all__ = [
+    "GATES",
+    "PriorEvalConfig",
+    "PriorReport",
+    "Request",
+    "evaluate_prior",
+    "judged_figures",
+    "requests",
+]
 
 VIEW_CYCLE = ("front", "side", "back")
 OVERHEAD_EVERY = 10
@@ -83,7 +91,7 @@ class PriorReport:
     """Figures with confidence intervals, and the images behind them."""
 
     figures: dict[str, Estimate]
-    """By the names of :data:`GATES`, and the share of obeyed view words by word."""
+    """By the names of :data:`GATES`; kind and colour together; obeyed view words by word."""
     requests: tuple[Request, ...]
     images: Float[Tensor, "n h w 3"]
     seen: tuple[str, ...]
@@ -158,7 +166,8 @@ def _share(right: np.ndarray, among: np.ndarray) -> Estimate:
     return wilson(int(right[among].sum()), int(among.sum()))
 
 
-def _figures(wanted: list[Request], verdicts: Verdicts) -> dict[str, Estimate]:
+def judged_figures(wanted: list[Request], verdicts: Verdicts) -> dict[str, Estimate]:
+    """Shares of the images in which the judge sees what was asked for."""
     kind = np.array(KIND_NAMES)[verdicts.kind.argmax(1).numpy()]
     color = np.array(COLOR_NAMES)[verdicts.color.argmax(1).numpy()]
     view = np.array(VIEWS)[verdicts.view.argmax(1).numpy()]
@@ -172,8 +181,10 @@ def _figures(wanted: list[Request], verdicts: Verdicts) -> dict[str, Estimate]:
     figures = {
         "train_kind": _share(kind_right, ~held_out),
         "train_color": _share(color_right, ~held_out),
+        "train_both": _share(kind_right & color_right, ~held_out),
         "held_out_kind": _share(kind_right, held_out),
         "held_out_color": _share(color_right, held_out),
+        "held_out_both": _share(kind_right & color_right, held_out),
         "view": _share(view == asked, judged),
     }
     for word in VIEWS:
@@ -193,7 +204,7 @@ def evaluate_prior(
     verdicts = judge(images)
     kinds = [KIND_NAMES[k] for k in verdicts.kind.argmax(1).tolist()]
     colors = [COLOR_NAMES[k] for k in verdicts.color.argmax(1).tolist()]
-    figures = _figures(wanted, verdicts)
+    figures = judged_figures(wanted, verdicts)
     figures["vae_psnr_db"] = _vae_psnr(prior, config)
     return PriorReport(
         figures=figures,

@@ -8,9 +8,16 @@ import pytest
 import torch
 
 from image_tools.diffusion.loading import load_folder
+from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.splits import is_held_out
-from studio.evaluation.judge import Judge, JudgeNet
-from studio.evaluation.priors import GATES, PriorEvalConfig, evaluate_prior, requests
+from studio.evaluation.judge import Judge, JudgeNet, Verdicts
+from studio.evaluation.priors import (
+    GATES,
+    PriorEvalConfig,
+    judged_figures,
+    evaluate_prior,
+    requests,
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,30 @@ def test_figures_count_what_they_should(report):
     words = ("view_front", "view_side", "view_back", "view_overhead")
     assert counts["view"] == sum(counts[word] for word in words) < 30
     assert len(report.images) == len(report.requests) == len(report.seen) == len(report.right) == 30
+
+
+def test_both_are_the_images_whose_kind_and_colour_are_right(report):
+    for name, held_out in (("train_both", False), ("held_out_both", True)):
+        marks = [m for m, r in zip(report.right, report.requests) if r.held_out == held_out]
+        assert report.figures[name].value == pytest.approx(sum(marks) / len(marks))
+        assert report.figures[name].n == len(marks)
+        assert name not in GATES
+
+
+def test_verdicts_that_miss_in_turn_are_right_in_kind_or_colour_but_not_in_both():
+    """Half of the kinds and half of the colours are right, and never of the same image."""
+    wanted = requests(8, held_out=False, seed=0) + requests(4, held_out=True, seed=0)
+    kind = torch.zeros(12, len(KIND_NAMES))
+    color = torch.zeros(12, len(COLOR_NAMES))
+    for k, request in enumerate(wanted):
+        shift = k % 2
+        kind[k, (KIND_NAMES.index(request.spec.kind) + shift) % len(KIND_NAMES)] = 1.0
+        color[k, (COLOR_NAMES.index(request.spec.color) + 1 - shift) % len(COLOR_NAMES)] = 1.0
+    found = judged_figures(wanted, Verdicts(kind, color, torch.zeros(12, 4), torch.zeros(12, 4)))
+    shares = {name: figure.value for name, figure in found.items()}
+    for side in ("train", "held_out"):
+        assert (shares[f"{side}_kind"], shares[f"{side}_color"]) == (0.5, 0.5)
+        assert shares[f"{side}_both"] == 0.0
 
 
 def test_gates_are_compared_with_the_values(report):
