@@ -17,7 +17,14 @@ from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import RELATIONS, SceneSpec, build_scene
 from scenes.toybox.splits import combinations, sample_object
 
-__all__ = ["SampleConfig", "ToySample", "ToySampler", "ToyViewSet"]
+__all__ = [
+    "SampleConfig",
+    "ToySample",
+    "ToySampler",
+    "ToyViewSet",
+    "random_background",
+    "random_cameras",
+]
 
 
 @dataclass(frozen=True)
@@ -114,25 +121,56 @@ class ToySampler:
         return SceneSpec(objects, relations)
 
     def _camera(self, rng: np.random.Generator, *, front: bool, views: int = 1) -> Cameras:
-        size = self.config.image_size
-        low, high = self.config.elevation_deg
-        elevation = rng.uniform(0, 30) if rng.random() < 0.5 else rng.uniform(low, high)
-        azimuth = rng.uniform(-35, 35) if front else rng.uniform(-180, 180)
-        fovy = rng.uniform(30, 50)
-        distance = rng.uniform(0.93, 1.12) * 0.95 / np.tan(np.deg2rad(fovy / 2))
-        return orbit_cameras(
-            views,
-            elevation_deg=elevation,
-            distance=distance,
-            fovy_deg=fovy,
-            height=size,
-            width=size,
-            azimuth_start_deg=azimuth,
+        config = self.config
+        return random_cameras(
+            rng,
+            image_size=config.image_size,
+            elevation_deg=config.elevation_deg,
+            front=front,
+            views=views,
         )
 
     def _background(self, rng: np.random.Generator) -> np.ndarray:
-        if rng.random() < self.config.white_background:
-            return np.ones(3)
-        if rng.random() < 0.5:
-            return np.full(3, rng.uniform(0.3, 0.95)) + rng.uniform(-0.05, 0.05, 3)
-        return rng.uniform(0.1, 1.0, 3)
+        return random_background(rng, self.config.white_background)
+
+
+def random_cameras(
+    rng: np.random.Generator,
+    *,
+    image_size: int,
+    elevation_deg: tuple[float, float],
+    front: bool = False,
+    views: int = 1,
+) -> Cameras:
+    """Cameras at equal steps of azimuth that look at the origin, with constant apparent size.
+
+    Args:
+        rng: draws elevation, azimuth, field of view and distance.
+        image_size: height and width in pixels.
+        elevation_deg: range of elevations; half of all draws are from 0..30.
+        front: start within 35 degrees of the front, not anywhere.
+        views: how many.
+    """
+    low, high = elevation_deg
+    elevation = rng.uniform(0, 30) if rng.random() < 0.5 else rng.uniform(low, high)
+    azimuth = rng.uniform(-35, 35) if front else rng.uniform(-180, 180)
+    fovy = rng.uniform(30, 50)
+    distance = rng.uniform(0.93, 1.12) * 0.95 / np.tan(np.deg2rad(fovy / 2))
+    return orbit_cameras(
+        views,
+        elevation_deg=elevation,
+        distance=distance,
+        fovy_deg=fovy,
+        height=image_size,
+        width=image_size,
+        azimuth_start_deg=azimuth,
+    )
+
+
+def random_background(rng: np.random.Generator, white_share: float) -> np.ndarray:
+    """White, or in the rest of the draws a random light or saturated colour, ``[3]``."""
+    if rng.random() < white_share:
+        return np.ones(3)
+    if rng.random() < 0.5:
+        return np.full(3, rng.uniform(0.3, 0.95)) + rng.uniform(-0.05, 0.05, 3)
+    return rng.uniform(0.1, 1.0, 3)
