@@ -14,8 +14,8 @@ from studio.evaluation.judge import Judge, JudgeNet, Verdicts
 from studio.evaluation.priors import (
     GATES,
     PriorEvalConfig,
-    judged_figures,
     evaluate_prior,
+    judged_figures,
     requests,
 )
 
