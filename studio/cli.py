@@ -234,6 +234,45 @@ def train(
     )
 
 
+@verb("personalize")
+def personalize(
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="PHOTOS",
+            help="A folder of photos or a file; then overrides such as method.lora.rank=8.",
+            show_default=False,
+        ),
+    ] = None,
+    word: Annotated[str | None, typer.Option(help="What the subject is, such as dog.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="textual_inversion, dreambooth, dreambooth_lora or dco.")
+    ] = None,
+    token: Annotated[str | None, typer.Option(help="How prompts name the subject.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Same as method.loop.steps=N.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Same as method.loop.seed=N.")] = None,
+    device: Device = None,
+    out: Annotated[Path, typer.Option(help="Folder of all runs.")] = Path("runs"),
+    resume: Annotated[Path | None, typer.Option(help="Continue this run folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the settings only.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Teach the prior your own subject from a few photos."""
+    from studio.commands import personalize as command
+
+    flags = {
+        "subject.word": word,
+        "method.kind": method,
+        "subject.token": token,
+        "method.loop.steps": steps,
+        "method.loop.seed": seed,
+        "device": device,
+    }
+    overrides = [f"{key}={value}" for key, value in flags.items() if value is not None]
+    sources = [*(photos or []), *overrides]
+    command.run(sources, out=out, resume=resume, dry_run=dry_run, as_json=as_json)
+
+
 @verb("export")
 def export(
     path: RunArgument,
@@ -314,11 +353,12 @@ def render(
 def view(
     path: Annotated[Path, typer.Argument(help="Run folder or GLB file.", show_default=False)],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 7007,
+    as_json: Json = False,
 ) -> None:
     """Look at an asset in the browser (extra: view)."""
     from studio.commands import view as command
 
-    command.run(path, port=port)
+    command.run(path, port=port, as_json=as_json)
 
 
 @verb("report")

@@ -46,6 +46,7 @@ from image_tools.personalization.tokens import (
     AttachedTokens,
     TokenEmbedding,
     attach_tokens,
+    norm_keeper,
     word_embedding,
 )
 from image_tools.personalization.trainable_lora import TrainableLora
@@ -140,7 +141,7 @@ def train_dco(
         hooks = hooks or LoopHooks()
         if tokens is not None:
             groups.append(ParameterGroup(tokens.parameters(), config.text_learning_rate, 0.0))
-            hooks = replace(hooks, after_step=_keep_norms(tokens, hooks.after_step))
+            hooks = replace(hooks, after_step=_after_step(tokens, hooks.after_step))
         loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
         result = run_lora_training(lora, loop, loss, hooks)
         return result if tokens is None else _write_words(result, tokens, folder)
@@ -169,17 +170,15 @@ def _first_rows(
     return TokenEmbedding(token, tuple(rows), 0)
 
 
-def _keep_norms(tokens: AttachedTokens, after_step: Callable[[int], None]) -> Callable[[int], None]:
-    """Bring each row back to the length it began with."""
-    lengths = {n: p.detach().norm(dim=1, keepdim=True) for n, p in tokens.parameters().items()}
+def _after_step(tokens: AttachedTokens, after_step: Callable[[int], None]) -> Callable[[int], None]:
+    """Bring each row back to the length it began with, then do what the caller wants."""
+    keep = norm_keeper(tokens.parameters())
 
-    def reset(step: int) -> None:
-        with torch.no_grad():
-            for name, rows in tokens.parameters().items():
-                rows.mul_(lengths[name] / rows.norm(dim=1, keepdim=True))
+    def both(step: int) -> None:
+        keep()
         after_step(step)
 
-    return reset
+    return both
 
 
 def _write_words(result: TrainingResult, tokens: AttachedTokens, folder: Path) -> TrainingResult:

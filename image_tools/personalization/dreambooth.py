@@ -4,9 +4,9 @@
 
 Subject and class images go through the denoiser in one batch; each row has its own timestep and its
 own min-SNR weight. Latents are cached, and text too unless its encoders are trained. Epsilon and v
-models alike. The result is in the prior itself, in ``checkpoints/`` (the trained tensors after the
-steps asked for; what comes before the end is a *partial* DreamBooth), and with
-``write_pipeline`` in a stock diffusers folder.
+models alike. The result is in the prior itself, in ``weights.safetensors`` and ``checkpoints/``
+(the trained tensors at the end and after the steps asked for, which are a *partial* DreamBooth),
+and with ``write_pipeline`` in a stock diffusers folder.
 
     subject = CaptionedImages(photos.images, ("a photo of sks dog",) * len(photos))
     class_set = make_class_images(prior, "a photo of a dog", folder / "class", ...)
@@ -43,10 +43,16 @@ from image_tools.personalization.denoising import (
     min_snr_weights,
 )
 from image_tools.personalization.dreambooth_configs import BatchConfig, DreamBoothConfig
-from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
+from image_tools.personalization.loop import (
+    LoopHooks,
+    ParameterGroup,
+    TuningLoop,
+    write_safetensors,
+)
 from image_tools.personalization.loop_configs import TuningConfig
 
 __all__ = [
+    "WEIGHTS_NAME",
     "SubjectLoss",
     "TextSource",
     "TrainingResult",
@@ -55,6 +61,7 @@ __all__ = [
     "trained_weights",
 ]
 
+WEIGHTS_NAME = "weights.safetensors"
 PART = "dreambooth"
 
 
@@ -181,7 +188,11 @@ def train_dreambooth(
     digest = _digest(loop.parameters)
     prior.fingerprint_parts[PART] = lambda: digest
     files = [loop.checkpoint_path(step) for step in config.loop.checkpoint_steps]
-    return TrainingResult(finished, loop.step, tuple(path for path in files if path.exists()))
+    files = [path for path in files if path.exists()]
+    if finished:
+        files.append(folder / WEIGHTS_NAME)
+        write_safetensors(files[-1], loop.parameters, {"step": str(loop.step)})
+    return TrainingResult(finished, loop.step, tuple(files))
 
 
 def _run(

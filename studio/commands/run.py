@@ -15,6 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from studio.commands import personalize
+from studio.commands.personalize import is_personalization
 from studio.config import Scene, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
 from studio.errors import ConfigError, StorageError, StudioError
@@ -68,6 +70,9 @@ def run(
         StudioError: anything a user can cause or cure.
     """
     source, overrides = split_arguments(arguments)
+    if is_personalization(source, resume):
+        personalize.run(arguments, out=out, resume=resume, dry_run=dry_run, as_json=as_json)
+        return
     if dry_run:
         scene = _dry_scene(source, overrides, resume)
         text = dump_yaml(scene)

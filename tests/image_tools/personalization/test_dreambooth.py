@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.diffusion.loading import load_folder
 from image_tools.personalization.captioned import CaptionedImages
 from image_tools.personalization.class_images import make_class_images
 from image_tools.personalization.denoising import NoisyBatch, denoising_errors, min_snr_weights
@@ -18,6 +19,7 @@ from image_tools.personalization.dreambooth_configs import (
     DreamBoothConfig,
 )
 from image_tools.personalization.loop import LoopHooks, batch_generator
+from image_tools.personalization.pipeline_folder import write_pipeline
 from renderers.errors import StudioError
 from tests.image_tools.personalization.subjects import (
     SHORT,
@@ -117,11 +119,30 @@ def test_a_checkpoint_is_the_partial_training_itself(tiny_pipelines, tmp_path):
     short = load_tiny(tiny_pipelines)
     half = replace(CONFIG, loop=replace(SHORT, steps=2))
     train_dreambooth(short, photos(), CLASS, half, tmp_path / "b")
-    partial, full = (trained_weights(path) for path in result.files)
+    partial, last, full = (trained_weights(path) for path in result.files)
+    assert not _changed(last, full)
     for prior_of, tensors in ((short, partial), (prior, full)):
         own = {f"unet.{k}": v for k, v in prior_of.unet.state_dict().items()}
         assert own.keys() == tensors.keys()
         assert not _changed(own, tensors)
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl", "pocket"])
+def test_the_result_is_a_stock_folder(tiny_pipelines, tmp_path, kind):
+    from diffusers import DiffusionPipeline
+
+    prior = load_tiny(tiny_pipelines, kind)
+    config = replace(CONFIG, parts="unet_and_text", text_learning_rate=1e-2)
+    train_dreambooth(prior, photos(), None, config, tmp_path / "run")
+    folder = write_pipeline(prior, tiny_pipelines[kind], tmp_path / "out", parts=config.parts)
+    assert torch.equal(predict(load_folder(folder, torch.device("cpu"))), predict(prior))
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    own, stock = prior.text.towers[0].encoder.state_dict(), pipeline.text_encoder.state_dict()
+    assert not _changed(own, stock)
+    files = sorted(p.relative_to(tiny_pipelines[kind]) for p in tiny_pipelines[kind].rglob("*"))
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == files
+    with pytest.raises(StudioError, match="exists - expected a new folder"):
+        write_pipeline(prior, tiny_pipelines[kind], folder, parts="unet")
 
 
 def test_other_photos_do_not_go_on_with_a_training(tiny_pipelines, tmp_path):

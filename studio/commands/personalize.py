@@ -1,0 +1,187 @@
+"""`studio personalize`: from a folder of photos to LoRA, embedding or model files.
+
+It is `studio run` of a file with ``task: personalize``; a folder of photos instead of a file starts
+from the defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+from studio.config import dump, dump_yaml, split_arguments, validate
+from studio.errors import ConfigError, StorageError
+from studio.personalize_configs import PersonalizeConfig
+from studio.progress import say
+from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
+from studio.scene_file import read_yaml, with_bases
+
+__all__ = ["TASK", "is_personalization", "run"]
+
+TASK = "personalize"
+
+
+def is_personalization(source: str | None, resume: Path | None) -> bool:
+    """Whether a scene file or a run folder is a personalization."""
+    if resume is not None:
+        return (resume / "run.json").is_file() and open_run(resume).read_info().get("task") == TASK
+    path = Path(source) if source else None
+    if path is None or path.suffix not in {".yaml", ".yml"} or not path.is_file():
+        return False
+    return read_yaml(path)[0].get("task") == TASK
+
+
+def run(
+    arguments: Sequence[str],
+    *,
+    out: Path,
+    resume: Path | None = None,
+    dry_run: bool = False,
+    as_json: bool = False,
+) -> None:
+    """Train and print where the results are; a stopped run goes on with ``resume``.
+
+    Args:
+        arguments: a folder of photos or a file with ``task: personalize``, and overrides.
+        out: folder of all runs.
+        resume: a run folder to go on with.
+        dry_run: print the resolved settings only.
+        as_json: print the results as JSON.
+
+    Raises:
+        StudioError: anything a user can cause or cure.
+    """
+    source, overrides = split_arguments(arguments)
+    config, text = _resumed(resume, source, overrides) if resume else _load(source, overrides)
+    if dry_run:
+        sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
+        return
+    _check(config)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from studio.device import resolve_device
+
+    resolve_device(config.device)  # refuse before a folder is made
+    folder = open_run(resume) if resume else _start(config, text, out)
+    from studio.personalize import personalize
+
+    try:
+        files = personalize(config, folder)
+    finally:
+        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
+            folder.add_to_index()
+    _print(config, folder, files, as_json)
+
+
+def _load(source: str | None, overrides: list[str]) -> tuple[PersonalizeConfig, str]:
+    """Settings from a file or for a folder of photos, and the text they came from."""
+    path = Path(source) if source else None
+    if path is not None and path.is_file():
+        raw, text = read_yaml(path)
+        tree, _ = with_bases(raw, path)
+        return _absolute(validate(PersonalizeConfig, tree, overrides, where=str(path))), text
+    if path is not None and not path.is_dir():
+        raise ConfigError(
+            f"{source}: no such file or folder - expected a folder with photos of the subject, or "
+            "a file with task: personalize."
+        )
+    tree = {"subject": {"images": source}} if source else {}
+    config = _absolute(validate(PersonalizeConfig, tree, overrides, where="personalize"))
+    return config, dump_yaml(config)
+
+
+def _absolute(config: PersonalizeConfig) -> PersonalizeConfig:
+    """The same with absolute paths, since a run may go on from another folder."""
+    subject = config.subject
+    paths = {
+        name: str(Path(value).expanduser().absolute())
+        for name in ("images", "captions")
+        if (value := getattr(subject, name))
+    }
+    return replace(config, subject=replace(subject, **paths))
+
+
+def _resumed(
+    resume: Path, source: str | None, overrides: list[str]
+) -> tuple[PersonalizeConfig, str]:
+    """The run's own settings; only the device may be another one.
+
+    Raises:
+        ConfigError: it is another kind of run, or other settings are given.
+    """
+    folder = open_run(resume)
+    if folder.read_info().get("task") != TASK:
+        raise ConfigError(
+            f"{resume} is no personalization - expected a folder that studio personalize made. "
+            f"Continue it with: studio run --resume {resume}"
+        )
+    tree, text = read_yaml(folder.resolved_path)
+    if source is not None or any(not text.startswith("device=") for text in overrides):
+        raise ConfigError(
+            f"--resume {resume}: other settings were given - expected none but device, because the "
+            "run goes on as it began. Leave --resume out for a new run."
+        )
+    config = validate(PersonalizeConfig, tree, overrides, where=str(folder.resolved_path))
+    return config, text
+
+
+def _check(config: PersonalizeConfig) -> None:
+    """Refuse what is missing, before anything is loaded."""
+    subject = config.subject
+    if not subject.images:
+        raise ConfigError(
+            "subject.images is empty - expected a folder with photos of the subject. "
+            "Give it: studio personalize PHOTOS --word dog"
+        )
+    if not subject.word.strip():
+        raise ConfigError(
+            "subject.word is empty - expected what the subject is, in a word or two such as dog or "
+            "teddy bear. Give it with --word, or as subject.word=dog."
+        )
+
+
+def _start(config: PersonalizeConfig, text: str, out: Path) -> RunFolder:
+    """Make the run folder and record what is about to happen in it."""
+    info = {
+        "task": TASK,
+        "argv": sys.argv[1:],
+        "python": sys.version.split()[0],
+        "packages": {
+            name: metadata.version(name)
+            for name in ("torch", "diffusers", "transformers", "accelerate", "peft")
+        },
+        "prompt": config.subject.word,
+        "method": config.method.kind,
+        "seed": config.method.loop.seed,
+    }
+    run = create_run(
+        out,
+        prompt=config.subject.word,
+        method=config.method.kind,
+        seed=config.method.loop.seed,
+        info=info,
+    )
+    with storage_errors(run.path, "write"):
+        write_atomic(run.scene_path, text)
+        write_atomic(run.resolved_path, dump_yaml(config))
+    say(f"{config.method.kind} of '{config.subject.word}' -> {run.path}")
+    return run
+
+
+def _print(
+    config: PersonalizeConfig, folder: RunFolder, files: dict[str, Path], as_json: bool
+) -> None:
+    """Results on stdout, the one to use last."""
+    paths = {name: str(path) for name, path in files.items()}
+    if as_json:
+        result = {"run": str(folder.path), "token": config.token, "files": paths}
+        sys.stdout.write(json.dumps(result) + "\n")
+        return
+    sys.stdout.write(f"run        {folder.path}\ntoken      {config.token}\n")
+    for name, path in paths.items():
+        sys.stdout.write(f"{name:<10} {path}\n")
