@@ -31,7 +31,13 @@ from image_tools.diffusion.loading import quiet_libraries, readable_weights
 from image_tools.diffusion.weights import find_weights
 from image_tools.errors import WeightsMissing
 
-__all__ = ["MaskedLanguageModel", "debias_prompt", "load_masked_language_model", "view_odds"]
+__all__ = [
+    "MaskedLanguageModel",
+    "debias_prompt",
+    "find_masked_language_model",
+    "load_masked_language_model",
+    "view_odds",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +53,11 @@ class MaskedLanguageModel:
     model: torch.nn.Module
 
 
-def load_masked_language_model(folder: str) -> MaskedLanguageModel:
-    """Read a model from a folder on this machine; pickles are refused.
+def find_masked_language_model(folder: str) -> list[Path]:
+    """The weight files of a model in a folder on this machine.
 
     Raises:
-        WeightsMissing: the folder or its weights are not there, or are no masked language model.
+        WeightsMissing: the folder or its weights are not there; UnsafeWeights for pickles.
     """
     path = Path(folder).expanduser()
     if not path.is_dir():
@@ -59,7 +65,16 @@ def load_masked_language_model(folder: str) -> MaskedLanguageModel:
             f"Weights for {ROLE} are missing: '{folder}'. Expected the folder of a masked language "
             "model, such as bert-base-uncased; set debias.model, or leave debias out."
         )
-    find_weights(path, "model", role=ROLE, variant=None)
+    return find_weights(path, "model", role=ROLE, variant=None)
+
+
+def load_masked_language_model(folder: str) -> MaskedLanguageModel:
+    """Read a model from a folder on this machine; pickles are refused.
+
+    Raises:
+        WeightsMissing: the folder or its weights are not there, or are no masked language model.
+    """
+    path = find_masked_language_model(folder)[0].parent
     from transformers import AutoModelForMaskedLM, AutoTokenizer
 
     with readable_weights(path, ROLE), quiet_libraries():

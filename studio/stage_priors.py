@@ -4,29 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
-from image_tools.configs import (
-    DiffusersPriorConfig,
-    MVDreamPriorConfig,
-    PocketMultiViewPriorConfig,
-    PriorConfig,
-    SingleFilePriorConfig,
-)
+from image_tools.configs import PriorConfig
+from image_tools.diffusion.layout import find_prior_files
 from image_tools.diffusion.loading import load_prior
-from image_tools.diffusion.mvdream_weights import find_mvdream_file
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.diffusion.weights import check_safetensors_file, find_model_folder
-from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
 from studio.config import dump
 from studio.configs import SceneConfig
 
-__all__ = ["StagePriors"]
-
-ROLE = "prior"
+__all__ = ["StagePriors", "prior_key", "priors_of"]
 
 
 class StagePriors:
@@ -41,8 +30,8 @@ class StagePriors:
         self.scene, self.device = scene, device
         self._config: PriorConfig | None = None
         self._prior: DiffusionPrior | None = None
-        for config in _priors_in(scene):
-            _find_weights(config)
+        for _, config in priors_of(scene):
+            find_prior_files(config)
 
     def at(self, index: int) -> DiffusionPrior:
         """The prior of stage ``index``. Whoever holds the one before must have let go of it.
@@ -62,38 +51,30 @@ class StagePriors:
         return {self.key(index): values}
 
     def key(self, index: int) -> str:
-        """The name of stage ``index``'s prior: ``prior`` for the scene's."""
-        stage = self.scene.stages[index]
-        return "prior" if stage.prior is None else f"stages.{stage.name}.prior"
+        """The name of stage ``index``'s prior, as in the scene file."""
+        return prior_key(self.scene, index)
 
 
-def _priors_in(config: Any) -> Iterator[PriorConfig]:
-    """Every prior in a config, also those of critics."""
+def prior_key(scene: SceneConfig, index: int) -> str:
+    """The name of stage ``index``'s prior: ``prior`` for the scene's."""
+    stage = scene.stages[index]
+    return "prior" if stage.prior is None else f"stages.{stage.name}.prior"
+
+
+def priors_of(scene: SceneConfig) -> Iterator[tuple[str, PriorConfig]]:
+    """Every prior that guides some stage, and every critic's own, by its key in the scene file."""
+    found = {prior_key(scene, k): scene.prior_of(k) for k in range(len(scene.stages))}
+    for stage in scene.stages:
+        found |= _priors_in(stage.guidance, f"stages.{stage.name}.guidance")
+    yield from found.items()
+
+
+def _priors_in(config: Any, key: str) -> dict[str, PriorConfig]:
+    """Every prior below a config, by its key."""
     if isinstance(config, get_args(PriorConfig)):
-        yield config
-    elif dataclasses.is_dataclass(config):
+        return {key: config}
+    found: dict[str, PriorConfig] = {}
+    if dataclasses.is_dataclass(config):
         for field in dataclasses.fields(config):
-            yield from _priors_in(getattr(config, field.name))
-    elif isinstance(config, tuple):
-        for item in config:
-            yield from _priors_in(item)
-
-
-def _find_weights(config: PriorConfig) -> None:
-    """Raise ``WeightsMissing`` when there is nothing to load."""
-    if isinstance(config, SingleFilePriorConfig):
-        check_safetensors_file(Path(config.path).expanduser(), role=ROLE)
-    elif isinstance(config, DiffusersPriorConfig | MVDreamPriorConfig):
-        model = config.model if isinstance(config, DiffusersPriorConfig) else config.base
-        find_model_folder(model, role=ROLE, revision=config.revision, variant=config.variant)
-        if isinstance(config, MVDreamPriorConfig):
-            find_mvdream_file(Path(config.weights).expanduser())
-    elif isinstance(config, PocketMultiViewPriorConfig):
-        pocket_mv_folder(_folder(config.path))
-        pocket_folder(_folder(config.base))
-    else:
-        pocket_folder(_folder(config.path))
-
-
-def _folder(path: str | None) -> Path | None:
-    return Path(path).expanduser() if path else None
+            found |= _priors_in(getattr(config, field.name), f"{key}.{field.name}")
+    return found

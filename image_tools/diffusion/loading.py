@@ -22,45 +22,36 @@ from image_tools.configs import (
     DiffusersPriorConfig,
     MVDreamPriorConfig,
     PocketMultiViewPriorConfig,
-    PocketPriorConfig,
     PriorConfig,
     PriorMemoryConfig,
     SingleFilePriorConfig,
 )
+from image_tools.diffusion.layout import (
+    ROLE,
+    StockFolderConfig,
+    find_unet,
+    locate_folder,
+    read_index,
+    tower_names,
+    weight_files,
+)
 from image_tools.diffusion.memory import apply_memory_options, prior_device, vae_dtype
 from image_tools.diffusion.multiview import MultiViewPrior
-from image_tools.diffusion.mvdream_weights import find_mvdream_file, read_mvdream_unet
+from image_tools.diffusion.mvdream_weights import read_mvdream_unet
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.diffusion.prompt_cache import PromptCache
 from image_tools.diffusion.text import TextStack, TextTower
-from image_tools.diffusion.weights import (
-    check_safetensors_file,
-    find_model_folder,
-    find_weights,
-    fingerprint_files,
-    read_json,
-)
+from image_tools.diffusion.weights import check_safetensors_file, fingerprint_files, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
-from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
+from image_tools.pocket.paths import pocket_mv_folder
 from renderers.errors import StudioError
 
 __all__ = ["load_folder", "load_prior", "quiet_libraries", "readable_weights"]
 
-ROLE = "prior"
-PIPELINES = (
-    "StableDiffusionPipeline",
-    "StableDiffusionXLPipeline",
-    "StableDiffusionXLImg2ImgPipeline",  # what SDXL refiners are saved as
-)
 TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
 # Parameters that the text layouts never use, so a file may lack them.
 UNUSED_PARAMETERS = ("pooler.", "position_ids")
-
-
-StockFolderConfig = (
-    PocketPriorConfig | DiffusersPriorConfig | PocketMultiViewPriorConfig | MVDreamPriorConfig
-)
 
 
 @dataclass(frozen=True)
@@ -93,7 +84,7 @@ def load_prior(
     if isinstance(config, SingleFilePriorConfig):
         parts = _single_file_parts(config, device, dtype)
     else:
-        folder, variant = _locate(config)
+        folder, variant = locate_folder(config)
         parts = _folder_parts(folder, variant, config, device, dtype)
     apply_memory_options(parts.vae, parts.unet, memory)
     is_multiview = isinstance(config, PocketMultiViewPriorConfig | MVDreamPriorConfig)
@@ -112,18 +103,6 @@ def load_folder(
     return load_prior(DiffusersPriorConfig(model=str(folder)), device, dtype)
 
 
-def _locate(config: StockFolderConfig) -> tuple[Path, str | None]:
-    """The stock folder of everything but a multi-view denoiser, and its variant."""
-    if isinstance(config, DiffusersPriorConfig | MVDreamPriorConfig):
-        model = config.model if isinstance(config, DiffusersPriorConfig) else config.base
-        folder = find_model_folder(
-            model, role=ROLE, revision=config.revision, variant=config.variant
-        )
-        return folder, config.variant
-    own = config.path if isinstance(config, PocketPriorConfig) else config.base
-    return pocket_folder(Path(own).expanduser() if own else None), None
-
-
 def _folder_parts(
     folder: Path,
     variant: str | None,
@@ -131,11 +110,11 @@ def _folder_parts(
     device: torch.device,
     dtype: torch.dtype,
 ) -> PriorParts:
-    index, memory = _read_index(folder), config.memory
+    index, memory = read_index(folder), config.memory
     from diffusers import AutoencoderKL
 
-    towers = _tower_names(index)
-    files = _weight_files(folder, ["vae", *(encoder for _, encoder in towers)], variant)
+    towers = tower_names(index)
+    files = weight_files(folder, ["vae", *(encoder for _, encoder in towers)], variant)
     denoiser = _read_denoiser(folder, variant, config, dtype)
     vae_settings = read_json(folder / "vae/config.json", role="VAE")
     read_vae = partial(
@@ -164,45 +143,22 @@ def _read_denoiser(
     """The denoiser of a stock folder, or the multi-view one that replaces it."""
     from diffusers import UNet2DConditionModel
 
-    settings: list[Path] = []
+    files = find_unet(config, folder, variant)
     if isinstance(config, MVDreamPriorConfig):
-        path = find_mvdream_file(Path(config.weights).expanduser())
-        with readable_weights(path, "denoiser"):
-            unet = read_mvdream_unet(path, read_json(folder / "unet/config.json", role=ROLE), dtype)
-        return _Denoiser(unet, _read_scheduler(folder), [path])
+        with readable_weights(files[0], "denoiser"):
+            settings = read_json(folder / "unet/config.json", role=ROLE)
+            unet = read_mvdream_unet(files[0], settings, dtype)
+        return _Denoiser(unet, _read_scheduler(folder), files)
     if isinstance(config, PocketMultiViewPriorConfig):
         folder = pocket_mv_folder(Path(config.path).expanduser() if config.path else None)
-        settings = [folder / "unet/config.json", folder / "scheduler/scheduler_config.json"]
-    files = _weight_files(folder, ["unet"], variant)
+        files += [folder / "unet/config.json", folder / "scheduler/scheduler_config.json"]
     read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
     unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
-    return _Denoiser(unet, _read_scheduler(folder), files + settings)
+    return _Denoiser(unet, _read_scheduler(folder), files)
 
 
 def _read_scheduler(folder: Path) -> dict[str, Any]:
     return read_json(folder / "scheduler/scheduler_config.json", role=ROLE)
-
-
-def _weight_files(folder: Path, components: list[str], variant: str | None) -> list[Path]:
-    """All weight files; looked up early, although the text encoders are read late."""
-    stems = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
-    roles = {"unet": "denoiser", "vae": "VAE"}
-    files = []
-    for name in components:
-        stem, role = stems.get(name, "model"), roles.get(name, "text encoder")
-        files += find_weights(folder / name, stem, role=role, variant=variant)
-    return files
-
-
-def _read_index(folder: Path) -> dict[str, Any]:
-    index = read_json(folder / "model_index.json", role=ROLE)
-    if index.get("_class_name") not in PIPELINES:
-        kind = index.get("_class_name", "unknown")
-        raise UnsupportedModel(
-            f"'{folder}' holds a {kind}. Expected {', '.join(PIPELINES[:-1])} or {PIPELINES[-1]} "
-            "(Stable Diffusion 1.x, 2.x, SDXL base, SDXL refiner, pocket)."
-        )
-    return index
 
 
 def _aesthetics(
@@ -222,12 +178,6 @@ def _text_place(
     """Device and number format of the text encoders; half precision is for GPUs."""
     text_device = torch.device("cpu") if memory.text_encoder == "cpu" else device
     return text_device, torch.float32 if text_device.type == "cpu" else dtype
-
-
-def _tower_names(index: dict[str, Any]) -> list[tuple[str, str]]:
-    """Pairs of tokenizer and text encoder folders that the model has, in order."""
-    pairs = [("tokenizer", "text_encoder"), ("tokenizer_2", "text_encoder_2")]
-    return [pair for pair in pairs if (index.get(pair[1]) or [None])[0] is not None]
 
 
 def _read_tower(
@@ -286,8 +236,8 @@ def _single_file_parts(
 ) -> PriorParts:
     path, folder = Path(config.path).expanduser(), Path(config.config).expanduser()
     check_safetensors_file(path, role=ROLE)
-    index = _read_index(folder)
-    towers = _tower_names(index)
+    index = read_index(folder)
+    towers = tower_names(index)
     pipeline = _open_single_file(path, folder, index, dtype, leave_out=_flatten(towers))
     text_device, text_dtype = _text_place(config.memory, device, dtype)
 

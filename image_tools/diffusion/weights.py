@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ from image_tools.errors import UnsafeWeights, WeightsMissing
 
 __all__ = [
     "check_safetensors_file",
+    "find_local_folder",
     "find_model_folder",
     "find_weights",
     "fingerprint_files",
     "hub_allowed",
+    "is_hub_id",
     "read_json",
 ]
 
@@ -69,13 +71,39 @@ def find_model_folder(
     Raises:
         WeightsMissing: naming the role, each place that was tried, and alternatives.
     """
+    return _find_folder(model, role, (_from_cache, _from_hub), (revision, variant, cache_dir))
+
+
+def find_local_folder(
+    model: str,
+    *,
+    role: str,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: Path | None = None,
+) -> Path:
+    """As ``find_model_folder``, but the hub is not asked, and nothing downloaded."""
+    return _find_folder(model, role, (_from_cache,), (revision, variant, cache_dir))
+
+
+def is_hub_id(model: str) -> bool:
+    """Whether the name could be a hub id, ``owner/name``."""
+    return HUB_ID.fullmatch(model) is not None
+
+
+def _find_folder(
+    model: str,
+    role: str,
+    places: Iterable[Callable[..., tuple[Path | None, str]]],
+    version: tuple[str | None, str | None, Path | None],
+) -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
     looked = [f"the folder '{folder}' (not there)"]
-    if HUB_ID.fullmatch(model):
-        for fetch in (_from_cache, _from_hub):
-            found, outcome = fetch(model, revision, variant, cache_dir)
+    if is_hub_id(model):
+        for fetch in places:
+            found, outcome = fetch(model, *version)
             if found is not None:
                 return found
             looked.append(outcome)
@@ -218,6 +246,11 @@ def read_json(path: Path, *, role: str) -> dict[str, Any]:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise WeightsMissing(
+            f"The {role} is missing: no {path.name} in '{path.parent}'. Expected a folder in stock "
+            "diffusers layout; name another, or copy or download the model again."
+        ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsMissing(
             f"The {role} cannot be read: '{path}' ({_first_line(error)}). "

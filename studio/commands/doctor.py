@@ -8,11 +8,14 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Literal
 
+from image_tools.configs import PriorConfig
 from studio.config import load_scene
 from studio.errors import StudioError
 
@@ -28,7 +31,6 @@ EXTRAS = {
     "pymeshlab": "geometry",
     "open3d": "geometry",
     "tensorboard": "log",
-    "ray": "ray",
 }
 MIN_FREE_BYTES = 2 * 1024**3
 MARKS = {"ok": "ok     ", "note": "-      ", "problem": "PROBLEM"}
@@ -154,18 +156,51 @@ def _backends() -> Iterator[Check]:
 
 
 def _weights(scene: str | None) -> Iterator[Check]:
-    """Whether the prior of the scene (the demo preset by default) can be loaded."""
-    import torch
+    """The models of all stages of the scene (the demo preset by default), without loading any."""
+    from guidance.debiasing import find_masked_language_model
+    from image_tools.diffusion.layout import find_prior_files
+    from image_tools.diffusion.weights import find_local_folder
+    from studio.stage_priors import priors_of
 
-    from image_tools.diffusion.loading import load_prior
+    config = load_scene(scene or "demo").config
+    for key, prior in priors_of(config):
+        find = partial(find_prior_files, prior, find_local_folder)
+        yield _model(key, prior.kind, _hub_id(prior), find)
+    if config.debias is not None:
+        find = partial(find_masked_language_model, config.debias.model)
+        yield _model("debias", "masked language model", None, find)
 
-    name = scene or "demo"
-    config = load_scene(name).config.prior
+
+def _hub_id(prior: PriorConfig) -> str | None:
+    """The model that a run would ask the hub for, if it could be one and may be asked for."""
+    from image_tools.diffusion.weights import hub_allowed, is_hub_id
+
+    model = getattr(prior, "model", getattr(prior, "base", None)) or ""
+    is_local = Path(model).expanduser().is_dir()
+    return model if is_hub_id(model) and not is_local and hub_allowed() else None
+
+
+def _model(key: str, kind: str, hub_id: str | None, find: Callable[[], list[Path]]) -> Check:
+    """Whether the files of one model are here and whole."""
     try:
-        prior = load_prior(config, torch.device("cpu"))
+        files = find()
+        for file in files:
+            _check_header(file)
     except StudioError as error:
-        state = "problem" if error.exit_code == 3 else "note"
-        yield Check("weights", f"prior of {name}", state, str(error))
-        return
-    detail = f"{config.kind}, {prior.image_size} px, fingerprint {prior.fingerprint[:12]}"
-    yield Check("weights", f"prior of {name}", "ok", detail)
+        if hub_id is not None:
+            return Check("weights", key, "note", f"{kind}: a run will ask the hub for {hub_id}")
+        return Check("weights", key, "problem", str(error))
+    size = sum(file.stat().st_size for file in files) / 1e6
+    places = ", ".join(sorted({str(file.parent) for file in files}))
+    return Check("weights", key, "ok", f"{kind}, {len(files)} files, {size:.0f} MB: {places}")
+
+
+def _check_header(file: Path) -> None:
+    """Notice a truncated download: the header says how long the file must be."""
+    from safetensors import safe_open
+
+    from image_tools.diffusion.loading import readable_weights
+
+    if file.suffix == ".safetensors":
+        with readable_weights(file, "prior"), safe_open(file, "pt"):
+            pass

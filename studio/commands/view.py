@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -22,12 +23,13 @@ HOST = "127.0.0.1"
 POLL_S = 0.5
 
 
-def run(path: Path, *, port: int = 7007) -> None:
+def run(path: Path, *, port: int = 7007, as_json: bool = False) -> None:
     """Serve until Ctrl-C.
 
     Args:
         path: a run folder or a GLB file.
         port: TCP port on 127.0.0.1.
+        as_json: print address and asset as one JSON object.
 
     Raises:
         BackendMissing: viser is not installed.
@@ -38,7 +40,10 @@ def run(path: Path, *, port: int = 7007) -> None:
     asset = find_asset(path)
     viser = require("viser", extra="view", why="the viewer (reports need nothing)")
     server = serve(viser, asset, port=port)
-    sys.stdout.write(f"http://{HOST}:{server.get_port()}\n")
+    port = server.get_port()  # another one where the wanted port is taken
+    address = f"http://{HOST}:{port}"
+    result = json.dumps({"address": address, "asset": str(asset)}) if as_json else address
+    sys.stdout.write(f"{result}\n")
     sys.stdout.flush()
     say(f"Showing {asset}. From another machine: ssh -L {port}:{HOST}:{port} THIS_MACHINE")
     say("Ctrl-C ends it.")
