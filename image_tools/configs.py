@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from image_tools.personalization.personalized_configs import GuidanceMix, SubjectConfig
+
 __all__ = [
     "AestheticsConfig",
+    "BasePriorConfig",
     "DdimConfig",
     "DiffusersPriorConfig",
     "MVDreamPriorConfig",
+    "PersonalizedPriorConfig",
     "PocketMultiViewPriorConfig",
     "PocketPriorConfig",
     "Precision",
@@ -169,13 +173,45 @@ class MVDreamPriorConfig:
     """Memory options."""
 
 
-PriorConfig = (
+BasePriorConfig = (
     PocketPriorConfig
     | DiffusersPriorConfig
     | SingleFilePriorConfig
     | PocketMultiViewPriorConfig
     | MVDreamPriorConfig
 )
+
+
+@dataclass(frozen=True)
+class PersonalizedPriorConfig:
+    """A prior that was taught a subject or a style: LoRAs, words, or weights of a DreamBooth."""
+
+    kind: Literal["personalized"] = "personalized"
+    base: BasePriorConfig = PocketPriorConfig()
+    """The prior that it was trained from."""
+    subjects: tuple[SubjectConfig, ...] = ()
+    """What it was taught, one entry per subject or style."""
+    guidance: GuidanceMix = "plain"
+    """plain lets all subjects act together. consistency (DCO) keeps the base's own prediction for
+    the prompt with the class word, and adds each subject's difference from it with a weight of its
+    own: views and styles that the base knows stay. Three denoiser evaluations instead of two, and
+    one more for each further subject."""
+    parallel: float = 1.0
+    """Consistency guidance: factor of the part of a subject's difference that lies along the
+    guidance direction; below 1 against over-saturation (arXiv 2506.00607)."""
+
+    @property
+    def memory(self) -> PriorMemoryConfig:
+        """Memory options, which are the base's."""
+        return self.base.memory
+
+    def __post_init__(self) -> None:
+        """Refuse consistency guidance with nothing to be consistent about."""
+        if self.guidance == "consistency" and not self.subjects:
+            raise ValueError("guidance is 'consistency' without subjects - expected at least one.")
+
+
+PriorConfig = BasePriorConfig | PersonalizedPriorConfig
 
 
 @dataclass(frozen=True)

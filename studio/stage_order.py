@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guidance.multiview_configs import MultiViewConfig
-from image_tools.configs import MVDreamPriorConfig, PocketMultiViewPriorConfig, PriorConfig
+from image_tools.configs import (
+    MVDreamPriorConfig,
+    PersonalizedPriorConfig,
+    PocketMultiViewPriorConfig,
+    PriorConfig,
+)
 from renderers.configs import HashSDFConfig, MultiViewCamerasConfig
 from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
 from studio.stage_configs import PreviousFieldConfig, StageConfig
@@ -123,6 +128,13 @@ def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
     if not isinstance(stage.guidance, MultiViewConfig):
         return []
     problems = []
+    if isinstance(prior, PersonalizedPriorConfig):
+        if prior.guidance == "consistency":
+            problems.append(
+                "prior.guidance: consistency with guidance multiview - expected plain, or another "
+                "rule, such as sds or vsd."
+            )
+        prior = prior.base
     if not isinstance(prior, PocketMultiViewPriorConfig | MVDreamPriorConfig):
         problems.append(
             "guidance: multiview asks a prior of several views - expected a prior of kind "

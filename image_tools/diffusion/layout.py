@@ -13,6 +13,7 @@ from typing import Any
 from image_tools.configs import (
     DiffusersPriorConfig,
     MVDreamPriorConfig,
+    PersonalizedPriorConfig,
     PocketMultiViewPriorConfig,
     PocketPriorConfig,
     PriorConfig,
@@ -26,6 +27,7 @@ from image_tools.diffusion.weights import (
     read_json,
 )
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.subject_files import subject_files
 from image_tools.pocket.paths import pocket_folder, pocket_mv_folder
 
 __all__ = [
@@ -67,6 +69,8 @@ def find_prior_files(
         WeightsMissing: if one is absent; UnsafeWeights if it is a pickle.
         UnsupportedModel: if the model is of a design that does not fit.
     """
+    if isinstance(config, PersonalizedPriorConfig):
+        return find_prior_files(config.base, find_folder) + subject_files(config.subjects)
     if isinstance(config, SingleFilePriorConfig):
         path = Path(config.path).expanduser()
         check_safetensors_file(path, role=ROLE)

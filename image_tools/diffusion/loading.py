@@ -21,6 +21,7 @@ from image_tools.configs import (
     AestheticsConfig,
     DiffusersPriorConfig,
     MVDreamPriorConfig,
+    PersonalizedPriorConfig,
     PocketMultiViewPriorConfig,
     PriorConfig,
     PriorMemoryConfig,
@@ -78,6 +79,13 @@ def load_prior(
         UnsupportedModel: if the model is of a design that does not fit.
         BackendMissing: if the prior's own device is not there.
     """
+    if isinstance(config, PersonalizedPriorConfig):
+        from image_tools.personalization.personalized import personalized_prior
+
+        base = load_prior(config.base, device, dtype)
+        return personalized_prior(
+            base, config.subjects, guidance=config.guidance, parallel=config.parallel
+        )
     memory = config.memory
     device = prior_device(memory, device)
     dtype = dtype or getattr(torch, memory.dtype)

@@ -36,7 +36,7 @@ from image_tools.personalization.personalized_configs import GuidanceMix, Subjec
 from image_tools.personalization.tokens import attach_tokens
 from renderers.errors import StudioError
 
-__all__ = ["AttachedSubjects", "attach_subjects", "check_subject_files", "personalized_prior"]
+__all__ = ["AttachedSubjects", "attach_subjects", "personalized_prior"]
 
 WEIGHTS_ROLE = "DreamBooth"
 PART = "weights"
@@ -137,21 +137,6 @@ def personalized_prior(
         for loras, subject in zip(attached.loras, subjects, strict=True)
     ]
     return ConsistencyPrior(prior, students, parallel=parallel)
-
-
-def check_subject_files(subjects: Sequence[SubjectConfig]) -> None:
-    """Look for all files, so that none turns out to be missing hours later.
-
-    Raises:
-        WeightsMissing: one is not there.
-    """
-    for subject in subjects:
-        for use in subject.loras:
-            read_lora(Path(use.path))
-        for use in subject.embeddings:
-            read_embeddings(Path(use.path), token=use.token)
-        if subject.weights is not None:
-            check_safetensors_file(Path(subject.weights).expanduser(), role=WEIGHTS_ROLE)
 
 
 def _check_students(subjects: Sequence[SubjectConfig]) -> None:
