@@ -56,7 +56,7 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error)
         todo = "Choose a folder you can write with --out."
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             todo = "Free some space, then continue with studio run --resume."
         raise StorageError(f"Cannot {doing} {path}: {reason}. {todo}") from error
 

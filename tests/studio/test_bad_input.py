@@ -6,6 +6,7 @@ The words are kept in ``snapshots/bad_input.json``; after an intended change, lo
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import resource
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +29,12 @@ from studio.errors import StorageError
 from studio.run_folder import RunFolder, create_run, storage_errors, write_atomic
 from studio.runner import Runner
 from tests.studio.conftest import start
+from tests.tiny_models import write_pipeline, write_single_file
 
 SNAPSHOTS = Path(__file__).parent / "snapshots" / "bad_input.json"
 UPDATE = os.environ.get("STUDIO_UPDATE_SNAPSHOTS") == "1"
 
+NOBODY = 65534
 SCENE = "base: demo\nprompt: a duck\n"
 
 
@@ -199,14 +202,6 @@ CASES = [
         "prior.model=folder",
         code=3,
         **{"folder/": ""},
-    ),
-    case(
-        "damaged weights",
-        "run",
-        "demo",
-        "prior={kind: single_file, path: model.safetensors, config: folder}",
-        code=3,
-        **{"model.safetensors": b"\x10", "folder/": ""},
     ),
     case(
         "pickled weights refused",
@@ -411,6 +406,52 @@ def test_a_kill_during_save_costs_two_steps(
     told = [line for line in err.splitlines() if "step-" in line or "Going on" in line]
     check_snapshot(name, "\n".join(told), tmp_path)
     assert load_latest(run.checkpoints_dir, warn=pytest.fail).step == 6
+
+
+@pytest.mark.parametrize("name", ["damaged weights", "damaged weights in one file"])
+def test_weights_that_were_cut_short_are_one_clear_error(
+    name, tiny_prior, tmp_path, monkeypatch, capsys
+):
+    """The settings are sound; a download of the tensors ended too early."""
+    monkeypatch.chdir(tmp_path)
+    if name == "damaged weights":
+        shutil.copytree(tiny_prior, "model")
+        cut(Path("model/unet/diffusion_pytorch_model.safetensors"))
+        prior = "prior={kind: pocket, path: model}"
+    else:
+        cut(write_single_file(write_pipeline(Path("model"), "sd1"), Path("model.safetensors")))
+        prior = "prior={kind: single_file, path: model.safetensors, config: model}"
+    code, out, err = run_main(["run", "demo", prior], monkeypatch, capsys)
+    assert code == 3
+    assert out == ""
+    assert "Traceback" not in err
+    check_snapshot(name, err[err.index("error:") :], tmp_path)
+
+
+def cut(path: Path) -> None:
+    """Leave the first half of a file."""
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@contextlib.contextmanager
+def as_nobody() -> Iterator[None]:
+    """Without root's power to write anywhere."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_a_folder_without_permission_is_one_clear_error(tmp_path):
+    place = tmp_path / "runs"
+    place.mkdir(mode=0o555)
+    with as_nobody(), pytest.raises(StorageError) as error:
+        create_run(place, prompt="a duck", method="demo", seed=0, info={})
+    check_snapshot("no permission", str(error.value), tmp_path)
 
 
 def test_disk_full_during_save_keeps_the_checkpoint_before(
