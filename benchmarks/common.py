@@ -6,6 +6,7 @@ turns in one process mean anything: the figure is the median of the ratios of al
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Ratio", "interleaved_ratio", "write_results"]
+__all__ = ["Ratio", "arguments", "clock", "interleaved_ratio", "write_results"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "numpy", "numba")
@@ -45,6 +46,26 @@ class Ratio:
     def passed(self) -> bool:
         """Whether the bar is reached."""
         return self.ratio >= self.bar
+
+
+def arguments(argv: Sequence[str] | None, *, about: str | None) -> argparse.Namespace:
+    """The options that all benchmarks have: ``smoke``, ``out`` and ``device``.
+
+    Args:
+        argv: the command line; None for that of the process.
+        about: docstring of the benchmark; its first line is shown.
+    """
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    add = parser.add_argument
+    add(
+        "--smoke", action="store_true", help="tiny sizes that check the code; no file without --out"
+    )
+    add("--out", type=Path, help="result file (default: benchmarks/results/NAME--DEVICE.json)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="what is measured")
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device is cuda, and PyTorch finds no GPU here - expected cpu.")
+    return options
 
 
 def interleaved_ratio(
@@ -85,11 +106,16 @@ def interleaved_ratio(
 
 
 def _timed(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    start = clock()
     function()
-    if torch.cuda.is_available():
+    return clock() - start
+
+
+def clock() -> float:
+    """Seconds of ``perf_counter``; a GPU in use is given the time to do all it was told to."""
+    if torch.cuda.is_initialized():
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return time.perf_counter()
 
 
 def write_results(
@@ -97,6 +123,7 @@ def write_results(
     *,
     ratios: Sequence[Ratio],
     tables: Mapping[str, Sequence[object]] | None = None,
+    device: str,
     path: Path | None = None,
 ) -> Path:
     """Write ratios and tables of dataclasses as JSON, with what is needed to repeat them.
@@ -105,13 +132,13 @@ def write_results(
         suite: what was measured.
         ratios: speed ratios with their bars.
         tables: further results, lists of dataclasses by name.
+        device: what was measured, ``cpu`` or ``cuda``, whatever else the machine has.
         path: file to write; None is ``benchmarks/results/SUITE--DEVICE.json``.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     document = {
         "suite": suite,
         "command": "python -m " + _module_name() + " " + " ".join(sys.argv[1:]),
-        "machine": f"{_processor()}, {os.cpu_count()} cores, {device}",
+        "machine": f"{_processor(device)}, {os.cpu_count()} cores, {device}",
         "commit": _commit(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
@@ -128,9 +155,9 @@ def write_results(
     return path
 
 
-def _processor() -> str:
+def _processor(device: str) -> str:
     """Name of the GPU, or of the CPU where the system tells."""
-    if torch.cuda.is_available():
+    if device == "cuda":
         return torch.cuda.get_device_name()
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []

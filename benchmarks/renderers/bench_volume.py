@@ -10,16 +10,14 @@ was measured when it was set. Both variants of a pair compute the same thing, wh
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numba
 import torch
 from torch import Tensor, nn
 
-from benchmarks.common import Ratio, interleaved_ratio, write_results
+from benchmarks.common import Ratio, arguments, interleaved_ratio, write_results
 from benchmarks.renderers import volume_baselines as baselines
 from renderers.cameras import orbit_cameras
 from renderers.configs import HashGridConfig
@@ -375,16 +373,12 @@ def measure_smoke(device: str) -> list[Ratio]:
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write the results; 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes; no file without --out")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/)")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    options = parser.parse_args(argv)
+    options = arguments(argv, about=__doc__)
     torch.manual_seed(0)
     measured = measure_smoke if options.smoke else measure
     ratios = measured(options.device)
     if options.out or not options.smoke:
-        write_results("volume", ratios=ratios, path=options.out)
+        write_results("volume", ratios=ratios, device=options.device, path=options.out)
     return int(any(not ratio.passed for ratio in ratios))
 
 

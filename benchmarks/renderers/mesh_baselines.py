@@ -52,17 +52,17 @@ def kuhn_grid(n: int) -> Tensor:
 def dmtet(points: Tensor, sdf: Tensor, tets: Tensor) -> tuple[Tensor, Tensor]:
     """Vertices and outward faces of the zero set of ``sdf``, negative inside."""
     with torch.no_grad():
-        inside = sdf < 0
+        inside, device = sdf < 0, sdf.device
         n_inside = inside[tets].sum(1)
         cut = tets[(n_inside > 0) & (n_inside < 4)]
-        edges = cut[:, torch.tensor(EDGES).view(-1)].view(-1, 2).sort(1).values
+        edges = cut[:, torch.tensor(EDGES, device=device).view(-1)].view(-1, 2).sort(1).values
         unique, index = torch.unique(edges, dim=0, return_inverse=True)
         crossing = inside[unique].sum(1) == 1
-        number = torch.full((len(unique),), -1)
-        number[crossing] = torch.arange(int(crossing.sum()))
+        number = torch.full((len(unique),), -1, device=device)
+        number[crossing] = torch.arange(int(crossing.sum()), device=device)
         index = number[index].view(-1, 6)
-        code = (inside[cut] * torch.tensor([1, 2, 4, 8])).sum(1)
-        triangles = TRIANGLES[code]  # [cut, 6]
+        code = (inside[cut] * torch.tensor([1, 2, 4, 8], device=device)).sum(1)
+        triangles = TRIANGLES.to(device)[code]  # [cut, 6]
         faces = []
         for part in (triangles[:, :3], triangles[:, 3:]):
             present = part[:, 0] >= 0
@@ -117,7 +117,7 @@ def _front_edges(
     """Front pixel, back pixel and edge of the pairs along ``axis`` (0: rows' neighbours, x)."""
     tri_id, zw = raster.tri_id[0], raster.zw[0]
     height, width = tri_id.shape
-    index = torch.arange(height * width).view(height, width)
+    index = torch.arange(height * width, device=tri_id.device).view(height, width)
     one, two = (index[:, :-1], index[:, 1:]) if axis == 0 else (index[:-1], index[1:])
     one, two = one.reshape(-1), two.reshape(-1)
     tri_id, zw = tri_id.reshape(-1), zw.reshape(-1)
@@ -150,7 +150,7 @@ def _front_edges(
     edge, share = torch.cat(edges), torch.cat(shares)
     # One edge per pair: the one nearest to the front pixel.
     slot = torch.minimum(front, back)
-    nearest = torch.full((height * width,), 9.0).scatter_reduce(0, slot, share, "amin")
+    nearest = share.new_full((height * width,), 9.0).scatter_reduce(0, slot, share, "amin")
     kept = share <= nearest[slot]
     return front[kept], back[kept], edge[kept]
 

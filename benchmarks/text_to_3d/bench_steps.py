@@ -2,6 +2,7 @@
 
     python -m benchmarks.text_to_3d.bench_steps           # minutes, on an idle machine
     python -m benchmarks.text_to_3d.bench_steps --smoke   # one system, few steps
+    python -m benchmarks.text_to_3d.bench_steps --device cuda
 
 Each pocket preset is run for a few dozen steps a stage. Steps per second depend on the machine and
 are a table; what has a bar is a ratio: one render of the step's cameras with its backward pass must
@@ -11,19 +12,16 @@ is at its slowest here, because the occupancy grid has pruned little after so fe
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
 
-from benchmarks.common import Ratio, interleaved_ratio, write_results
+from benchmarks.common import Ratio, arguments, clock, interleaved_ratio, write_results
 from image_tools.pocket.paths import POCKET_MV_FOLDER
 from renderers.cameras import sample_cameras
 from renderers.materials import draw_shading
@@ -77,10 +75,10 @@ class Stopwatch:
             after.remove()
 
     def _begin(self, *_: object) -> None:
-        self._started = time.perf_counter()
+        self._started = clock()
 
     def _end(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self._started
+        self.seconds += clock() - self._started
 
 
 def stage_speed(runner: Runner, system: str) -> StageSpeed:
@@ -89,9 +87,9 @@ def stage_speed(runner: Runner, system: str) -> StageSpeed:
     rows = runner.denoiser_evaluations
     with watch.on(runner.prior.unet):
         while runner.stage.step < runner.stage.config.steps:
-            before, started = watch.seconds, time.perf_counter()
+            before, started = watch.seconds, clock()
             runner.step()
-            steps.append(time.perf_counter() - started)
+            steps.append(clock() - started)
             inside.append(watch.seconds - before)
     taken = len(steps)
     warm = WARMUP if taken > 2 * WARMUP else 0
@@ -116,6 +114,7 @@ def render_ratio(runner: Runner, system: str, bar: float, rounds: int) -> Ratio:
     """Denoiser time over renderer time for the cameras of one step."""
     stage, draw = runner.stage, runner.stage.generators
     cameras = sample_cameras(stage.config.cameras, draw["cameras"], fraction=1.0)
+    cameras = cameras.to(runner.device)
     shading = draw_shading(stage.config.material, 1.0, draw["shading"])
 
     def render() -> None:
@@ -139,8 +138,8 @@ def _denoiser_alone(runner: Runner, images: torch.Tensor, cameras: object) -> Ca
     calls: list[tuple[tuple, dict]] = []
     unet = runner.prior.unet
 
-    def record(_: nn.Module, arguments: tuple, named: dict) -> None:
-        calls.append((arguments, named))
+    def record(_: nn.Module, given: tuple, named: dict) -> None:
+        calls.append((given, named))
 
     draw = runner.stage.generators["guidance"]
     hook = unet.register_forward_pre_hook(record, with_kwargs=True)
@@ -151,21 +150,22 @@ def _denoiser_alone(runner: Runner, images: torch.Tensor, cameras: object) -> Ca
 
     @torch.no_grad()
     def replay() -> None:
-        for arguments, named in calls:
-            unet(*arguments, **named)
+        for given, named in calls:
+            unet(*given, **named)
 
     return replay
 
 
 def measure(
-    systems: Sequence[str], steps: int, bar: float, rounds: int
+    systems: Sequence[str], steps: int, bar: float, rounds: int, device: str
 ) -> tuple[list[StageSpeed], list[Ratio]]:
     """Speeds and ratios of all stages of all systems."""
     speeds, ratios = [], []
     for system in systems:
-        scene = load_scene(system, [f"prompt={PROMPT}", "seed=0"]).config
+        given = [f"prompt={PROMPT}", "seed=0", f"device={device}"]
+        scene = load_scene(system, given).config
         short = [f"stages.{k}.steps={steps}" for k in range(len(scene.stages))]
-        scene = load_scene(system, [f"prompt={PROMPT}", "seed=0", *short]).config
+        scene = load_scene(system, [*given, *short]).config
         with tempfile.TemporaryDirectory() as folder:
             run = create_run(folder, prompt=PROMPT, method=system, seed=0, info={})
             runner = Runner(scene, run)
@@ -177,18 +177,18 @@ def measure(
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, write the results; 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="one system, few steps; no file")
-    parser.add_argument("--out", type=Path, help="result file (default: benchmarks/results/)")
-    options = parser.parse_args(argv)
+    options = arguments(argv, about=__doc__)
     torch.manual_seed(0)
     if options.smoke:
-        speeds, ratios = measure(SYSTEMS[:1], 3, 0.0, 3)
+        speeds, ratios = measure(SYSTEMS[:1], 3, 0.0, 3, options.device)
     else:
         shipped = [s for s in SYSTEMS if s != "pocket-mvdream" or POCKET_MV_FOLDER.exists()]
-        speeds, ratios = measure(shipped, 40, BAR, 15)
+        speeds, ratios = measure(shipped, 40, BAR, 15, options.device)
     if options.out or not options.smoke:
-        write_results("steps", ratios=ratios, tables={"speeds": speeds}, path=options.out)
+        tables = {"speeds": speeds}
+        write_results(
+            "steps", ratios=ratios, tables=tables, device=options.device, path=options.out
+        )
     return int(any(not ratio.passed for ratio in ratios))
 
 

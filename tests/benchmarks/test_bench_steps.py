@@ -43,8 +43,9 @@ def test_every_measured_system_is_a_preset():
 @pytest.mark.slow
 def test_the_smoke_run_writes_speeds_and_ratios(tmp_path):
     path = tmp_path / "steps.json"
-    assert bench_steps.main(["--smoke", "--out", str(path)]) == 0
+    assert bench_steps.main(["--smoke", "--device", "cpu", "--out", str(path)]) == 0
     found = json.loads(path.read_text())
+    assert found["machine"].endswith("cores, cpu")
     assert [row["stage"] for row in found["speeds"]] == ["shape"]
     assert found["speeds"][0]["denoiser_rows"] == 8
     assert 0 < found["speeds"][0]["denoiser_ms"] <= found["speeds"][0]["step_ms"]
