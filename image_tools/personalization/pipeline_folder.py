@@ -58,9 +58,10 @@ def write_pipeline(
         encoders = [tower.encoder for tower in prior.text.towers]
         modules |= dict(zip(_encoder_names(base), encoders, strict=True))
     for name, stem in folders.items():
-        module = modules[name]
-        rename = str if name == "unet" else add_text_model
-        tensors = {rename(key): value.to(dtype) for key, value in module.state_dict().items()}
+        state = modules[name].state_dict()
+        is_clip = any(key.startswith("encoder.layers.") for key in state)
+        rename = add_text_model if is_clip else str
+        tensors = {rename(key): value.to(dtype) for key, value in state.items()}
         write_safetensors(partial / name / f"{stem}.safetensors", tensors, {"format": "pt"})
     partial.replace(out)
     return out
