@@ -100,7 +100,9 @@ def write_lora(path: Path, lora: LoraFile, *, layout: LoraLayout) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
     try:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, beside, metadata)
+        # Copies, because layers may share a tensor, which the format cannot store.
+        copies = {key: value.detach().cpu().clone() for key, value in tensors.items()}
+        save_file({key: value.contiguous() for key, value in copies.items()}, beside, metadata)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)

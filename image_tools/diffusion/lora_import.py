@@ -123,7 +123,7 @@ def _tucker(
         first @ second[:, :1]  # refuses factors that do not multiply
         return first, second.flatten(1), ()
     down = torch.einsum("ijkl,jr->irkl", core, second.flatten(1))
-    return first.T, down.flatten(1), tuple(core.shape[2:])
+    return first.T.contiguous(), down.flatten(1), tuple(core.shape[2:])
 
 
 def _inputs(columns: int, kernel: tuple[int, ...], layer: str) -> torch.Size:

@@ -255,8 +255,8 @@ def _write_embedding(path: Path, token: str, vectors: Mapping[str, Tensor]) -> N
 def _facts(lora: LoraFile) -> dict[str, Any]:
     """What there is to say about a LoRA, as JSON has it."""
     sections = {}
-    for section, deltas in lora.sections.items():
-        values = list(deltas.values())
+    for section in (name for name in COMPONENTS if lora.sections.get(name)):
+        values = list(lora.sections[section].values())
         norm = None
         if not any(delta.magnitude is not None for delta in values):
             norm = sum(_square(delta) for delta in values) ** 0.5
