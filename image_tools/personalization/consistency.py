@@ -104,6 +104,8 @@ class ConsistencyPrior:
         if not students:
             raise StudioError("Consistency guidance got no student - expected at least one.")
         self.plain, self.students, self.parallel = prior, tuple(students), parallel
+        self.scales = [student.scale for student in students]
+        """w_i of each student; may be changed between calls, for instance raised as a scene forms."""
         prior.pin_text_encoder()
         words: dict[str, str] = {}
         for student in students:
@@ -204,12 +206,11 @@ class ConsistencyPrior:
         for student, part in zip(self.students, parts[1:], strict=True):
             with self._only(student):
                 outputs.append(self.plain.predict_output(latents, t, part))
-        scales = [student.scale for student in self.students]
         guided = consistency_guidance(
-            out_uncond, out_base, outputs, guidance_scale, scales, parallel=self.parallel
+            out_uncond, out_base, outputs, guidance_scale, self.scales, parallel=self.parallel
         )
         if rescale > 0.0:
-            shares = [scale / guidance_scale if guidance_scale else 1.0 for scale in scales]
+            shares = [scale / guidance_scale if guidance_scale else 1.0 for scale in self.scales]
             reference = consistency_guidance(out_base, out_base, outputs, 1.0, shares)
             guided = rescale_guidance(guided, reference, rescale)
         return self.to_noise(guided, latents, t)

@@ -31,10 +31,13 @@ def is_personalization(source: str | None, resume: Path | None) -> bool:
     """Whether a scene file or a run folder is a personalization."""
     if resume is not None:
         return (resume / "run.json").is_file() and open_run(resume).read_info().get("task") == TASK
-    path = Path(source) if source else None
-    if path is None or path.suffix not in {".yaml", ".yml"} or not path.is_file():
+    if source is None or not source.endswith((".yaml", ".yml")):
         return False
-    return read_yaml(path)[0].get("task") == TASK
+    try:
+        is_there = Path(source).is_file()
+    except (OSError, ValueError):  # too long for a path, or a NUL in it: a prompt
+        return False
+    return is_there and read_yaml(Path(source))[0].get("task") == TASK
 
 
 def run(
