@@ -110,7 +110,7 @@ def test_lokr_of_a_convolution_dense_flat_and_with_a_core(draw):
     found = read(CONV, {"lokr_w1": coarse, "lokr_w2_a": up, "lokr_w2_b": down})
     assert close(found, ALPHA / 2 * torch.kron(coarse[:, :, None, None], flat))
     first, second = draw(2, 4), draw(2, 3)
-    fine = torch.einsum("ijkl,ip,jr->prkl", core, first, second)
+    fine = torch.einsum("ijkl,ip,jr->prkl", core, first, second).contiguous()
     parts = {"lokr_w1": coarse, "lokr_w2_a": first, "lokr_w2_b": second, "lokr_t2": core}
     assert close(read(CONV, parts), ALPHA / 2 * torch.kron(coarse[:, :, None, None], fine))
 
