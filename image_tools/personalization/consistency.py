@@ -105,7 +105,7 @@ class ConsistencyPrior:
             raise StudioError("Consistency guidance got no student - expected at least one.")
         self.plain, self.students, self.parallel = prior, tuple(students), parallel
         self.scales = [student.scale for student in students]
-        """w_i of each student; may be changed between calls, for instance raised as a scene forms."""
+        """w_i of each student; may be changed between calls, such as raised as a scene forms."""
         prior.pin_text_encoder()
         words: dict[str, str] = {}
         for student in students:

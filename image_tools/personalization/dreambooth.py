@@ -187,12 +187,17 @@ def train_dreambooth(
     finished = _run(prior, loop, loss, hooks, config.batch.checkpointing)
     digest = _digest(loop.parameters)
     prior.fingerprint_parts[PART] = lambda: digest
-    files = [loop.checkpoint_path(step) for step in config.loop.checkpoint_steps]
+    return TrainingResult(finished, loop.step, _write_weights(loop, finished))
+
+
+def _write_weights(loop: TuningLoop, finished: bool) -> tuple[Path, ...]:
+    """The checkpoints that are there, and the weights of a finished training."""
+    files = [loop.checkpoint_path(step) for step in loop.config.checkpoint_steps]
     files = [path for path in files if path.exists()]
     if finished:
-        files.append(folder / WEIGHTS_NAME)
+        files.append(loop.folder / WEIGHTS_NAME)
         write_safetensors(files[-1], loop.parameters, {"step": str(loop.step)})
-    return TrainingResult(finished, loop.step, tuple(files))
+    return tuple(files)
 
 
 def _run(
