@@ -94,6 +94,20 @@ def test_it_costs_three_evaluations_and_restores_what_acts(tiny_pipelines):
 
 
 @torch.no_grad()
+def test_a_scale_may_change_between_calls(tiny_pipelines):
+    plain = _with_loras(tiny_pipelines)
+    prior = ConsistencyPrior(plain, [Student({"subject": 1.0}, WORDS, scale=0.0)])
+    results = []
+    for scale in (0.0, 2.0, 4.0):
+        prior.scales[0] = scale
+        results.append(_guided(prior, "a <pet>", 7.5))
+    assert not torch.equal(results[0], results[1])
+    torch.testing.assert_close(
+        results[2] - results[0], 2.0 * (results[1] - results[0]), atol=1e-4, rtol=1e-3
+    )
+
+
+@torch.no_grad()
 def test_two_students_are_two_terms_that_do_not_meet(tiny_pipelines):
     plain = _with_loras(tiny_pipelines, names=("subject", "style"))
     students = [Student({"subject": 1.0}, WORDS, 3.0), Student({"style": 0.6}, STYLES, 2.0)]

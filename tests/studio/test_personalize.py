@@ -1,0 +1,146 @@
+"""`studio personalize`: from a folder of photos to files, on after a stop, and clear refusals."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from studio.commands import personalize
+from studio.commands import run as run_command
+from studio.errors import ConfigError, StudioError
+from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
+
+QUICK = [
+    *("method.loop.steps=3", "method.loop.save_every=1", "method.loop.sample_every=2"),
+    *("samples.columns=1", "samples.sampler.steps=2", "device=cpu", "method.batch.size=1"),
+]
+
+
+@pytest.fixture
+def photos(tmp_path) -> Path:
+    """Two photos of different shapes, and a note."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    Image.linear_gradient("L").convert("RGB").resize((40, 30)).save(folder / "a.jpg")
+    Image.radial_gradient("L").convert("RGB").resize((20, 50)).save(folder / "b.png")
+    (folder / "notes.txt").write_text("holiday")
+    return folder
+
+
+def _run(photos, model, tmp_path, capsys, *arguments, **settings) -> dict:
+    given = [str(photos), "subject.word=duck", *arguments]
+    given += ["prior.kind=diffusers", f"prior.model={model}", *QUICK]
+    personalize.run(given, out=tmp_path / "runs", as_json=True, **settings)
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("method", "names"),
+    [
+        ("dreambooth_lora", {"lora", "lora_kohya"}),
+        ("dco", {"lora", "lora_kohya", "embedding"}),
+        ("dreambooth", {"weights", "model"}),
+        ("textual_inversion", {"embedding"}),
+    ],
+)
+def test_every_method_ends_in_files(
+    photos,
+    tiny_prior,
+    tmp_path,
+    capsys,
+    method,
+    names,
+):
+    more = ["method.class_images.count=1", "method.class_images.sampler.steps=2"]
+    more = more if method.startswith("dreambooth") else []
+    result = _run(photos, tiny_prior, tmp_path, capsys, f"method.kind={method}", *more)
+    assert set(result["files"]) == names
+    assert all(Path(path).exists() for path in result["files"].values())
+    run = Path(result["run"])
+    info = json.loads((run / "run.json").read_text())
+    assert info["status"] == "done"
+    assert [Path(path).name for path in info["photos"]] == ["a.jpg", "b.png"]
+    assert info["skipped"] == {"notes.txt": "is not a photo"}
+    grids = sorted(path.name for path in (run / "previews").iterdir())
+    assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
+    assert (run / "class_images").exists() == bool(more)
+
+
+class CtrlC(logging.Handler):
+    """Presses Ctrl-C when the first step is reported."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Once, so that the run stops after the step instead of at once."""
+        if record.getMessage().startswith("step 1/"):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsys):
+    more = ["method.loop.log_every=1"]
+    whole = _run(photos, tiny_prior, tmp_path / "a", capsys, *more)
+    scene = tmp_path / "mine.yaml"
+    model = ["prior.kind=diffusers", f"prior.model={tiny_prior}"]
+    given = [str(photos), "subject.word=duck", *model, *QUICK, *more]
+    personalize.run(given, out=tmp_path, dry_run=True)
+    scene.write_text(capsys.readouterr().out)
+    handler = CtrlC()
+    logging.getLogger("studio.progress").addHandler(handler)
+    try:
+        with pytest.raises(StudioError, match=r"after step 1 of 3, saved\. .* --resume") as caught:
+            run_command.run([str(scene)], out=tmp_path / "b")
+    finally:
+        logging.getLogger("studio.progress").removeHandler(handler)
+    assert caught.value.exit_code == 130
+    (folder,) = (path.parent for path in (tmp_path / "b").glob("*/*/run.json"))
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    with pytest.raises(ConfigError, match="other settings were given - expected none but device"):
+        personalize.run(["method.loop.steps=9"], out=tmp_path, resume=folder)
+    capsys.readouterr()
+    run_command.run([], out=tmp_path / "b", resume=folder, as_json=True)
+    resumed = json.loads(capsys.readouterr().out)
+    assert Path(resumed["run"]) == folder
+    files = [Path(result["files"]["lora"]).read_bytes() for result in (whole, resumed)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["subject.word=dog"], "subject.images is empty - expected a folder with photos"),
+        (["PHOTOS"], "subject.word is empty - expected what the subject is"),
+        (["PHOTOS", "subject.word=dog", "method.kind=lora"], "Known kinds: textual_inversion"),
+        (["PHOTOS", "subject.word=dog", "subject.template=a dog"], "template is 'a dog'"),
+        (["nowhere", "subject.word=dog"], "nowhere: no such file or folder"),
+    ],
+)
+def test_what_is_missing_is_told_before_anything_is_made(photos, tmp_path, arguments, words):
+    given = [str(photos) if text == "PHOTOS" else text for text in arguments]
+    with pytest.raises(ConfigError, match=words):
+        personalize.run(given, out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prompts_name_the_subject_as_the_method_does():
+    def token(kind, **settings):
+        method = {f"{m.kind}": m for m in (config.method for config in _configs())}[kind]
+        subject = SubjectPhotosConfig(word="teddy bear", **settings)
+        return PersonalizeConfig(subject=subject, method=method)
+
+    assert token("dreambooth").token == "sks teddy bear"
+    assert token("dco").token == "<my-teddy-bear>"
+    assert token("dco", token="<ted>").token == "<ted>"
+    assert token("dco").class_phrase == "a teddy bear"
+    learned = token("textual_inversion").resolved_method()
+    assert (learned.token, learned.init_word) == ("<my-teddy-bear>", "teddy bear")
+
+
+def _configs():
+    from studio.config import validate
+
+    kinds = ("textual_inversion", "dreambooth", "dreambooth_lora", "dco")
+    return [validate(PersonalizeConfig, {"method": {"kind": kind}}) for kind in kinds]
