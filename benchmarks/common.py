@@ -60,7 +60,7 @@ def arguments(argv: Sequence[str] | None, *, about: str | None) -> argparse.Name
     add(
         "--smoke", action="store_true", help="tiny sizes that check the code; no file without --out"
     )
-    add("--out", type=Path, help="result file (default: benchmarks/results/NAME--DEVICE.json)")
+    add("--out", type=Path, help="a .json file, or the folder of it (default: benchmarks/results)")
     add("--device", choices=("cpu", "cuda"), default="cpu", help="what is measured")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
@@ -133,7 +133,7 @@ def write_results(
         ratios: speed ratios with their bars.
         tables: further results, lists of dataclasses by name.
         device: what was measured, ``cpu`` or ``cuda``, whatever else the machine has.
-        path: file to write; None is ``benchmarks/results/SUITE--DEVICE.json``.
+        path: file to write, or the folder of ``SUITE--DEVICE.json``; None is that of the results.
     """
     document = {
         "suite": suite,
@@ -148,7 +148,9 @@ def write_results(
     }
     for name, rows in (tables or {}).items():
         document[name] = [dataclasses.asdict(row) for row in rows]  # type: ignore[call-overload]
-    path = path or RESULTS / f"{suite}--{device}.json"
+    path = path or RESULTS
+    if path.suffix != ".json":
+        path = path / f"{suite}--{device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(document, indent=1) + "\n")
     print(f"wrote {path}")

@@ -145,8 +145,8 @@ def budget_notes(budgets: dict[str, int]) -> list[str]:
     if budgets[most] > (1.0 + EQUAL) * budgets[least]:
         excess = budgets[most] / budgets[least] - 1.0
         notes.append(
-            f"**Budgets differ: {most} has {excess:.0%} more evaluations than {least}, so the "
-            "figures compare budgets as well as systems.** `--evaluations` makes them equal."
+            f"**Budgets differ: {most} has {100 * excess:.0f} % more evaluations than {least}, so "
+            "the figures compare budgets as well as systems.** `--evaluations` makes them equal."
         )
     return notes
 
@@ -170,8 +170,11 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
 def grid(results: Sequence[Result]) -> Tensor | None:
     """Four views of every asset: rows are prompts, columns systems; the first seed of each.
 
-    The bar under an asset is green when the judge names kind and colour in most of its views.
+    The bar under an asset is green when the judge names kind and colour in most of its views. A run
+    that failed leaves a word, one that had no turn yet a grey field.
     """
+    from torch import Tensor
+
     from studio.evaluation.sheets import comparison_sheet
 
     systems = systems_of(results)
@@ -182,14 +185,14 @@ def grid(results: Sequence[Result]) -> Tensor | None:
         found = [first.get((prompt, system)) for system in systems]
         strips.append([_strip(result) for result in found])
         right.append([bool(r and (r.value("both_accuracy") or 0.0) > 0.5) for r in found])
-    if not any(strip is not None for row in strips for strip in row):
+    if not any(isinstance(strip, Tensor) for row in strips for strip in row):
         return None
     labels = [prompt + (" (held out)" if is_held_out_prompt(prompt) else "") for prompt in prompts]
     return comparison_sheet(strips, rows=labels, columns=systems, right=right)
 
 
-def _strip(result: Result | None) -> Tensor | None:
-    """Views of an asset side by side, or None without one."""
+def _strip(result: Result | None) -> Tensor | str | None:
+    """Views of an asset side by side; how it ended if there is none; None if it was never made."""
     from studio.evaluation.assets import asset_glb
     from studio.evaluation.sheets import filmstrip
     from studio.evaluation.views import eval_cameras, normalized, render_mesh
@@ -197,7 +200,7 @@ def _strip(result: Result | None) -> Tensor | None:
 
     glb = asset_glb(RunFolder(result.run)) if result and result.run else None
     if glb is None:
-        return None
+        return result and result.status
     return filmstrip(render_mesh(normalized(load_asset(glb)), eval_cameras(VIEWS, size=PANEL)).rgb)
 
 

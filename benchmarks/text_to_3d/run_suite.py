@@ -226,6 +226,9 @@ def main() -> None:
             results = measured(outcomes, again=options.measure_again)
             if not results:
                 raise SystemExit("nothing is finished yet; go on with the same command")
+            # The first system is the base, also when its first asset had no turn yet.
+            order = list(dict.fromkeys(cell.system for cell in cells))
+            results.sort(key=lambda pair: order.index(pair[0].system))
             paths, table = write_results(options, results)
     except StudioError as error:
         sys.stderr.write(f"error: {error}\n")

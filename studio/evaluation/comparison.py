@@ -48,6 +48,8 @@ COSTS: dict[str, str] = {
     "denoiser_evaluations": "evaluations",
 }
 """What it cost: optimisation time, highest memory of the process, rows sent through denoisers."""
+DECIMALS = {"chamfer": 3}
+"""Decimals of a figure in tables, where they are not 2: good surfaces are within 0.05."""
 MIN_PROMPTS = 6
 """Fewer prompts give no interval to rely on: six coins fall alike in 3 % of throws."""
 GROUPS = ("seen", "held out", "all")
@@ -241,14 +243,18 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
                 continue
             failed = sum(not r.measured for r in members)
             count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
-            cells = [_figure(estimate(members, name)) for name in figures]
+            cells = [_figure(estimate(members, name), name) for name in figures]
             cells += [_amount(estimate(members, name)) for name in COSTS]
             lines.append(_line([f"**{system}**", group, count, *cells]))
     return "\n".join(lines)
 
 
-def _figure(found: Estimate | None) -> str:
-    return "–" if found is None else str(found)
+def _figure(found: Estimate | None, name: str) -> str:
+    """Such as ``0.91 [0.86, 0.94]``."""
+    if found is None:
+        return "–"
+    digits = DECIMALS.get(name, 2)
+    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 
 def _amount(found: Estimate | None) -> str:
@@ -261,7 +267,7 @@ def _difference_table(results: Sequence[Result], first: str) -> str:
     lines = _heading(["system", *METRICS.values()])
     columns = {name: differences(results, name, to=first) for name in METRICS}
     for system in systems_of(results)[1:]:
-        cells = [_difference(columns[name].get(system)) for name in METRICS]
+        cells = [_difference(columns[name].get(system), name) for name in METRICS]
         lines.append(_line([f"**{system}**", *cells]))
     return "\n".join(lines)
 
@@ -270,7 +276,7 @@ def _pair_table(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
     lines = _heading(["question", "systems", COSTS["denoiser_evaluations"], *METRICS.values()])
     for pair in pairs:
         found = pair_differences(results, pair)
-        cells = [_difference(found.get(name)) for name in METRICS]
+        cells = [_difference(found.get(name), name) for name in METRICS]
         costs = [
             _amount(estimate([r for r in results if r.system == one], "denoiser_evaluations"))
             for one in (pair.system, pair.to)
@@ -280,10 +286,12 @@ def _pair_table(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
     return "\n".join(lines)
 
 
-def _difference(found: Estimate | None) -> str:
+def _difference(found: Estimate | None, name: str) -> str:
+    """Such as ``+0.12 [-0.03, +0.20]``, bold where it is certain."""
     if found is None:
         return "–"
-    text = f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    digits = DECIMALS.get(name, 2)
+    text = f"{found.value:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
     certain = found.n >= MIN_PROMPTS and (found.low > 0 or found.high < 0)
     return f"**{text}**" if certain else text
 

@@ -12,7 +12,11 @@ from torch import Tensor
 __all__ = ["comparison_sheet", "filmstrip", "judged_sheet"]
 
 GAP = 3
+COLUMN_GAP = 12
 LINE_HEIGHT = 12
+HEADINGS_EVERY = 8
+"""Rows after which the headings of a comparison come again: it can be taller than a screen."""
+GREY = 0.92
 RIGHT, WRONG, BLACK = (0.15, 0.6, 0.2), (0.85, 0.15, 0.15), (0.1, 0.1, 0.1)
 
 
@@ -55,16 +59,16 @@ def judged_sheet(
 
 
 def comparison_sheet(
-    cells: Sequence[Sequence[Float[Tensor, "h w 3"] | None]],
+    cells: Sequence[Sequence[Float[Tensor, "h w 3"] | str | None]],
     *,
     rows: Sequence[str],
     columns: Sequence[str],
     right: Sequence[Sequence[bool]],
 ) -> Float[Tensor, "height width 3"]:
-    """A grid of images of one size: a heading over each column, a label over each row.
+    """A grid of images of one size: headings over the columns, a label over each row.
 
     Args:
-        cells: row by row; None leaves a grey field.
+        cells: row by row; None leaves a grey field, a word stands in a grey field.
         rows: labels.
         columns: headings.
         right: whether a bar under the image is green or red; a grey field has none.
@@ -73,23 +77,23 @@ def comparison_sheet(
         ValueError: the grid is not as large as its labels say, or holds no image.
     """
     shapes = [len(cells), *map(len, cells)], [len(right), *map(len, right)]
-    images = [image for row in cells for image in row if image is not None]
+    images = [image for row in cells for image in row if isinstance(image, Tensor)]
     if shapes != ([len(rows)] + [len(columns)] * len(rows),) * 2 or not images:
         raise ValueError(
             f"{len(cells)} rows, {len(right)} rows of marks and {len(images)} images - expected "
             f"{len(rows)} rows of {len(columns)}, and at least one image."
         )
     height, width = images[0].shape[:2]
-    empty = torch.full((height, width, 3), 0.92)
-    lines = [[_text(f" {name}", (LINE_HEIGHT + 2, width), BLACK) for name in columns]]
-    for label, images_of_row, marks in zip(rows, cells, right):
-        title = _text(f" {label}", (LINE_HEIGHT, len(columns) * (width + GAP) - GAP), BLACK)
-        lines.append([title])
-        lines.append([empty if image is None else image for image in images_of_row])
-        lines.append(
-            [_bar(width, image, good) for image, good in zip(images_of_row, marks, strict=True)]
-        )
-    gap = torch.ones(1, GAP, 3)
+    headings = [GREY * _text(f" {name}", (LINE_HEIGHT + 2, width), BLACK) for name in columns]
+    whole_width = len(columns) * (width + COLUMN_GAP) - COLUMN_GAP
+    lines = []
+    for number, (label, row, marks) in enumerate(zip(rows, cells, right)):
+        if number % HEADINGS_EVERY == 0:
+            lines.append(headings)
+        lines.append([_text(f" {label}", (LINE_HEIGHT, whole_width), BLACK)])
+        lines.append([_field(cell, (height, width)) for cell in row])
+        lines.append([_bar(width, cell, good) for cell, good in zip(row, marks, strict=True)])
+    gap = torch.ones(1, COLUMN_GAP, 3)
     joined = []
     for line in lines:
         spaced = [part for image in line for part in (gap.expand(len(image), -1, -1), image)][1:]
@@ -97,9 +101,16 @@ def comparison_sheet(
     return torch.nn.functional.pad(torch.cat(joined), (0, 0, GAP, GAP, GAP, GAP), value=1.0)
 
 
-def _bar(width: int, image: Tensor | None, good: bool) -> Float[Tensor, "h w 3"]:
+def _field(cell: Tensor | str | None, size: tuple[int, int]) -> Float[Tensor, "h w 3"]:
+    """The image, or what stands in its place."""
+    if isinstance(cell, Tensor):
+        return cell
+    return GREY * _text(f" {cell or ''}", size, BLACK)
+
+
+def _bar(width: int, cell: Tensor | str | None, good: bool) -> Float[Tensor, "h w 3"]:
     """The mark under an image."""
-    color = (1.0, 1.0, 1.0) if image is None else RIGHT if good else WRONG
+    color = (RIGHT if good else WRONG) if isinstance(cell, Tensor) else (1.0, 1.0, 1.0)
     return torch.tensor(color).expand(GAP, width, 3)
 
 

@@ -143,7 +143,7 @@ def test_what_is_finished_is_compared_and_not_made_again(tiny_scene, tmp_path, m
     assert sorted(runs.rglob("run.json")) == before
     document = json.loads((tmp_path / "results/text_to_3d--x.json").read_text())
     assert [row["status"] for row in document["assets"]] == ["done", "done", "done", "diverged"]
-    assert document["assets"][1]["system"] == "other"
+    assert [row["system"] for row in document["assets"]] == ["tiny", "tiny", "other", "other"]
     assert not any(str(tmp_path) in str(row["run"]) for row in document["assets"])
     assert document["summary"]["other"]["all"]["kind_accuracy"]["value"] == 0.375
     assert document["scenes"]["other"]["negative_prompt"] == "fog"
@@ -174,6 +174,21 @@ def test_assets_without_a_turn_are_left_out(tiny_scene, tmp_path, monkeypatch, c
     assert "1 of 2 assets are left" in capsys.readouterr().err
 
 
+def test_the_first_system_is_the_base_although_another_is_ahead(tiny_scene, tmp_path, monkeypatch):
+    other = tiny_scene.with_name("other.yaml")
+    other.write_text(tiny_scene.read_text(encoding="utf-8") + "negative_prompt: fog\n")
+    prompts = [item.prompt for item in chosen(2)]
+    finished(tiny_scene, tmp_path / "runs" / "tiny", prompts[1])
+    finished(other, tmp_path / "runs" / "other", prompts[0])
+    with pytest.raises(SystemExit):
+        call(
+            monkeypatch,
+            *("--name", "x", "--systems", f"{tiny_scene},{other}", "--limit", "2"),
+            *("--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--minutes", "1e-9"),
+        )
+    assert "Difference to tiny" in (tmp_path / "text_to_3d--x.md").read_text()
+
+
 def test_a_change_of_weights_is_told():
     """Within a system, and between systems that name the same prior; others may differ."""
     pocket, other = {"kind": "pocket"}, {"kind": "pocket_mv"}
@@ -196,7 +211,7 @@ def test_a_change_of_weights_is_told():
 def test_unequal_budgets_are_told(more, told):
     notes = budget_notes({"a": 100, "b": more})
     assert notes[0] == f"Denoiser evaluations of a run: a 100, b {more}."
-    assert any(f"b has {more - 100}% more evaluations than a" in note for note in notes) is told
+    assert any(f"b has {more - 100} % more evaluations than a" in note for note in notes) is told
 
 
 def test_questions_are_answered_by_pairs_that_are_there():

@@ -48,7 +48,10 @@ def test_the_file_is_named_after_what_was_measured_whatever_else_there_is(
         pytest.skip("no GPU")
     monkeypatch.setattr("benchmarks.common.RESULTS", tmp_path / "results")
     path = write_results("mine", ratios=[], device=device)
-    assert path.name == f"mine--{device}.json"
+    assert path == tmp_path / "results" / f"mine--{device}.json"
+    assert write_results("mine", ratios=[], device=device, path=tmp_path / "a.b.json").exists()
+    other = write_results("mine", ratios=[], device=device, path=tmp_path / "other")
+    assert other == tmp_path / "other" / path.name
     assert json.loads(path.read_text())["machine"].endswith(device)
 
 

@@ -95,6 +95,13 @@ def test_the_page_has_all_systems_groups_and_prompts():
     assert "| red x (held out) | 0.50 · 0.50 | failed |" in text
 
 
+def test_small_distances_keep_three_decimals():
+    results = [result("a", "x", chamfer=0.0512), result("b", "x", chamfer=0.0478)]
+    text = comparison_markdown(results, is_red)
+    assert "| 0.051 [0.051, 0.051] |" in text
+    assert "| -0.003 [-0.003, -0.003] |" in text
+
+
 @pytest.mark.parametrize(
     ("prompts", "gain", "bold"), [(6, 0.3, True), (5, 0.3, False), (6, 0, False)]
 )

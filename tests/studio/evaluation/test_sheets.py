@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from studio.evaluation.sheets import (
+    COLUMN_GAP,
     GAP,
+    GREY,
+    HEADINGS_EVERY,
     LINE_HEIGHT,
     RIGHT,
     WRONG,
@@ -53,9 +56,10 @@ def test_a_comparison_has_a_row_for_each_prompt_and_a_column_for_each_system():
         right=[[True, False], [False, False]],
     )
     row = LINE_HEIGHT + 16 + GAP
-    assert sheet.shape == (2 * GAP + LINE_HEIGHT + 2 + 2 * row, 2 * GAP + 2 * 60 + GAP, 3)
+    assert sheet.shape == (2 * GAP + LINE_HEIGHT + 2 + 2 * row, 2 * GAP + 2 * 60 + COLUMN_GAP, 3)
     top = GAP + LINE_HEIGHT + 2 + LINE_HEIGHT
-    first, second = slice(GAP, GAP + 60), slice(2 * GAP + 60, 2 * GAP + 120)
+    first = slice(GAP, GAP + 60)
+    second = slice(GAP + 60 + COLUMN_GAP, GAP + 120 + COLUMN_GAP)
     assert (sheet[top : top + 16, first] == 0.2).all()
     assert (sheet[top + row : top + row + 16, second] == 0.6).all()
     under = slice(top + 16, top + 16 + GAP)
@@ -71,3 +75,33 @@ def test_a_comparison_that_does_not_fit_its_labels_is_refused():
         comparison_sheet([[image]], rows=["x"], columns=["a", "b"], right=[[True]])
     with pytest.raises(ValueError, match="at least one image"):
         comparison_sheet([[None]], rows=["x"], columns=["a"], right=[[True]])
+
+
+def test_a_long_comparison_repeats_its_headings():
+    def sheet(rows: int) -> torch.Tensor:
+        image = torch.full((16, 60, 3), 0.2)
+        labels = [f"prompt {k}" for k in range(rows)]
+        return comparison_sheet(
+            [[image]] * rows, rows=labels, columns=["demo"], right=[[True]] * rows
+        )
+
+    row, heading = LINE_HEIGHT + 16 + GAP, LINE_HEIGHT + 2
+    short, long = sheet(HEADINGS_EVERY), sheet(HEADINGS_EVERY + 1)
+    assert len(long) - len(short) == row + heading
+    again = GAP + heading + HEADINGS_EVERY * row
+    assert torch.equal(long[again : again + heading], long[GAP : GAP + heading])
+
+
+def test_a_word_stands_where_an_image_is_missing():
+    image = torch.full((16, 60, 3), 0.2)
+
+    def field(cell: str | None) -> torch.Tensor:
+        sheet = comparison_sheet(
+            [[image, cell]], rows=["x"], columns=["a", "b"], right=[[True, True]]
+        )
+        top = GAP + LINE_HEIGHT + 2 + LINE_HEIGHT
+        return sheet[top : top + 16 + GAP, GAP + 60 + COLUMN_GAP : -GAP]
+
+    assert (field(None)[:16] == GREY).all()
+    assert field("failed")[:16].min() < 0.5
+    assert (field("failed")[16:] == 1.0).all(), "no bar"
