@@ -112,6 +112,8 @@ def train_textual_inversion(
     photos = CaptionedImages(images, (config.token,) * len(images))
     hooks = hooks or LoopHooks()
     first = word_embedding(prior, config.token, config.init_word, vectors=config.vectors)
+    origin = {"prior": prior.fingerprint, "fix_eos": str(config.fix_eos).lower()}
+    first = replace(first, metadata={**first.metadata, **origin})
     identity = identity_of(config, prior, [photos])
     with (
         attach_tokens(prior, [first], fix_eos=config.fix_eos) as tokens,

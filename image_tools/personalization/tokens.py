@@ -20,6 +20,7 @@ pooled vector moves to the word, in stock diffusers too and hence in how files w
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,7 +48,10 @@ __all__ = [
     "word_embedding",
 ]
 
+logger = logging.getLogger(__name__)
+
 PART = "tokens"
+FIX_EOS = {"true": True, "false": False}
 TINY = 1e-12
 
 
@@ -254,6 +258,7 @@ def attach_tokens(
             check_placeholder(tower.tokenizer, embedding.token, taken)
         taken.append(embedding.token)
         matched.append(_match(embedding, plain.towers))
+        _compare_eos(embedding, fix_eos)
     stack = found or _TokenTextStack(plain, fix_eos=fix_eos)
     for embedding, rows in zip(embeddings, matched, strict=True):
         stack.add(embedding, rows)
@@ -291,6 +296,17 @@ def norm_keeper(parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
             rows.mul_(lengths[name] / rows.norm(dim=1, keepdim=True).clamp(min=TINY))
 
     return keep
+
+
+def _compare_eos(embedding: TokenEmbedding, fix_eos: bool) -> None:
+    """Say so if a word is used otherwise than it was learned."""
+    learned_with = FIX_EOS.get(embedding.metadata.get("fix_eos", ""), fix_eos)
+    if learned_with != fix_eos:
+        logger.warning(
+            "The word '%s' was learned with fix_eos=%s and is used with %s; its pooled vector "
+            "will differ. Use it as it was learned.",
+            embedding.token, learned_with, fix_eos,
+        )  # fmt: skip
 
 
 def _match(embedding: TokenEmbedding, towers: Sequence[TextTower]) -> tuple[Tensor, ...]:

@@ -78,6 +78,8 @@ def test_only_the_words_rows_change(tiny_pipelines, tmp_path, kind):
     first = word_embedding(prior, "<d>", config.init_word, vectors=2)
     assert len(word.rows) == (2 if kind == "sdxl" else 1)
     assert (word.token, word.step, word.vectors) == ("<d>", 3, 2)
+    origin = {"init_word": config.init_word, "prior": fingerprint, "fix_eos": "false"}
+    assert word.metadata == origin
     for now, then in zip(word.rows, first.rows, strict=True):
         assert bool(((now - then).norm(dim=1) > 1e-4).all())
 

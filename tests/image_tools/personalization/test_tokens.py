@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -240,6 +242,15 @@ def test_words_of_one_prior_share_fix_eos(prior):
     attach_tokens(prior, [random_word("<a>")], fix_eos=True)
     with pytest.raises(PlaceholderError, match="fix_eos=True"):
         attach_tokens(prior, [random_word("<b>")])
+
+
+def test_a_word_used_otherwise_than_learned_is_warned_about(prior, caplog):
+    word = replace(random_word(), metadata={"fix_eos": "true"})
+    with attach_tokens(prior, [word], fix_eos=True):
+        pass
+    assert caplog.records == []
+    with attach_tokens(prior, [word]):
+        assert "was learned with fix_eos=True and is used with False" in caplog.text
 
 
 def test_a_refiner_takes_its_half_of_a_pair(tmp_path):
