@@ -373,7 +373,7 @@ def report(
     command.run(paths, out=out, as_json=as_json)
 
 
-app.add_typer(lora_app)
+app.add_typer(lora_app, name="lora")
 
 
 def main() -> None:

@@ -283,7 +283,7 @@ def _detach(module: nn.Module, name: str) -> None:
 
 
 def _collect(layer: nn.Module, name: str) -> LoraDelta:
-    tensors = {part: value.detach().clone() for part, value in _tensors(layer, name).items()}
+    tensors = {part: value.detach().cpu().clone() for part, value in _tensors(layer, name).items()}
     magnitude = tensors.get("magnitude")
     return LoraDelta(
         tensors["down"],
