@@ -250,11 +250,7 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
 
 
 def _figure(found: Estimate | None, name: str) -> str:
-    """Such as ``0.91 [0.86, 0.94]``."""
-    if found is None:
-        return "–"
-    digits = DECIMALS.get(name, 2)
-    return f"{found.value:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+    return "–" if found is None else found.text(DECIMALS.get(name, 2))
 
 
 def _amount(found: Estimate | None) -> str:

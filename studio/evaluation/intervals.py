@@ -27,9 +27,10 @@ class Estimate:
     n: int
     """Independent observations behind it."""
 
-    def __str__(self) -> str:
+    def text(self, decimals: int = 2) -> str:
         """Such as ``0.91 [0.86, 0.94]``."""
-        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+        value, low, high = (f"{x:.{decimals}f}" for x in (self.value, self.low, self.high))
+        return f"{value} [{low}, {high}]"
 
 
 def wilson(successes: int, n: int, *, confidence: float = CONFIDENCE) -> Estimate:

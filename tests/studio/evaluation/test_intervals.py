@@ -51,4 +51,5 @@ def test_bootstrap_is_repeatable_and_refuses_nothing():
 
 
 def test_an_estimate_prints_its_interval():
-    assert str(wilson(9, 10)) == "0.90 [0.60, 0.98]"
+    assert wilson(9, 10).text() == "0.90 [0.60, 0.98]"
+    assert wilson(9, 10).text(3) == "0.900 [0.596, 0.982]"
