@@ -28,6 +28,8 @@ from studio.stage_configs import (
     StageFieldConfig,
 )
 from studio.stage_order import stage_problems
+from studio.subject.configs import DreamBooth3DConfig
+from studio.subject.rules import subject_problems
 
 __all__ = [
     "AdamConfig",
@@ -73,10 +75,10 @@ class SceneConfig:
 
     stages: tuple[StageConfig, ...]
     """Optimisations, one after the other."""
-    task: Literal["text_to_3d"] = "text_to_3d"
-    """What the scene is for."""
+    task: Literal["text_to_3d", "dreambooth3d"] = "text_to_3d"
+    """What the scene is for: anything from words, or a subject of your own from photos."""
     prompt: str = ""
-    """What to make, in words."""
+    """What to make, in words; {} stands for the subject, if the scene has one."""
     negative_prompt: str = ""
     """What it should not look like; the unconditional prompt when empty."""
     seed: int = 0
@@ -85,6 +87,8 @@ class SceneConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
     prior: PriorConfig = setting(default_factory=PocketPriorConfig)
     """2D diffusion model that judges the renders, where a stage has none of its own."""
+    subject: DreamBooth3DConfig | None = None
+    """Your own subject, for task dreambooth3d."""
     view_prompts: ViewPromptsConfig = setting(default_factory=DirectionalPromptsConfig)
     """How the prompt depends on the view."""
     debias: DebiasConfig | None = None
@@ -108,9 +112,18 @@ class SceneConfig:
         """Settings of the prior that guides stage ``index``."""
         return self.stages[index].prior or self.prior
 
+    def prompt_of(self, index: int) -> str:
+        """The prompt as the prior of stage ``index`` knows its words."""
+        is_plain = self.subject is None or self.stages[index].subject is not None
+        return self.prompt if is_plain else self.subject.class_prompt(self.prompt)
+
     def __post_init__(self) -> None:
-        """Refuse scenes that cannot run, naming every reason."""
+        """Name the subject in the prompt; refuse scenes that cannot run, naming every reason."""
+        if self.subject is not None and self.subject.word.strip():
+            prompt = self.prompt.replace("{}", self.subject.name)
+            object.__setattr__(self, "prompt", prompt)  # frozen for everyone else
         problems = [*self._prompt_problems(), *stage_problems(self.stages, self.prior)]
+        problems += subject_problems(self.task, self.subject, self.stages, self.prior, self.prompt)
         if self.stages and self.export.particle >= self.stages[-1].particles:
             problems.append(
                 f"export.particle: is {self.export.particle}, and the last stage has "

@@ -1,4 +1,4 @@
-"""The loss of one step: the guidance's and every regulariser whose weight is not zero."""
+"""The loss of one step: the guidance's and every other term whose weight is not zero."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from studio.configs import LossesConfig
 
 __all__ = ["active_weights", "wants_normals", "weighted_losses"]
 
-
+GIVEN = ("guidance", "reconstruction")
+"""Terms that are made before the losses are summed; all others are made of the render here."""
 MESH_PENALTIES: dict[str, Callable[[RenderOutput], Tensor]] = {
     "normal_consistency": lambda out: normal_consistency_loss(
         out.mesh.vertex_normals(), out.topology
@@ -27,7 +28,7 @@ MESH_PENALTIES: dict[str, Callable[[RenderOutput], Tensor]] = {
 
 def active_weights(config: LossesConfig, fraction: float) -> dict[str, float]:
     """Weight of each regulariser that counts at a fraction (0 to 1) of the stage."""
-    names = [entry.name for entry in fields(config) if entry.name != "guidance"]
+    names = [entry.name for entry in fields(config) if entry.name not in GIVEN]
     weights = {name: value_at(getattr(config, name), fraction) for name in names}
     return {name: weight for name, weight in weights.items() if weight != 0.0}
 
@@ -38,7 +39,12 @@ def wants_normals(config: LossesConfig, fraction: float) -> bool:
 
 
 def weighted_losses(
-    config: LossesConfig, output: RenderOutput, guidance_loss: Tensor, fraction: float
+    config: LossesConfig,
+    output: RenderOutput,
+    guidance_loss: Tensor,
+    fraction: float,
+    *,
+    reconstruction_loss: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term times its weight; their sum is the loss."""
     weights = active_weights(config, fraction)
@@ -46,4 +52,6 @@ def weighted_losses(
     others = [name for name in weights if name not in of_mesh]
     penalties = {**compute_regularizers(output, others), **of_mesh}
     terms = {"guidance": value_at(config.guidance, fraction) * guidance_loss}
+    if reconstruction_loss is not None:
+        terms["reconstruction"] = value_at(config.reconstruction, fraction) * reconstruction_loss
     return terms | {name: weights[name] * penalties[name] for name in weights}

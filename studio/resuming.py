@@ -43,9 +43,10 @@ def changed_keys(before: SceneConfig, after: SceneConfig) -> list[str]:
 
 
 def is_resumable(run: RunFolder) -> bool:
-    """Whether a run stopped on its way and left a checkpoint to go on from."""
+    """Whether a run stopped on its way and left a checkpoint, or a subject, to go on from."""
     status = run.read_info().get("status")
-    return status not in FINISHED and any(run.checkpoints_dir.glob("step-*"))
+    has_something = any(run.checkpoints_dir.glob("step-*")) or run.subject_dir.is_dir()
+    return status not in FINISHED and has_something
 
 
 def find_run(out: Path, scene: SceneConfig) -> RunFolder | None:

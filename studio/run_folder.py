@@ -123,6 +123,11 @@ class RunFolder:
         return self.path / "previews"
 
     @property
+    def subject_dir(self) -> Path:
+        """Folder of what was made of a subject's photos."""
+        return self.path / "subject"
+
+    @property
     def asset_dir(self) -> Path:
         """Folder of the exported asset."""
         return self.path / "asset"

@@ -51,6 +51,7 @@ from studio.scene_parts import build_rule, work_of
 from studio.stage_priors import StagePriors
 from studio.stages import Stage, build_stage, rule_tensors
 from studio.stop_request import StopRequest
+from studio.subject.subject_run import SubjectRun
 
 __all__ = ["Runner"]
 
@@ -73,15 +74,19 @@ class Runner:
         self.device = resolve_device(scene.device)
         configure(self.device)
         checkpoint = load_latest(run.checkpoints_dir, warn=say)
-        if checkpoint:
+        if checkpoint or scene.subject:
             self._use_the_same_threads()
         started = time.perf_counter()
-        self.priors = StagePriors(scene, self.device)
+        self.subject = SubjectRun(scene, run, self.device) if scene.subject else None
+        self.priors = self.subject.priors if self.subject else StagePriors(scene, self.device)
         self._leave = ExitStack()  # what to do when the stage ends
+        if not checkpoint:
+            with logged_to(run.log_path):
+                self._prepare(0)
         self.stage = self._enter(checkpoint.state["stage"] if checkpoint else 0)
         self.denoiser_evaluations = 0
         """Rows that went through a denoiser in all steps so far, previews aside."""
-        self.seconds = {"load": time.perf_counter() - started}
+        self.seconds = {"load": time.perf_counter() - started - self._preparing()}
         if checkpoint:
             self.stage.restore(checkpoint)
             self.guidance.load_state(rule_tensors(checkpoint.optim))
@@ -112,7 +117,7 @@ class Runner:
         here = {"device": str(self.device), "threads": thread_counts()}
         self.run.update_info({"status": "running", "error": None, **here})
         self._record_prior()
-        started, metrics = time.perf_counter(), {}
+        started, metrics, before = time.perf_counter(), {}, self._preparing()
         log = MetricsLog(self.run.metrics_path, after_step=self.steps_done)
         progress = make_progress(self.total_steps, self.steps_done)
         try:
@@ -133,7 +138,8 @@ class Runner:
             self._leave.close()
             progress.close()
             log.close()
-            self.seconds["optimise"] = time.perf_counter() - started
+            prepared = self._preparing() - before
+            self.seconds["optimise"] = time.perf_counter() - started - prepared
             self._tolerate(lambda: self._note(metrics))
         self.run.update_info({"status": "optimised"})
         return metrics
@@ -143,7 +149,9 @@ class Runner:
         while self.stage.step >= self.stage.config.steps:
             if self.stage.index + 1 == len(self.scene.stages):
                 return False
-            finished, self.stage = self.stage, self._enter(self.stage.index + 1)
+            following = self.stage.index + 1
+            self._prepare(following)
+            finished, self.stage = self.stage, self._enter(following)
             self.stage.take_over(finished)
             self._record_prior()
         return True
@@ -156,6 +164,8 @@ class Runner:
         renderer, evaluated = stage.particles[turn], self.prior.denoiser_evaluations
         set_learning_rates(stage.optimizer, config.optimizer, fraction)
         renderer.set_fraction(fraction)
+        if self.subject:
+            self.subject.set_fraction(stage.index, fraction)
         renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])
 
         cameras = sample_cameras(config.cameras, draw["cameras"], fraction=fraction).to(self.device)
@@ -168,7 +178,10 @@ class Runner:
         images = guided_images(output, config.guide_on)
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
-        losses = weighted_losses(config.losses, output, guided.loss, fraction)
+        compared = self.subject.compare(stage, renderer) if self.subject else None
+        losses = weighted_losses(
+            config.losses, output, guided.loss, fraction, reconstruction_loss=compared
+        )
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
             check_parameters(stage.parameters, step=number)  # names the tensor that broke it
@@ -226,8 +239,7 @@ class Runner:
 
     def _enter(self, index: int) -> Stage:
         """Build a stage with its prior, its guidance and its preview views."""
-        self._leave.close()
-        self.prior = self.guidance = None  # let go, so that two priors never stand side by side
+        self._let_go()
         self.prior = self.priors.at(index)
         stage = build_stage(self.scene, index, self.device)
         self.replace_rule(build_rule(self.scene, index, self.prior))
@@ -236,6 +248,33 @@ class Runner:
         views = preview_cameras(stage.config.cameras, self.scene.saving.preview_size)
         self.preview_views = views.to(self.device)
         return stage
+
+    def _let_go(self) -> None:
+        """End the stage's guidance, so that two priors never stand side by side."""
+        self._leave.close()
+        self.prior = self.guidance = None
+
+    def _prepare(self, index: int) -> None:
+        """Do what a subject needs before stage ``index``, once.
+
+        Raises:
+            Interrupted: after Ctrl-C; what is done is kept.
+            StudioError: the photos, or what is said about them, cannot be used.
+        """
+        if self.subject is None or not self.subject.is_due(index):
+            return
+        renderer = None
+        if index:
+            self.save()  # what comes now is made of the stage that ends, and may take long
+            renderer = self.stage.renderer
+            self._let_go()
+        self.run.update_info({"status": "preparing", "error": None, "threads": thread_counts()})
+        self.subject.prepare(index, renderer)
+        self.run.update_info({"status": "running"})
+
+    def _preparing(self) -> float:
+        """Seconds that this process spent on the subject so far."""
+        return self.subject.preparation.seconds if self.subject else 0.0
 
     def _use_the_same_threads(self) -> None:
         """Sums are split among threads: the same number gives the same bits."""
@@ -305,6 +344,8 @@ class Runner:
         seconds = {
             name: round(before.get(name, 0.0) + value, 3) for name, value in self.seconds.items()
         }
+        if self.subject:
+            seconds["prepare"] = self.subject.preparation.total_seconds()
         values: dict[str, Any] = {
             "steps_done": self.steps_done,
             "denoiser_evaluations": self.denoiser_evaluations,

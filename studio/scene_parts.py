@@ -59,10 +59,10 @@ def build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -
 
 def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
     """The guidance rule of stage ``index``, with the scene's prompts encoded."""
-    stage = scene.stages[index]
-    by_view = None if scene.debias is None else debias_prompt(scene.debias, scene.prompt)
+    stage, prompt = scene.stages[index], scene.prompt_of(index)
+    by_view = None if scene.debias is None else debias_prompt(scene.debias, prompt)
     prompts = build_view_prompts(
-        scene.view_prompts, prior, scene.prompt, scene.negative_prompt, by_view=by_view
+        scene.view_prompts, prior, prompt, scene.negative_prompt, by_view=by_view
     )
     name = f"{stage.name}/rule"
     seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]

@@ -23,6 +23,7 @@ from renderers.configs import (
     VolumeRendererConfig,
 )
 from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
+from studio.subject.configs import StageSubjectConfig
 
 __all__ = [
     "AdamConfig",
@@ -61,6 +62,9 @@ class LossesConfig:
     laplacian: ScheduleValue = 0.0
     """Mean distance of a vertex to the middle of its neighbours: even, smooth surfaces; for meshes
     only."""
+    reconstruction: ScheduleValue = 0.0
+    """Distance to a subject's pseudo views at their own cameras (DreamBooth3D, arXiv 2303.13508),
+    as subject.reconstruction measures it; in later stages of task dreambooth3d only."""
 
     def __post_init__(self) -> None:
         """Refuse malformed schedules and negative weights."""
@@ -143,6 +147,9 @@ class StageConfig:
     particles, so each gets steps / particles updates."""
     prior: PriorConfig | None = None
     """2D diffusion model of this stage; empty for the scene's."""
+    subject: StageSubjectConfig | None = None
+    """Which weights of the scene's subject guide this stage; empty for the prior as it is, which
+    reads the class word in the subject's place."""
     losses: LossesConfig = setting(default_factory=LossesConfig)
     """Weights of the guidance and of the regularisers."""
     optimizer: OptimizerConfig = setting(default_factory=AdamConfig)

@@ -19,7 +19,7 @@ from studio.commands import personalize
 from studio.commands.personalize import is_personalization
 from studio.config import Scene, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
-from studio.errors import ConfigError, StorageError, StudioError
+from studio.errors import ConfigError, Interrupted, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changed_keys
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
@@ -133,8 +133,9 @@ def _load(prepared: Prepared) -> Runner:
     try:
         return Runner(prepared.scene, prepared.run)
     except StudioError as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
         with contextlib.suppress(StorageError):
-            prepared.run.update_info({"status": "failed", "error": str(error)})
+            prepared.run.update_info({"status": status, "error": str(error)})
         raise
 
 
@@ -158,6 +159,10 @@ def _start(scene: Scene, out: Path) -> Prepared:
     config = scene.config
     resolve_device(config.device)  # refuse before a folder is made
     check_remesh(config.export.remesh)
+    if config.subject is not None:
+        from studio.subject.photos import check_subject
+
+        check_subject(config.subject)
     info = {
         "task": config.task,
         "argv": sys.argv[1:],
@@ -256,6 +261,8 @@ def _finish(run: RunFolder, device: str) -> dict[str, str]:
         paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
     exported = run.read_info().get("export", {}).get("files", {})
     files = {kind: run.asset_dir / name for kind, name in exported.items()}
+    for path in run.subject_dir.glob("lora/*.safetensors"):
+        files["lora"] = path
     return {kind: str(path) for kind, path in {**files, **paths}.items()}
 
 
@@ -278,6 +285,6 @@ def _print_results(run: RunFolder, files: dict[str, str], as_json: bool) -> None
         sys.stdout.write(json.dumps({"run": str(run.path), **values, "files": files}) + "\n")
         return
     sys.stdout.write(f"run        {run.path}\n")
-    for kind in ("asset", "obj", "ply", "turntable", "report"):
+    for kind in ("asset", "obj", "ply", "lora", "turntable", "report"):
         if kind in files:
             sys.stdout.write(f"{kind:<10} {files[kind]}\n")
