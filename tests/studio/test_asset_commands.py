@@ -246,15 +246,24 @@ def test_viewer_answers_on_this_machine_only(finished):
 @pytest.mark.skipif(find_spec("viser") is None, reason="the extra 'view' (viser) is not installed")
 def test_view_prints_one_json_object_and_serves_until_it_is_interrupted(finished):
     command = [sys.executable, "-m", "studio", "view", str(finished.path), "--json"]
-    with subprocess.Popen([*command, "--port", "17008"], stdout=subprocess.PIPE) as process:
-        try:
-            result = json.loads(process.stdout.readline())
-            with urllib.request.urlopen(result["address"], timeout=10) as answer:
-                assert answer.status == 200
-        finally:
-            process.send_signal(signal.SIGINT)
+    process = subprocess.Popen(
+        [*command, "--port", "17008"], stdout=subprocess.PIPE, preexec_fn=heed_interrupts
+    )
+    try:
+        result = json.loads(process.stdout.readline())
+        with urllib.request.urlopen(result["address"], timeout=30) as answer:
+            assert answer.status == 200
+        process.send_signal(signal.SIGINT)
         assert process.wait(timeout=60) == 0
+    finally:
+        process.kill()
+        process.communicate()
     assert result["asset"] == str(finished.asset_dir / "asset.glb")
+
+
+def heed_interrupts() -> None:
+    """A test run in the background hands down a SIGINT that is ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def test_verbs_load_no_viewer_and_start_no_thread(finished):
