@@ -61,9 +61,14 @@ def delta_from_lycoris(
     Raises:
         WeightsMissing: if tensors are missing or do not fit.
     """
+    if "diff" in parts:
+        if parts["diff"].ndim not in (2, 4):
+            raise UnsupportedModel(
+                f"The file changes '{layer}', which is no linear or convolution layer. Expected a "
+                "LoRA without changes of norms."
+            )
+        return plain_delta(parts["diff"].float())
     try:
-        if "diff" in parts:
-            return plain_delta(parts["diff"].float())
         factors = _loha if "hada_w1_a" in parts or "hada_w2_a" in parts else _lokr
         up, down, kernel, rank = factors({name: part.float() for name, part in parts.items()})
     except KeyError as error:
@@ -71,7 +76,7 @@ def delta_from_lycoris(
             f"The layer '{layer}' has no tensor {error}. Expected all factors of a LoHa or LoKr "
             f"layer, got {', '.join(sorted(parts))}; copy or download the file again."
         ) from error
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         shapes = ", ".join(f"{name} {list(part.shape)}" for name, part in sorted(parts.items()))
         raise WeightsMissing(
             f"The factors of the layer '{layer}' do not fit: {shapes}. The file is damaged."

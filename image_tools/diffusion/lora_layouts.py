@@ -66,6 +66,7 @@ _UNET_HEADS = (
     *("time_embedding.", "add_embedding.", "class_embedding."),
 )
 _TEXT_HEADS = ("encoder.", "embeddings.", "text_projection", "final_layer_norm", "pooler.")
+_FORMATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _TEXT_TARGETS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "out": "out_proj"}
 _UNET_TARGETS = {"q": "to_q", "k": "to_k", "v": "to_v", "out": "to_out.0"}
 
@@ -190,6 +191,7 @@ def _delta(layer: str, parts: dict[str, Tensor], settings: AlphaSettings | None)
     alpha = _number(layer, "alpha", parts.pop("alpha", None))
     factor = _number(layer, "scalar", parts.pop("scalar", None))
     magnitude = _magnitude(layer, parts.pop("magnitude", None))
+    parts = {part: _usual(value) for part, value in parts.items()}
     broken = next((part for part, value in parts.items() if not value.isfinite().all()), None)
     if broken is not None:
         raise WeightsMissing(
@@ -221,6 +223,11 @@ def _named_layer(layer: str) -> Iterator[None]:
         yield
     except StudioError as error:
         raise type(error)(f"Layer '{layer}': {error}") from error
+
+
+def _usual(value: Tensor) -> Tensor:
+    """The tensor in a number format that can be computed with; 8-bit ones cannot."""
+    return value if value.dtype in _FORMATS else value.float()
 
 
 def _number(layer: str, name: str, value: Tensor | None) -> float | None:

@@ -25,19 +25,20 @@ from image_tools.diffusion.lora_names import kohya_of_layer, layer_of_kohya
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 from tests.image_tools.random_loras import layer_weights, random_lora, same_changes
 from tests.image_tools.tiny_unets import tiny_unet
-from tests.tiny_models import _clip
 
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.fixture(scope="module")
-def modules(tmp_path_factory) -> dict[str, nn.Module]:
+def modules(tiny_pipelines) -> dict[str, nn.Module]:
     """A UNet and two CLIP text encoders, one with and one without ``text_model``."""
-    folder = tmp_path_factory.mktemp("clip") / "model"
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+    folder = tiny_pipelines["sdxl"]
     return {
         "unet": tiny_unet(),
-        "text_encoder": _clip(folder),
-        "text_encoder_2": _clip(folder, projection=True),
+        "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
+        "text_encoder_2": CLIPTextModelWithProjection.from_pretrained(folder / "text_encoder_2"),
     }
 
 
@@ -179,6 +180,12 @@ def test_stability_s_names_of_sd1_where_blocks_have_no_attention():
         "unet",
         "up_blocks.0.upsamplers.0.conv",
     )
+
+
+def test_pocket_s_text_encoder_has_names_too():
+    for name in ("encoder.layer.0.attention.self.query", "encoder.layer.5.output.dense"):
+        theirs = kohya_of_layer("text_encoder", name, base_model="unknown", layers_per_block=2)
+        assert layer_of_kohya(theirs, 2) == ("text_encoder", name)
 
 
 @pytest.mark.parametrize("base_model", ["sd1", "sdxl"])
@@ -363,6 +370,13 @@ def test_broken_headers_are_refused(text, words, tmp_path):
     save_file(keys_of_peft(lora), path, {"lora_adapter_metadata": text})
     with pytest.raises(WeightsMissing, match=words):
         read_lora(path)
+
+
+def test_eight_bit_files_are_read_in_full_precision():
+    down, up = pair()
+    tensors = {DOWN: down.to(torch.float8_e4m3fn), UP: up.to(torch.float8_e4m3fn)}
+    delta = lora_from_tensors(tensors, {}).sections["unet"]["mid_block.attentions.0.proj_in"]
+    assert torch.equal(delta.down, down.to(torch.float8_e4m3fn).float())
 
 
 def test_a_lora_needs_known_sections_and_finite_alphas():

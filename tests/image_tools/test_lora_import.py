@@ -127,6 +127,8 @@ def test_cp_convolution_keeps_its_rank(draw):
 def test_full_differences_are_taken_as_they_are(draw):
     weight = draw(8, 6, 3, 3)
     assert close(read(CONV, {"diff": weight}, alpha=None), weight)
+    with pytest.raises(UnsupportedModel, match="changes of norms"):
+        read(CONV, {"diff": draw(8)})
 
 
 @pytest.mark.parametrize("kind", ["LoHa", "LoKr"])
@@ -167,6 +169,8 @@ def test_missing_and_misfit_factors_are_named(draw):
         read(LINEAR, parts)
     with pytest.raises(WeightsMissing, match=r"do not fit.*hada_w2_b \[3, 6\]"):
         read(LINEAR, {**parts, "hada_w2_b": draw(3, 6)})
+    with pytest.raises(WeightsMissing, match=r"do not fit.*hada_w2_b \[2\]"):
+        read(LINEAR, {**parts, "hada_w2_b": draw(2)})
     with pytest.raises(WeightsMissing, match="'lokr_w2_a'"):
         read(LINEAR, {"lokr_w1": draw(2, 2)})
     mid = {"lora_mid.weight": draw(3, 3, 3, 3), "lora_up.weight": draw(8, 2, 1, 1)}
