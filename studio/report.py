@@ -6,7 +6,6 @@ runs side by side, with links to their own reports.
 
 from __future__ import annotations
 
-import base64
 import html
 import os
 import shlex
@@ -18,7 +17,8 @@ from studio.metrics_log import read_metrics
 from studio.progress import format_seconds
 from studio.report_charts import line_chart
 from studio.report_evaluation import evaluation_section
-from studio.report_page import fill_page
+from studio.report_page import data_uri, fill_page
+from studio.report_subject import subject_section
 from studio.run_folder import RunFolder, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 
@@ -30,13 +30,6 @@ MAX_PREVIEWS = 8
 # Columns of the metrics that are no curves.
 NO_CURVES = {"step", "stage", "seconds"}
 COLOURS = {"charts": "texture", "patches": "texture", "vertex": "per vertex"}
-MEDIA = {
-    ".glb": "model/gltf-binary",
-    ".mp4": "video/mp4",
-    ".gif": "image/gif",
-    ".png": "image/png",
-    ".jpg": "image/jpeg",
-}
 
 
 def write_report(run: RunFolder, out: Path | None = None) -> Path:
@@ -57,6 +50,7 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         _hero(run, info, glb, target.parent),
         evaluation_section(info.get("evaluation") or {}),
         _pictures(run),
+        subject_section(run, info),
         _previews(run),
         _curves(run),
         _settings(run, info),
@@ -85,11 +79,6 @@ def write_gallery(runs: Sequence[RunFolder], out: Path) -> Path:
     )
     page = fill_page(title="Gallery", subtitle="gallery", body=body, footer="", script="")
     return _write(out, page)
-
-
-def data_uri(path: Path) -> str:
-    """A file as a ``data:`` address."""
-    return f"data:{MEDIA[path.suffix]};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _write(target: Path, page: str) -> Path:
