@@ -83,7 +83,7 @@ class Room:
             second = (np.floor(along / self.cell) + np.floor(across / self.cell)) % 2
         rough = _lookup(self.noise, at * (9.0 if self.pattern == "carpet" else 3.0), wrap=True)
         color = self.floor + np.clip(second, 0, 1)[:, None] * (self.floor_second - self.floor)
-        color = color * (1.0 + (0.2 if self.pattern == "carpet" else 0.06) * rough[:, None])
+        color = color * (1.0 + (0.14 if self.pattern == "carpet" else 0.06) * rough[:, None])
         cell = (at / SHADOW_HALF_WIDTH * 0.5 + 0.5) * SHADOW_CELLS - 0.5
         dark = _lookup(self.shadow, cell, wrap=False)
         key = self.light.key * self.light.key_direction[2]
@@ -148,7 +148,7 @@ def random_room(rng: np.random.Generator, mesh: ObjectMesh) -> Room:
         wall_second=np.clip(wall * rng.uniform(0.75, 1.2), 0, 1),
         heading=float(rng.uniform(0, np.pi)),
         cell=float(rng.uniform(0.25, 0.6)),
-        depth=float(rng.uniform(2.6, 6.0)),
+        depth=float(rng.uniform(5.0, 14.0)),
         noise=gaussian_filter(rng.normal(size=(64, 64)), 0.8, mode="wrap") * 2.0,
         shadow=_shadow(mesh, floor_z, to_light),
         light=light,

@@ -35,7 +35,7 @@ from scenes.objects.naming import left_out, noun_of
 from scenes.objects.pack import CAPTIONS_FILE, DATA, PACK_FILE
 from scenes.objects.placement import yaw_of
 from scenes.objects.render import ObjectGeometry
-from scenes.objects.sheer import HALF
+from scenes.objects.sheer import PRESENT
 from scenes.objects.splits import SUBJECT_SOURCES, assign_splits
 
 __all__ = ["build_pack", "described_colors", "named"]
@@ -77,7 +77,7 @@ def described_colors(mesh: ObjectMesh) -> tuple[dict[str, float], tuple[str, ...
             4, elevation_deg=elevation, distance=3.0, fovy_deg=36.0, height=96, width=96,
             azimuth_start_deg=20.0,
         )  # fmt: skip
-        face, weights = geometry.visible(cameras, HALF)
+        face, weights = geometry.visible(cameras, PRESENT)
         hit = face > 0
         colors.append(geometry.surface_color(face[hit] - 1, weights[hit]))
         materials.append(mesh.face_material[face[hit] - 1])

@@ -9,6 +9,7 @@ in each direction, to which Sweet Home 3D stretches the model, and so do we.
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from dataclasses import replace
 
@@ -19,13 +20,14 @@ from scenes.objects.catalog import Entry
 from scenes.objects.errors import BrokenSource
 from scenes.objects.mesh import ObjectMesh
 from scenes.objects.obj_reader import SourceMesh, read_obj
-from scenes.objects.simplify import compacted, simplified
+from scenes.objects.simplify import compacted, simplified, thinned
 from scenes.objects.winding import outward
 from scenes.toybox.objects import OBJECT_RADIUS
 
-__all__ = ["MAX_FACES", "convert", "placed"]
+__all__ = ["MAX_FACES", "convert", "normalised", "placed"]
 
 MAX_FACES = 4000
+_PLANT = re.compile(r"tree|plant|flower|bush|hedge|tulip|lily|orchid|bamboo|yucca", re.IGNORECASE)
 IMAGE_SIDE = 128
 INVISIBLE = 0.02
 """Materials below this opacity are helpers of the modelling program."""
@@ -49,7 +51,12 @@ def placed(mesh: SourceMesh, entry: Entry, yaw_deg: float) -> SourceMesh:
     v_pos = v_pos[:, [2, 0, 1]]  # front +z -> +x, right +x -> +y, up +y -> +z
     c, s = np.cos(np.deg2rad(yaw_deg)), np.sin(np.deg2rad(yaw_deg))
     v_pos = v_pos @ np.array([[c, -s, 0.0], [s, c, 0.0], [0.0, 0.0, 1.0]]).T
-    v_pos = v_pos - (v_pos.min(0) + v_pos.max(0)) / 2
+    return normalised(replace(mesh, v_pos=v_pos))
+
+
+def normalised(mesh: SourceMesh) -> SourceMesh:
+    """The mesh around the origin, with its farthest vertex at the radius."""
+    v_pos = mesh.v_pos - (mesh.v_pos.min(0) + mesh.v_pos.max(0)) / 2
     return replace(mesh, v_pos=v_pos * (OBJECT_RADIUS / np.linalg.norm(v_pos, axis=1).max()))
 
 
@@ -60,11 +67,14 @@ def convert(entry: Entry, library: zipfile.ZipFile, *, yaw_deg: float = 0.0) -> 
         BrokenSource: the model or one of its images cannot be read.
     """
     source = read_obj(library, entry.model)
+    # The catalogue's size is that of the whole model, invisible parts included.
+    source = placed(source, entry, yaw_deg)
     opacity = np.array([m.opacity for m in source.materials])
     visible = np.nonzero(opacity[source.face_material] > INVISIBLE)[0]
     if len(visible):
         source = compacted(source, visible)
-    mesh = simplified(placed(source, entry, yaw_deg), faces=MAX_FACES)
+    reduce = thinned if any(_PLANT.search(t) for t in (*entry.tags, entry.name)) else simplified
+    mesh = normalised(reduce(normalised(source), faces=MAX_FACES))
     tri = outward(mesh.v_pos, mesh.t_pos_idx)
     turned = (tri != mesh.t_pos_idx).any(1)
     t_tex_idx = np.where(turned[:, None], mesh.t_tex_idx[:, ::-1], mesh.t_tex_idx)

@@ -23,7 +23,7 @@ MAX_PIECE = 60
 """Pieces with more faces than this are branches or bodies."""
 LEAF_SHARE = 0.75
 """Share of the faces that the leaves get."""
-MAX_ENLARGED = 2.5
+MAX_ENLARGED = 4.0
 
 
 def split_foliage(mesh: SourceMesh, *, faces: int) -> tuple[np.ndarray, SourceMesh]:

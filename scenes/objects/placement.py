@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ["yaw_of"]
 
 YAW_DEG: dict[str, float] = {
+    "BlendSwap-CC-0/forkLift": 90.0,
+    "BlendSwap-CC-0/wheelbarrow": -90.0,
     "BlendSwap-CC-BY/toyTrain": 90.0,
 }
 """Turn around the vertical that brings the front to azimuth 0, counter-clockwise from above."""

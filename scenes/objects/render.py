@@ -18,7 +18,7 @@ import torch
 from renderers.cameras import Cameras
 from renderers.raster import rasterize, to_clip
 from scenes.objects.mesh import ObjectMesh, corner_normals
-from scenes.objects.sheer import BAYER, HALF, SheerFaces, add_sheer
+from scenes.objects.sheer import BAYER, PRESENT, SheerFaces, add_sheer
 from scenes.toybox.render import AMBIENT, HEAD_LIGHT, SKY_LIGHT
 
 __all__ = [
@@ -260,7 +260,7 @@ def render_buffers(
     rgb, mask = render_rgb(
         geometry, cameras, background=background, supersample=supersample, light=light
     )
-    ids, weights = geometry.visible(cameras, HALF)
+    ids, weights = geometry.visible(cameras, PRESENT)
     part = np.zeros(ids.shape, dtype=np.int64)
     depth = np.zeros(ids.shape, dtype=np.float32)
     normal = np.zeros((*ids.shape, 3), dtype=np.float32)

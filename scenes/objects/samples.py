@@ -22,7 +22,7 @@ from scenes.objects.colors import RECOLORS
 from scenes.objects.pack import ObjectInfo, ObjectPack, default_pack
 from scenes.objects.render import ObjectGeometry, Recolor, render_rgb
 from scenes.objects.splits import Split
-from scenes.toybox.captions import view_word
+from scenes.toybox.captions import spoken_view, view_word
 from scenes.toybox.samples import random_background, random_cameras
 
 __all__ = ["ObjectSample", "ObjectSampleConfig", "ObjectSampler", "ObjectViewSet"]
@@ -100,7 +100,8 @@ class ObjectSampler:
         azimuth, elevation = float(camera.azimuth_deg[0]), float(camera.elevation_deg[0])
         view = view_word(azimuth, elevation)
         rgb, mask = self._render(geometry, camera, rng)
-        told = view if rng.random() < self.config.caption_view else None
+        is_told = rng.random() < self.config.caption_view
+        told = spoken_view(azimuth, elevation, rng) if is_told else None
         return ObjectSample(
             rgb=rgb[0],
             mask=mask[0],

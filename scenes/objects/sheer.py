@@ -17,14 +17,14 @@ from numba import njit
 
 from renderers.backends.numba_runtime import KERNEL_LOCK
 
-__all__ = ["BAYER", "HALF", "SheerFaces", "add_sheer"]
+__all__ = ["BAYER", "PRESENT", "SheerFaces", "add_sheer"]
 
 BAYER = (
     np.array([[0, 8, 2, 10], [12, 4, 14, 6], [3, 11, 1, 9], [15, 7, 13, 5]], np.float32) + 0.5
 ) / 16
 """Ordered thresholds of 4 x 4 samples."""
-HALF = np.full((1, 1), 0.5, np.float32)
-"""One threshold, for buffers with one sample a pixel."""
+PRESENT = np.full((1, 1), 0.25, np.float32)
+"""One threshold, for buffers with one sample a pixel: glass counts as a surface."""
 MIN_W = 1e-6
 
 

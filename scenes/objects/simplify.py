@@ -1,7 +1,6 @@
 """Fewer triangles, with materials and texture coordinates carried over.
 
-Positions are welded and decimated by quadric error (Garland and Heckbert, "Surface simplification
-using quadric error metrics", 1997; the fast-simplification package), which knows nothing of
+Positions are welded and decimated (``scenes/objects/decimate.py``), which knows nothing of
 materials or textures. Each new triangle then asks the surface it came from: the nearest old face
 gives its material, and texture coordinates are read a little inside each corner and continued
 outwards. Corners whose nearest face belongs to another piece of the texture follow the piece at
@@ -19,16 +18,14 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from scenes.objects.decimate import decimated, weld
 from scenes.objects.foliage import split_foliage
 from scenes.objects.obj_reader import SourceMesh
 
-__all__ = ["compacted", "simplified", "welded"]
+__all__ = ["compacted", "simplified", "thinned", "welded"]
 
 WELD = 2e-6
 """Positions closer than this share of the object's diagonal are one."""
-COARSE_WELDS = (0.0025, 0.005, 0.01)
-"""Tried in turn where many touching pieces keep the decimation from reaching its goal."""
-TOLERANCE = 1.05
 INSET = 0.85
 """Where texture coordinates are read, from the centre (0) to the corner (1) of a triangle."""
 CANDIDATES = 8
@@ -37,25 +34,20 @@ NORMAL_WEIGHT = 0.3
 """A face that looks the other way counts as this share of the mean candidate radius farther."""
 
 
-def welded(mesh: SourceMesh, cell: float = WELD) -> SourceMesh:
-    """Merge near positions, and drop faces without area and second faces on the same corners.
-
-    Args:
-        mesh: any mesh.
-        cell: side of the cells that become one vertex, as a share of the diagonal.
-    """
-    low, high = mesh.v_pos.min(0), mesh.v_pos.max(0)
-    step = cell * max(float(np.linalg.norm(high - low)), 1e-12)
-    keys = np.round((mesh.v_pos - low) / step).astype(np.int64)
-    _, first, inverse = np.unique(keys, axis=0, return_index=True, return_inverse=True)
-    tri = inverse.reshape(-1)[mesh.t_pos_idx]
-    v_pos = mesh.v_pos[first]
+def welded(mesh: SourceMesh) -> SourceMesh:
+    """Merge equal positions, and drop faces without area and second faces on the same corners."""
+    diagonal = max(float(np.linalg.norm(mesh.v_pos.max(0) - mesh.v_pos.min(0))), 1e-12)
+    v_pos, tri, kept = weld(mesh.v_pos, mesh.t_pos_idx, cell=WELD * diagonal)
     a, b, c = (v_pos[tri[:, k]] for k in range(3))
     area = np.linalg.norm(np.cross(b - a, c - a), axis=1)
-    _, kept = np.unique(np.sort(tri, 1), axis=0, return_index=True)
-    kept = np.sort(kept)
-    kept = kept[area[kept] > (WELD / cell * step) ** 2]
-    return compacted(replace(mesh, v_pos=v_pos, t_pos_idx=tri), kept)
+    merged = replace(
+        mesh,
+        v_pos=v_pos,
+        t_pos_idx=tri,
+        t_tex_idx=mesh.t_tex_idx[kept],
+        face_material=mesh.face_material[kept],
+    )
+    return compacted(merged, np.nonzero(area > (WELD * diagonal) ** 2)[0])
 
 
 def compacted(mesh: SourceMesh, faces: np.ndarray) -> SourceMesh:
@@ -80,17 +72,20 @@ def compacted(mesh: SourceMesh, faces: np.ndarray) -> SourceMesh:
 def simplified(mesh: SourceMesh, *, faces: int) -> SourceMesh:
     """A welded mesh with about ``faces`` triangles or fewer; a light one comes back welded only."""
     mesh = welded(mesh)
-    if len(mesh.t_pos_idx) <= faces:
-        return mesh
+    return mesh if len(mesh.t_pos_idx) <= faces else _decimated(mesh, faces)
+
+
+def thinned(mesh: SourceMesh, *, faces: int) -> SourceMesh:
+    """The same for plants: what is too much for decimation loses leaves (``split_foliage``)."""
+    mesh = welded(mesh)
     bodies, leaves = split_foliage(mesh, faces=faces)
     if len(leaves.t_pos_idx) == 0:
-        return _decimated(mesh, faces)
+        return simplified(mesh, faces=faces)
     leaves = compacted(leaves, np.arange(len(leaves.t_pos_idx)))
     if len(bodies) == 0:
         return leaves
-    body = compacted(mesh, bodies)
     budget = faces - len(leaves.t_pos_idx)
-    return _joined(_decimated(body, budget) if len(bodies) > budget else body, leaves)
+    return _joined(simplified(compacted(mesh, bodies), faces=budget), leaves)
 
 
 def _joined(one: SourceMesh, other: SourceMesh) -> SourceMesh:
@@ -107,11 +102,7 @@ def _joined(one: SourceMesh, other: SourceMesh) -> SourceMesh:
 
 
 def _decimated(mesh: SourceMesh, faces: int) -> SourceMesh:
-    v_pos, tri = _fewer(mesh, faces)
-    for cell in COARSE_WELDS:
-        if len(tri) <= faces * TOLERANCE:
-            break
-        v_pos, tri = _fewer(welded(mesh, cell), faces)
+    v_pos, tri = decimated(mesh.v_pos, mesh.t_pos_idx, faces=faces)
     surface = _Surface(mesh)
     centre = v_pos[tri].mean(1)
     normal = _face_normals(v_pos, tri)
@@ -131,18 +122,6 @@ def _decimated(mesh: SourceMesh, faces: int) -> SourceMesh:
         uv = _carried_uv(surface, v_pos[tri[rows]], normal[rows], owner[rows], where[rows])
         light = _with_uv(light, rows, uv)
     return welded(light)
-
-
-def _fewer(mesh: SourceMesh, faces: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions and faces after decimation alone."""
-    import fast_simplification
-
-    if len(mesh.t_pos_idx) <= faces:
-        return mesh.v_pos, mesh.t_pos_idx
-    v_pos, tri = fast_simplification.simplify(
-        mesh.v_pos.astype(np.float32), mesh.t_pos_idx.astype(np.int32), target_count=faces
-    )[:2]
-    return np.asarray(v_pos, np.float64), np.asarray(tri, np.int64)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ SUBJECT_SOURCES: dict[str, str] = {
     "sneakers": "Scopia/sneakers",
     "backpack": "BlendSwap-CC-BY/backpack",
     "toy train": "BlendSwap-CC-BY/toyTrain",
-    "vase": "Scopia/vase5",
+    "vase": "Scopia/jar",
     "beetle car": "KatorLegaz/VW-new-beetle",
     "hamburger": "BlendSwap-CC-BY/hamburger",
     "rabbit": "Scopia/rabbit",

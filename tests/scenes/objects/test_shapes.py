@@ -9,12 +9,14 @@ import pytest
 
 from scenes.objects.catalog import read_catalog
 from scenes.objects.convert import convert, placed
+from scenes.objects.decimate import decimated, overlap, silhouettes
 from scenes.objects.foliage import split_foliage
 from scenes.objects.mesh import corner_normals
 from scenes.objects.obj_reader import Material, read_obj
-from scenes.objects.simplify import simplified, welded
+from scenes.objects.simplify import simplified, thinned, welded
 from scenes.objects.winding import agreeing, outward
 from scenes.toybox.objects import OBJECT_RADIUS
+from tests.scenes.objects.sources import library as make_library
 from tests.scenes.objects.sources import plain, sample_library, signed_volume, sphere, square
 
 
@@ -29,6 +31,25 @@ def test_decimation_keeps_the_shape_and_the_goal() -> None:
 def test_a_light_mesh_keeps_every_face() -> None:
     mesh = welded(sphere())
     assert np.array_equal(simplified(mesh, faces=4000).t_pos_idx, mesh.t_pos_idx)
+
+
+def test_touching_thin_slats_keep_their_outline() -> None:
+    cube, slats, faces = sphere(rings=6, segments=12), [], []
+    for k in range(60):
+        at = cube.v_pos * (1.0, 0.008, 0.4) + (0.0, -0.6 + 0.02 * k, 0.0)
+        slats.append(at)
+        faces.append(cube.t_pos_idx + k * len(at))
+    v_pos, tri = np.concatenate(slats), np.concatenate(faces)
+    points, less = decimated(v_pos, tri, faces=1500)
+    assert len(less) <= 1500 * 1.05
+    assert overlap(silhouettes(points, less), silhouettes(v_pos, tri)) > 0.9
+
+
+def test_overlap_is_intersection_over_union() -> None:
+    one, other = np.zeros((2, 4), bool), np.zeros((2, 4), bool)
+    one[0], other[:, :2] = True, True
+    assert overlap(one, other) == pytest.approx(2 / 6)
+    assert overlap(~one & one, other & ~other) == 1.0
 
 
 def test_texture_coordinates_survive_decimation() -> None:
@@ -96,7 +117,7 @@ def test_fewer_leaves_cover_the_same_area() -> None:
         a, b, c = (v_pos[tri[:, k]] for k in range(3))
         return float(np.linalg.norm(np.cross(b - a, c - a), axis=1).sum() / 2)
 
-    light = simplified(mesh, faces=2000)
+    light = thinned(mesh, faces=2000)
     assert len(light.t_pos_idx) <= 2000
     before, after = area(mesh.v_pos, mesh.t_pos_idx), area(light.v_pos, light.t_pos_idx)
     assert after == pytest.approx(before, rel=0.01)
@@ -161,6 +182,18 @@ def test_models_are_placed_with_their_front_at_azimuth_zero() -> None:
     assert np.array_equal(at[:, 2] > 0, mesh.v_pos[:, 1] > 0)
     turned = placed(mesh, cube, 90.0).v_pos
     assert np.array_equal(turned[:, 1] > 0, source_front)  # from +x to +y
+
+
+def test_invisible_parts_count_for_the_size_but_are_not_drawn() -> None:
+    library = sample_library()
+    text = library.read("test/cube/cube.mtl").decode().replace("d 1.0", "d 0.0")
+    files = {n: library.read(n) for n in library.namelist()} | {"test/cube/cube.mtl": text}
+    changed = make_library(files)
+    mesh = convert(read_catalog("Test", changed)[0], changed)
+    assert mesh.parts == ("face",)  # what is left is the front: 20 cm wide, 40 cm high
+    extent = np.ptp(mesh.v_pos, axis=0)
+    assert extent[2] / extent[1] == pytest.approx(2.0)
+    assert np.linalg.norm(mesh.v_pos, axis=1).max() == pytest.approx(OBJECT_RADIUS)
 
 
 def test_a_converted_model_has_its_image_the_right_way_up() -> None:
