@@ -8,7 +8,7 @@ from scenes.toybox.catalog import KINDS
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
 
-__all__ = ["caption", "plain_caption", "view_word"]
+__all__ = ["caption", "plain_caption", "spoken_view", "view_word"]
 
 _OBJECT_FORMS = (
     "{a} {d} {n}",
@@ -23,6 +23,7 @@ _OBJECT_FORMS = (
 )
 OVERHEAD_DEG = 60.0
 FRONT_DEG = 45.0
+SIDES_TOLD_APART = 0.75
 
 
 def view_word(azimuth_deg: float, elevation_deg: float) -> str:
@@ -33,6 +34,19 @@ def view_word(azimuth_deg: float, elevation_deg: float) -> str:
     if azimuth < FRONT_DEG:
         return "front view"
     return "back view" if azimuth > 180.0 - FRONT_DEG else "side view"
+
+
+def spoken_view(azimuth_deg: float, elevation_deg: float, rng: np.random.Generator) -> str:
+    """What a caption says of a camera position: three sides in four are left or right ones.
+
+    The two sides are mirror images. One word for both teaches a model their mixture, an object with
+    a head at either end, and so does guidance by that word.
+    """
+    view = view_word(azimuth_deg, elevation_deg)
+    if view != "side view" or rng.random() >= SIDES_TOLD_APART:
+        return view
+    # Seen from +y, an object that faces +x shows its left side.
+    return "left side view" if azimuth_deg % 360.0 < 180.0 else "right side view"
 
 
 def _article(word: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from renderers.cameras import Cameras, orbit_cameras
-from scenes.toybox.captions import caption, view_word
+from scenes.toybox.captions import caption, spoken_view, view_word
 from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import RELATIONS, SceneSpec, build_scene
 from scenes.toybox.splits import combinations, sample_object
@@ -92,7 +92,8 @@ class ToySampler:
         azimuth, elevation = float(camera.azimuth_deg[0]), float(camera.elevation_deg[0])
         view = view_word(azimuth, elevation)
         rgb, mask = render_rgb(geometry, camera, background=self._background(rng))
-        told = view if rng.random() < self.config.caption_view else None
+        is_told = rng.random() < self.config.caption_view
+        told = spoken_view(azimuth, elevation, rng) if is_told else None
         return ToySample(
             rgb=rgb[0],
             mask=mask[0],

@@ -27,7 +27,7 @@ from studio.training.denoiser import (
 )
 from studio.training.image_cache import ImageCache, render_cache
 from studio.training.loop import LoopConfig
-from studio.training.start import begin_unet, frozen_parts, unet_digest
+from studio.training.start import begin_unet, frozen_parts, unet_digest, vae_digest
 from studio.training.text import build_text_encoder
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
 
@@ -75,7 +75,7 @@ REFINE_PRESETS: dict[str, PocketConfig] = {
         seed=2,
         denoiser=replace(
             preset.denoiser,
-            noise_tilt=1.5,
+            noise_tilt=1.25,
             loop=replace(preset.denoiser.loop, steps=steps, learning_rate=4e-4, warmup=100),
         ),
     )
@@ -195,7 +195,7 @@ def refine_pocket(
         log=lambda done, count: log(f"rendered {done}/{count}"),
     )
     cache_text(work / "latents", images, encoder, tokenizer, log=log)
-    cache_latents(work / "latents", images, vae, key=f"refine/{digest}", log=log)
+    cache_latents(work / "latents", images, vae, key=f"refine/{vae_digest(start)}", log=log)
     unet = train_denoiser(
         config.denoiser,
         LatentCache(work / "latents"),

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["begin_unet", "frozen_parts", "unet_digest"]
+__all__ = ["begin_unet", "frozen_parts", "unet_digest", "vae_digest"]
 
 
 def frozen_parts(
@@ -38,7 +38,15 @@ def frozen_parts(
 
 def unet_digest(start: Path) -> str:
     """Which UNet a folder holds: 16 hexadecimal digits of its weights' SHA-256."""
-    weights = start / "unet" / "diffusion_pytorch_model.safetensors"
+    return _digest(start / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def vae_digest(start: Path) -> str:
+    """Which autoencoder a folder holds, likewise."""
+    return _digest(start / "vae" / "diffusion_pytorch_model.safetensors")
+
+
+def _digest(weights: Path) -> str:
     return hashlib.sha256(weights.read_bytes()).hexdigest()[:16]
 
 

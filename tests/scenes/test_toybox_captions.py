@@ -13,6 +13,7 @@ from scenes.toybox.captions import (
     OVERHEAD_DEG,
     caption,
     plain_caption,
+    spoken_view,
     view_word,
 )
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, KINDS, PATTERNS
@@ -44,6 +45,18 @@ from scenes.toybox.scene import SceneSpec
 )
 def test_view_words_have_these_borders(azimuth_deg: float, elevation_deg: float, word: str) -> None:
     assert view_word(azimuth_deg, elevation_deg) == word
+
+
+def test_captions_tell_most_left_sides_from_right_ones() -> None:
+    """An object that faces +x shows its left side to a camera at +y, azimuth 90."""
+    rng = np.random.default_rng(0)
+    for azimuth_deg, sided in ((90.0, "left"), (-90.0, "right"), (270.0, "right"), (450.0, "left")):
+        said = [spoken_view(azimuth_deg, 0.0, rng) for _ in range(200)]
+        assert set(said) == {"side view", f"{sided} side view"}
+        assert 0.6 < said.count(f"{sided} side view") / 200 < 0.9
+    for azimuth_deg, elevation_deg in ((0.0, 0.0), (180.0, 10.0), (90.0, 80.0)):
+        said = {spoken_view(azimuth_deg, elevation_deg, rng) for _ in range(20)}
+        assert said == {view_word(azimuth_deg, elevation_deg)}
 
 
 def test_guidance_draws_the_borders_where_the_captions_do() -> None:
