@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from image_tools.diffusion.additions import Addition
+
 __all__ = [
     "Condition",
     "TextEmbedding",
@@ -95,13 +97,16 @@ class Condition:
     """Text, one row per sample."""
     class_labels: Float[Tensor, "batch label_width"] | None = None
     """Input of the denoiser's class embedding, for instance flattened camera matrices."""
+    additions: tuple[Addition, ...] = ()
+    """What image tools add, each with one row per sample."""
 
     def __len__(self) -> int:
         return len(self.text)
 
     def expand(self, batch: int) -> Condition:
         """A single text row repeated to ``batch`` rows."""
-        return Condition(self.text.expand(batch), self.class_labels)
+        additions = tuple(addition.expand(batch) for addition in self.additions)
+        return replace(self, text=self.text.expand(batch), additions=additions)
 
 
 def as_condition(condition: Condition | TextEmbedding) -> Condition:
@@ -133,8 +138,15 @@ def size_conditions(text: TextEmbedding, image_size: int) -> Float[Tensor, "batc
 
 
 def cat_conditions(conditions: Sequence[Condition]) -> Condition:
-    """Stack conditions row-wise for one denoiser call."""
+    """Stack conditions row-wise for one denoiser call; all have additions of the same tools.
+
+    Raises:
+        ValueError: if some have more additions than others.
+    """
+    by_tool = zip(*(c.additions for c in conditions), strict=True)
     labels = [c.class_labels for c in conditions if c.class_labels is not None]
     return Condition(
-        cat_embeddings([c.text for c in conditions]), torch.cat(labels) if labels else None
+        cat_embeddings([c.text for c in conditions]),
+        torch.cat(labels) if labels else None,
+        additions=tuple(first.stack(others) for first, *others in by_tool),
     )

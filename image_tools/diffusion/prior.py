@@ -23,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from image_tools.configs import AestheticsConfig
+from image_tools.diffusion.additions import DenoiserCall
 from image_tools.diffusion.camera_embedding import camera_embedding_off, has_camera_embedding
 from image_tools.diffusion.conditions import (
     Condition,
@@ -279,12 +280,19 @@ class DiffusionPrior:
                 )
             labels = labels.to(next(self.unet.class_embedding.parameters()))
         self.denoiser_evaluations += latents.shape[0]
+        added = self._added_conditions(text)
+        sample = latents.to(self.device, self.dtype)
+        call = DenoiserCall(sample, t.to(self.device), text.tokens, labels, added)
+        for addition in condition.additions:
+            call = addition.apply(call)
         output = self.unet(
-            latents.to(self.device, self.dtype),
-            t.to(self.device),
-            encoder_hidden_states=text.tokens,
-            class_labels=labels,
-            added_cond_kwargs=self._added_conditions(text),
+            call.sample,
+            call.t,
+            encoder_hidden_states=call.tokens,
+            class_labels=call.class_labels,
+            added_cond_kwargs=call.added,
+            down_block_additional_residuals=call.down or None,
+            mid_block_additional_residual=call.mid,
             return_dict=False,
         )[0]
         return output.to(latents)

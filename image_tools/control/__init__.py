@@ -1,0 +1,1 @@
+"""Steering a prior by images of depth, normals, edges and regions."""

@@ -1,0 +1,1 @@
+"""Edits of images by their prompts: shared attention, inversion, delta denoising scores."""
