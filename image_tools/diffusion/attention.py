@@ -8,6 +8,11 @@ processor runs (fused attention); where none applies at all, its result is bit f
     with AttentionHub(unet, [CrossViewAttention()]) as hub, hub.batch(BatchLayout(views=4)):
         unet(latents, t, encoder_hidden_states=text, class_labels=cameras)
 
+A tool that acts for one call adds its operations to the hub that is there, or to one of its own:
+
+    with attention_operations(unet, [operation], step=3):
+        prior.guided_noise(latents, t, cond, uncond, 7.5)
+
 Attention blocks outside of transformer blocks, with a normalisation of their own, are left alone.
 While a hub is installed, processors with weights (IP-Adapter) are not part of the UNet's state.
 """
@@ -16,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -24,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from image_tools.errors import UnsupportedModel
+from renderers.errors import ShapeError
 
 __all__ = [
     "AttentionCall",
@@ -31,6 +37,8 @@ __all__ = [
     "AttentionLayer",
     "AttentionOperation",
     "BatchLayout",
+    "attention_operations",
+    "batch_roles",
 ]
 
 STOCK_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0")
@@ -50,6 +58,8 @@ class AttentionLayer:
     """Whether it looks at the text (attn2) instead of the image itself (attn1)."""
     heads: int
     """Number of heads."""
+    level: int = 0
+    """How often the image was halved before this layer."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +80,44 @@ class AttentionCall:
 
     layer: AttentionLayer
     batch: BatchLayout
+    latent_size: tuple[int, int] | None = None
+    """Rows and columns of the latents; None where the layer is called without its UNet."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns of the layer's image tokens.
+
+        Raises:
+            UnsupportedModel: if the layer was called without its UNet.
+        """
+        if self.latent_size is None:
+            raise UnsupportedModel(
+                f"The image size in {self.layer.name} is unknown: it was called alone. Expected a "
+                "call of the whole UNet."
+            )
+        height, width = self.latent_size
+        for _ in range(self.layer.level):
+            height, width = -(-height // 2), -(-width // 2)
+        return height, width
+
+    def rows_of(self, role: str, rows: int) -> list[int]:
+        """Which of ``rows`` rows have a role.
+
+        Where views are seen together, one row stands for all views of a set. Operations that add
+        rows put them behind those of the batch, so that these are found here as before.
+
+        Raises:
+            ShapeError: if there are fewer rows than roles.
+        """
+        roles = self.batch.roles
+        if self.batch.views > 1 and len(roles) == rows * self.batch.views:
+            roles = roles[:: self.batch.views]
+        if len(roles) > rows:
+            raise ShapeError(
+                f"{self.layer.name} has {rows} rows and the batch {len(roles)} roles - expected "
+                "one role for each row. Give every row of the condition its role."
+            )
+        return [row for row, name in enumerate(roles) if name == role]
 
 
 class AttentionOperation:
@@ -119,12 +167,15 @@ class AttentionHub:
         self.unet = unet
         self.operations = list(operations)
         self.layout = BatchLayout()
+        self.latent_size: tuple[int, int] | None = None
         self._modules = _transformer_attention(unet)
+        levels = _levels(unet)
         self.layers = tuple(
-            _describe(name, index, module)
+            _describe(name, index, module, levels)
             for index, (name, module) in enumerate(self._modules.items())
         )
         self._replaced: dict[str, Any] = {}
+        self._size_hook: Any = None
 
     def __enter__(self) -> AttentionHub:
         self.install()
@@ -147,12 +198,16 @@ class AttentionHub:
             module = self._modules[layer.name]
             self._replaced[layer.name] = module.processor
             module.set_processor(_HubProcessor(self, layer, module.processor))
+        self._size_hook = self.unet.register_forward_pre_hook(self._see_size, with_kwargs=True)
 
     def restore(self) -> None:
         """Put back exactly the processors that ``install`` found; harmless if not installed."""
         for name, processor in self._replaced.items():
             self._modules[name].set_processor(processor)
         self._replaced = {}
+        if self._size_hook is not None:
+            self._size_hook.remove()
+        self._size_hook, self.latent_size = None, None
 
     @contextmanager
     def batch(self, layout: BatchLayout) -> Iterator[None]:
@@ -162,6 +217,56 @@ class AttentionHub:
             yield
         finally:
             self.layout = before
+
+    def _see_size(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        sample = args[0] if args else kwargs["sample"]
+        self.latent_size = tuple(sample.shape[-2:])
+
+
+@contextmanager
+def attention_operations(
+    unet: nn.Module, operations: Sequence[AttentionOperation], *, step: int | None = None
+) -> Iterator[AttentionHub]:
+    """Inside, the operations act after those that do already, in the UNet's hub or a new one.
+
+    Args:
+        unet: a diffusers UNet2DConditionModel.
+        operations: in the order in which they act.
+        step: step of the sampler, from 0; None leaves it as an outer tool told it.
+
+    Raises:
+        UnsupportedModel: if an outer tool is at another step.
+    """
+    hub = _installed_hub(unet)
+    is_new = hub is None
+    if hub is None:
+        hub = AttentionHub(unet)
+        hub.install()
+    before, told = hub.operations, hub.layout.step
+    try:
+        if step is not None and told not in (None, step):
+            raise UnsupportedModel(
+                f"Two attention tools are at steps {told} and {step} of the sampler - expected the "
+                "same. Give all tools the sampler's number of steps."
+            )
+        hub.operations = [*before, *operations]
+        with hub.batch(replace(hub.layout, step=told if step is None else step)):
+            yield hub
+    finally:
+        hub.operations = before
+        if is_new:
+            hub.restore()
+
+
+@contextmanager
+def batch_roles(unet: nn.Module, roles: tuple[str, ...]) -> Iterator[None]:
+    """Inside, the rows of denoiser calls have these roles; nothing where no tool asks for them."""
+    hub = _installed_hub(unet) if roles else None
+    if hub is None:
+        yield
+        return
+    with hub.batch(replace(hub.layout, roles=roles)):
+        yield
 
 
 class _HubProcessor:
@@ -178,7 +283,7 @@ class _HubProcessor:
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        call = AttentionCall(self.layer, self.hub.layout)
+        call = AttentionCall(self.layer, self.hub.layout, self.hub.latent_size)
         operations = [op for op in self.hub.operations if op.applies_to(call)]
         if not operations:
             return self.inner(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
@@ -244,6 +349,28 @@ def _transformer_attention(unet: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _describe(name: str, index: int, module: nn.Module) -> AttentionLayer:
+def _installed_hub(unet: nn.Module) -> AttentionHub | None:
+    for module in unet.modules():
+        if isinstance(getattr(module, "processor", None), _HubProcessor):
+            return module.processor.hub
+    return None
+
+
+def _levels(unet: nn.Module) -> dict[str, int]:
+    """How often the image was halved, by block."""
+    levels, level = {}, 0
+    for index, block in enumerate(unet.down_blocks):
+        levels[f"down_blocks.{index}"] = level
+        level += bool(getattr(block, "downsamplers", None))
+    levels["mid_block"] = level
+    for index, block in enumerate(unet.up_blocks):
+        levels[f"up_blocks.{index}"] = level
+        level -= bool(getattr(block, "upsamplers", None))
+    return levels
+
+
+def _describe(name: str, index: int, module: nn.Module, levels: dict[str, int]) -> AttentionLayer:
     place = name.split("_", 1)[0]
-    return AttentionLayer(name, index, place, bool(module.is_cross_attention), module.heads)
+    block = "mid_block" if place == "mid" else ".".join(name.split(".")[:2])
+    is_cross = bool(module.is_cross_attention)
+    return AttentionLayer(name, index, place, is_cross, module.heads, levels[block])

@@ -10,6 +10,8 @@ plain images: no camera embedding, no attention across rows, bit for bit the pla
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -17,7 +19,6 @@ from image_tools.diffusion.attention import (
     AttentionCall,
     AttentionHub,
     AttentionOperation,
-    BatchLayout,
 )
 from image_tools.diffusion.camera_embedding import CAMERA_WIDTH, has_camera_embedding
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
@@ -103,7 +104,7 @@ class MultiViewPrior(DiffusionPrior):
         """
         condition = as_condition(condition)
         views = 1 if condition.class_labels is None else self.views
-        with self.attention.batch(BatchLayout(views=views)):
+        with self.attention.batch(replace(self.attention.layout, views=views)):
             return super().predict_output(latents, t, condition)
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ its own generator and does not depend on its neighbours in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,19 @@ from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
 from image_tools.diffusion.prior import DiffusionPrior
 
-__all__ = ["DdimStep", "ddim_step", "ddim_steps", "sample_images", "sample_latents", "unit_noise"]
+__all__ = [
+    "AfterStep",
+    "DdimStep",
+    "ddim_step",
+    "ddim_steps",
+    "denoise_latents",
+    "sample_images",
+    "sample_latents",
+    "unit_noise",
+]
+
+AfterStep = Callable[[int, Float[Tensor, "batch c h w"]], Float[Tensor, "batch c h w"]]
+"""Called with the number of the step, from 0, and its result; returns what goes on."""
 
 
 @dataclass(frozen=True)
@@ -98,13 +110,41 @@ def sample_latents(
     shape = (prior.latent_channels, size, size)
     cond, uncond = as_condition(cond).expand(batch), as_condition(uncond).expand(batch)
     latents = unit_noise(shape, generators, prior.device)
-    for step in ddim_steps(prior, config.steps):
+    return denoise_latents(prior, latents, cond, uncond, generators=generators, config=config)
+
+
+@torch.no_grad()
+def denoise_latents(
+    prior: DiffusionPrior,
+    latents: Float[Tensor, "batch c h w"],
+    cond: Condition | TextEmbedding,
+    uncond: Condition | TextEmbedding,
+    *,
+    generators: Sequence[torch.Generator],
+    config: DdimConfig,
+    after_step: AfterStep | None = None,
+) -> Float[Tensor, "batch c h w"]:
+    """Denoise given latents of the first timestep, all the way.
+
+    Args:
+        prior: predicts the noise.
+        latents: unit noise, or latents that were inverted.
+        cond: what they shall become.
+        uncond: what guidance leads away from.
+        generators: one for each latent, used where eta is above 0 and otherwise left as they are.
+        config: number of steps, guidance and eta.
+        after_step: changes the latents between steps.
+    """
+    batch, shape = len(latents), tuple(latents.shape[1:])
+    for index, step in enumerate(ddim_steps(prior, config.steps)):
         t = torch.full((batch,), step.t, device=prior.device)
         noise_pred = prior.guided_noise(
             latents, t, cond, uncond, config.guidance_scale, rescale=config.guidance_rescale
         )
         noise = unit_noise(shape, generators, prior.device) if config.eta > 0.0 else None
         latents = ddim_step(latents, noise_pred, step, eta=config.eta, noise=noise)
+        if after_step is not None:
+            latents = after_step(index, latents)
     return latents
 
 

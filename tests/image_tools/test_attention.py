@@ -10,10 +10,14 @@ import torch
 from image_tools.diffusion.attention import (
     AttentionCall,
     AttentionHub,
+    AttentionLayer,
     AttentionOperation,
     BatchLayout,
+    attention_operations,
+    batch_roles,
 )
 from image_tools.errors import UnsupportedModel
+from renderers.errors import ShapeError
 from tests.image_tools.tiny_unets import call_unet, tiny_unet
 
 
@@ -173,3 +177,73 @@ def test_gradients_flow_and_given_tensors_are_not_written_to():
         attention(hidden).square().sum().backward()
     assert torch.equal(hidden.detach(), kept)
     assert hidden.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 7), (12, 4)])
+def test_layers_know_the_size_of_their_image(size):
+    unet, seen = tiny_unet(), {}
+
+    class Sizes(AttentionOperation):
+        def inputs(self, call, hidden, context):
+            seen[call.layer.level] = (call.size, hidden.shape[1])
+            return hidden, context
+
+    with AttentionHub(unet, [Sizes()]), torch.no_grad():
+        unet(
+            torch.randn(1, 4, *size), torch.tensor([5]), encoder_hidden_states=torch.ones(1, 3, 16)
+        )
+    halved = (-(-size[0] // 2), -(-size[1] // 2))
+    assert seen == {0: (size, size[0] * size[1]), 1: (halved, halved[0] * halved[1])}
+    assert not unet._forward_pre_hooks
+
+
+def test_operations_for_one_call_join_the_hub_that_is_there():
+    unet = tiny_unet()
+    plain = call_unet(unet)
+    with AttentionHub(unet, [Scale(1.0)]) as hub:
+        with attention_operations(unet, [Scale(0.0)], step=3) as joined:
+            assert joined is hub
+            assert hub.layout.step == 3
+            assert not torch.equal(call_unet(unet), plain)
+        assert len(hub.operations) == 1
+        assert hub.layout == BatchLayout()
+    with attention_operations(unet, [Scale(0.0)]):
+        assert not torch.equal(call_unet(unet), plain)
+    assert torch.equal(call_unet(unet), plain)
+
+
+def test_two_tools_must_agree_about_the_step():
+    unet = tiny_unet()
+    with attention_operations(unet, [], step=3):
+        with attention_operations(unet, []) as hub:
+            assert hub.layout.step == 3
+        with (
+            pytest.raises(UnsupportedModel, match="at steps 3 and 4"),
+            attention_operations(unet, [], step=4),
+        ):
+            pass
+        assert hub.layout.step == 3
+
+
+def test_roles_reach_the_rows():
+    unet = tiny_unet()
+    with batch_roles(unet, ("uncond",)):  # nobody asks
+        assert not unet._forward_pre_hooks
+    with AttentionHub(unet) as hub:
+        with batch_roles(unet, ("uncond", "cond")):
+            assert hub.layout.roles == ("uncond", "cond")
+        assert hub.layout.roles == ()
+
+
+def test_rows_of_a_role():
+    layer = AttentionLayer("mid_block.attn1", 0, "mid", False, 2)
+    roles = ("uncond", "uncond", "cond", "cond")
+    call = AttentionCall(layer, BatchLayout(roles=roles))
+    assert call.rows_of("cond", 4) == [2, 3]
+    assert call.rows_of("cond", 12) == [2, 3]  # an operation put its rows behind
+    assert call.rows_of("other", 4) == []
+    assert AttentionCall(layer, BatchLayout(roles=roles, views=2)).rows_of("cond", 2) == [1]
+    with pytest.raises(ShapeError, match="has 3 rows and the batch 4 roles"):
+        call.rows_of("cond", 3)
+    with pytest.raises(UnsupportedModel, match="called alone"):
+        _ = call.size
