@@ -40,12 +40,17 @@ class ViewWordsConfig:
     """Prompt of a back view."""
     overhead: str = "{prompt}, overhead view"
     """Prompt of a view from above."""
+    left: str | None = None
+    """Prompt of its left side, azimuth 90; empty for the side's. A prior that knows left from right
+    is not asked for both at once, which draws a head at either end."""
+    right: str | None = None
+    """Prompt of its right side, azimuth -90; empty for the side's."""
 
     def __post_init__(self) -> None:
         """Refuse a template without its place for the prompt."""
-        for view in ("side", "front", "back", "overhead"):
+        for view in ("side", "front", "back", "overhead", "left", "right"):
             template = getattr(self, view)
-            if "{prompt}" not in template:
+            if template is not None and "{prompt}" not in template:
                 raise ValueError(f"words.{view} is '{template}'. Put {{prompt}} into it.")
 
 

@@ -28,7 +28,14 @@ from guidance.configs import (
     ViewWordsConfig,
 )
 from guidance.perp_neg import PerpNegCondition, perp_neg_mix
-from guidance.views import OVERHEAD, VIEWS, CameraAngles, azimuth_mix, direction_index
+from guidance.views import (
+    OVERHEAD,
+    VIEWS,
+    CameraAngles,
+    azimuth_mix,
+    direction_index,
+    sided_row,
+)
 from image_tools.diffusion.conditions import TextEmbedding
 from image_tools.diffusion.protocol import NoisePrior
 
@@ -95,7 +102,7 @@ class PlainPrompts:
 
 @dataclass(frozen=True)
 class DirectionalPrompts:
-    """One text per direction; ``views`` has the rows of ``VIEWS``."""
+    """One text per direction; ``views`` has the rows of :func:`view_texts`."""
 
     config: DirectionalPromptsConfig
     views: TextEmbedding
@@ -105,12 +112,13 @@ class DirectionalPrompts:
     def at(self, cameras: CameraAngles) -> ViewCondition:
         """The prompt of each view's direction."""
         rows = direction_index(cameras.azimuth_deg, cameras.elevation_deg, self.config)
+        rows = sided_row(rows, cameras.azimuth_deg)
         return ViewCondition(self.views.select(rows), self.uncond)
 
 
 @dataclass(frozen=True)
 class InterpolatedPrompts:
-    """Texts mixed by azimuth; ``views`` has the rows of ``VIEWS``."""
+    """Texts mixed by azimuth; ``views`` has the rows of :func:`view_texts`."""
 
     config: InterpolatedPromptsConfig
     views: TextEmbedding
@@ -121,14 +129,18 @@ class InterpolatedPrompts:
         """The mix of the two nearest directions, or the overhead prompt."""
         mix = azimuth_mix(cameras.azimuth_deg)
         is_overhead = cameras.elevation_deg > self.config.overhead_deg
-        near = self.views.select(mix.near.masked_fill(is_overhead, OVERHEAD))
-        far = self.views.select(mix.far.masked_fill(is_overhead, OVERHEAD))
+        near, far = (
+            self.views.select(
+                sided_row(index.masked_fill(is_overhead, OVERHEAD), cameras.azimuth_deg)
+            )
+            for index in (mix.near, mix.far)
+        )
         return ViewCondition(far.lerp(near, mix.closeness), self.uncond)
 
 
 @dataclass(frozen=True)
 class PerpNegPrompts:
-    """Texts mixed by azimuth with the other views as negatives; rows of ``VIEWS``."""
+    """Texts mixed by azimuth with the other views as negatives; rows of :func:`view_texts`."""
 
     config: PerpNegPromptsConfig
     views: TextEmbedding
@@ -138,11 +150,13 @@ class PerpNegPrompts:
     def at(self, cameras: CameraAngles) -> PerpNegCondition:
         """Positive mix, negatives and weights of each view."""
         mix = perp_neg_mix(cameras.azimuth_deg, cameras.elevation_deg, self.config)
-        near, far = self.views.select(mix.near), self.views.select(mix.far)
+        azimuth = cameras.azimuth_deg
+        near, far = (self.views.select(sided_row(i, azimuth)) for i in (mix.near, mix.far))
+        negatives = sided_row(mix.negatives, azimuth[:, None])
         return PerpNegCondition(
             positive=far.lerp(near, mix.closeness),
             uncond=self.uncond,
-            negatives=self.views.select(mix.negatives.flatten()),
+            negatives=self.views.select(negatives.flatten()),
             weights=mix.weights.to(self.views.tokens.device),
         )
 
@@ -150,9 +164,22 @@ class PerpNegPrompts:
 def view_texts(
     words: ViewWordsConfig, prompt: str, by_view: Mapping[str, str] | None = None
 ) -> list[str]:
-    """The prompt of each direction, in the order of ``VIEWS``; ``by_view`` replaces the prompt."""
+    """The prompt of each direction in the order of ``VIEWS``, for the left half, then the right.
+
+    The halves differ in the wording of the side, where the words tell left from right.
+
+    Args:
+        words: templates.
+        prompt: stands in them.
+        by_view: prompts that replace it for some of ``VIEWS``.
+    """
     prompts = dict.fromkeys(VIEWS, prompt) | dict(by_view or {})
-    return [getattr(words, view).replace("{prompt}", prompts[view]) for view in VIEWS]
+    halves = ({"side": words.left or words.side}, {"side": words.right or words.side})
+    return [
+        (half.get(view) or getattr(words, view)).replace("{prompt}", prompts[view])
+        for half in halves
+        for view in VIEWS
+    ]
 
 
 @torch.no_grad()

@@ -15,7 +15,15 @@ from torch import Tensor
 
 from guidance.configs import DirectionalPromptsConfig
 
-__all__ = ["VIEWS", "AzimuthMix", "CameraAngles", "azimuth_mix", "direction_index", "wrap_deg"]
+__all__ = [
+    "VIEWS",
+    "AzimuthMix",
+    "CameraAngles",
+    "azimuth_mix",
+    "direction_index",
+    "sided_row",
+    "wrap_deg",
+]
 
 # Order of precedence: each direction overrides those before it.
 VIEWS = ("side", "front", "back", "overhead")
@@ -45,6 +53,12 @@ class AzimuthMix:
 def wrap_deg(angle_deg: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """The same angle in -180..180, without 180 itself."""
     return (angle_deg + 180.0) % 360.0 - 180.0
+
+
+def sided_row(index: Int[Tensor, " b"], azimuth_deg: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """Row of a direction among prompts for the left half (``VIEWS``), then for the right half."""
+    is_right = wrap_deg(azimuth_deg) < 0.0
+    return index + len(VIEWS) * is_right.long()
 
 
 def direction_index(

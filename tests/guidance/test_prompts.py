@@ -81,12 +81,13 @@ def test_wrapped_angles_lie_in_one_turn():
 
 def test_prompts_are_worded_by_the_templates():
     words = ViewWordsConfig(front="{prompt} seen from the front")
-    assert view_texts(words, "a {weird} duck") == [
+    one_half = [
         "a {weird} duck, side view",
         "a {weird} duck seen from the front",
         "a {weird} duck, back view",
         "a {weird} duck, overhead view",
     ]
+    assert view_texts(words, "a {weird} duck") == one_half * 2
     with pytest.raises(ValueError, match=r"words.back is 'from behind'. Put \{prompt\} into it"):
         ViewWordsConfig(back="from behind")
 
@@ -113,6 +114,27 @@ def test_directional_rows_are_the_encoded_view_prompts(prior):
     condition = prompts.at(_angles((180.0, 0.0), (0.0, 0.0), (0.0, 70.0), (90.0, 0.0)))
     texts = [f"red duck, {VIEWS[i]} view" for i in (BACK, FRONT, OVERHEAD, SIDE)]
     assert torch.equal(condition.positive.tokens, prior.encode_prompt(texts).tokens)
+
+
+@pytest.mark.parametrize(
+    "config", [DirectionalPromptsConfig, InterpolatedPromptsConfig, PerpNegPromptsConfig]
+)
+def test_left_and_right_sides_have_words_of_their_own_where_they_are_given(prior, config):
+    words = ViewWordsConfig(left="{prompt}, left side view", right="{prompt}, right side view")
+    prompts = build_view_prompts(config(words=words), prior, "red duck")
+    angles = _angles((90.0, 0.0), (-90.0, 0.0), (270.0, 0.0), (450.0, 0.0))
+    texts = [f"red duck, {side} side view" for side in ("left", "right", "right", "left")]
+    expected = prior.encode_prompt(texts).tokens
+    assert torch.allclose(prompts.at(angles).positive.tokens, expected, atol=1e-6)
+
+
+def test_perp_neg_denies_the_side_by_the_words_of_the_half_it_looks_from(prior):
+    words = ViewWordsConfig(left="{prompt}, left side view", right="{prompt}, right side view")
+    prompts = build_view_prompts(PerpNegPromptsConfig(words=words), prior, "red duck")
+    condition = prompts.at(_angles((120.0, 0.0), (-120.0, 0.0)))
+    texts = ["red duck, left side view", "red duck, front view"]
+    texts += ["red duck, right side view", "red duck, front view"]
+    assert torch.equal(condition.negatives.tokens, prior.encode_prompt(texts).tokens)
 
 
 def test_plain_prompt_has_no_view_words(prior):

@@ -19,6 +19,7 @@ from scenes.toybox.captions import (
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, KINDS, PATTERNS
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
+from studio.config import load_scene
 
 
 @pytest.mark.parametrize(
@@ -66,6 +67,14 @@ def test_guidance_draws_the_borders_where_the_captions_do() -> None:
     assert config.overhead_deg == OVERHEAD_DEG
     for direction in ("front", "side", "back", "overhead"):
         assert getattr(config.words, direction) == f"{{prompt}}, {direction} view"
+
+
+@pytest.mark.parametrize(
+    "preset", ["demo", "pocket-magic3d", "pocket-prolificdreamer", "pocket-dreamflow"]
+)
+def test_pocket_presets_name_the_sides_as_the_captions_do(preset: str) -> None:
+    words = load_scene(preset).config.view_prompts.words
+    assert (words.left, words.right) == ("{prompt}, left side view", "{prompt}, right side view")
 
 
 @pytest.mark.parametrize(
