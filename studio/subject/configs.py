@@ -41,6 +41,7 @@ WORD_LOOP = TuningConfig(steps=300, learning_rate=5e-3, weight_decay=0.0)
 FULL_LOOP = TuningConfig(steps=800, learning_rate=5e-6)
 SECOND_LOOP = TuningConfig(steps=150, learning_rate=5e-6)
 SAMPLER = DdimConfig()
+SAMPLES = DdimConfig(steps=25)
 PHOTOS = PhotosConfig()
 FULL_TRAINING = DreamBoothConfig(loop=FULL_LOOP)
 MAX_WORD = 40  # characters; a class word is a word or two
@@ -213,6 +214,8 @@ class DreamBooth3DConfig:
     """The training that gives the multiview weights."""
     reconstruction: ReconstructionConfig = ReconstructionConfig()
     """How renders are compared with the views."""
+    samples: DdimConfig = SAMPLES
+    """How the pictures are drawn that show in the report what each training learned."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant; photos and words are looked at when the run begins."""

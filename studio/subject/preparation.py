@@ -165,7 +165,7 @@ class SubjectPreparation:
             prior = with_subject(self._plain(), self.subject, use, self.folder)
             draw_samples(self.scene, prior, self.folder, name)
         write_sample_sheet(self.folder, self.scene)
-        return len(names) * sample_rows()
+        return len(names) * sample_rows(self.subject.samples)
 
     # --- before the stage that needs views --------------------------------------------------------
 

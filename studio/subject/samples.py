@@ -19,7 +19,6 @@ from studio.subject.folder import SubjectFolder, write_images
 __all__ = ["COLUMNS", "draw_samples", "sample_rows"]
 
 COLUMNS = ("no view", "front", "side", "back")
-SAMPLER = DdimConfig(steps=25)
 DRAW = 1 << 44  # number of the first generator
 
 
@@ -30,18 +29,18 @@ def draw_samples(
     caption, prompts = scene.subject.caption(), scene.view_prompts
     is_plain = isinstance(prompts, PlainPromptsConfig)
     words = ViewWordsConfig() if is_plain else prompts.words
-    side, front, back, _ = view_texts(words, caption)
+    side, front, back = view_texts(words, caption)[:3]  # of the left half
     texts = (caption, front, side, back)
     images = sample_images(
         prior,
         texts,
         generators=[batch_generator(scene.seed, DRAW + k) for k in range(len(texts))],
-        config=SAMPLER,
+        config=scene.subject.samples,
         negative_prompt=scene.negative_prompt,
     )
     write_images(folder.samples / name, torch.as_tensor(images))
 
 
-def sample_rows() -> int:
+def sample_rows(config: DdimConfig) -> int:
     """Rows that the samples of one model send through the denoiser."""
-    return len(COLUMNS) * SAMPLER.steps * 2
+    return len(COLUMNS) * config.steps * (1 if config.guidance_scale == 1.0 else 2)

@@ -24,7 +24,7 @@ from guidance.configs import (
 )
 from guidance.perp_neg import PerpNegCondition
 from guidance.prompts import ViewCondition, build_view_prompts, view_texts
-from guidance.views import direction_index
+from guidance.views import direction_index, sided_row
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.redraw import redraw_images, redraw_steps
 from image_tools.personalization.class_images import read_image, write_image
@@ -189,6 +189,7 @@ def captions_of(prompts: ViewPromptsConfig, caption: str, cameras: Cameras) -> t
     is_directional = isinstance(prompts, DirectionalPromptsConfig)
     limits = prompts if is_directional else DirectionalPromptsConfig()
     rows = direction_index(cameras.azimuth_deg, cameras.elevation_deg, limits)
+    rows = sided_row(rows, cameras.azimuth_deg)
     texts = view_texts(prompts.words, caption)
     return tuple(texts[row] for row in rows.tolist())
 
