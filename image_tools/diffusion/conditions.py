@@ -97,6 +97,8 @@ class Condition:
     """Text, one row per sample."""
     class_labels: Float[Tensor, "batch label_width"] | None = None
     """Input of the denoiser's class embedding, for instance flattened camera matrices."""
+    roles: tuple[str, ...] = ()
+    """What each row is to attention tools, such as "uncond" or "cond"; empty where none asks."""
     additions: tuple[Addition, ...] = ()
     """What image tools add, each with one row per sample."""
 
@@ -105,8 +107,9 @@ class Condition:
 
     def expand(self, batch: int) -> Condition:
         """A single text row repeated to ``batch`` rows."""
+        roles = self.roles * batch if len(self.roles) == 1 else self.roles
         additions = tuple(addition.expand(batch) for addition in self.additions)
-        return replace(self, text=self.text.expand(batch), additions=additions)
+        return replace(self, text=self.text.expand(batch), roles=roles, additions=additions)
 
 
 def as_condition(condition: Condition | TextEmbedding) -> Condition:
@@ -148,5 +151,6 @@ def cat_conditions(conditions: Sequence[Condition]) -> Condition:
     return Condition(
         cat_embeddings([c.text for c in conditions]),
         torch.cat(labels) if labels else None,
-        additions=tuple(first.stack(others) for first, *others in by_tool),
+        tuple(role for c in conditions for role in c.roles),
+        tuple(first.stack(others) for first, *others in by_tool),
     )

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from image_tools.configs import AestheticsConfig
 from image_tools.diffusion.additions import DenoiserCall
+from image_tools.diffusion.attention import batch_roles
 from image_tools.diffusion.camera_embedding import camera_embedding_off, has_camera_embedding
 from image_tools.diffusion.conditions import (
     Condition,
@@ -285,16 +286,17 @@ class DiffusionPrior:
         call = DenoiserCall(sample, t.to(self.device), text.tokens, labels, added)
         for addition in condition.additions:
             call = addition.apply(call)
-        output = self.unet(
-            call.sample,
-            call.t,
-            encoder_hidden_states=call.tokens,
-            class_labels=call.class_labels,
-            added_cond_kwargs=call.added,
-            down_block_additional_residuals=call.down or None,
-            mid_block_additional_residual=call.mid,
-            return_dict=False,
-        )[0]
+        with batch_roles(self.unet, condition.roles):
+            output = self.unet(
+                call.sample,
+                call.t,
+                encoder_hidden_states=call.tokens,
+                class_labels=call.class_labels,
+                added_cond_kwargs=call.added,
+                down_block_additional_residuals=call.down or None,
+                mid_block_additional_residual=call.mid,
+                return_dict=False,
+            )[0]
         return output.to(latents)
 
     def _encode_one(self, prompt: str) -> TextEmbedding:
