@@ -8,12 +8,15 @@ from torch import Tensor
 __all__ = ["condition_images", "tiny_controlnet"]
 
 
-def tiny_controlnet(prior, *, seed: int = 5, **settings):
-    """A stock ControlNet copied from a prior's denoiser, with numbers in its last convolutions."""
+def tiny_controlnet(prior, *, seed: int = 5, levels: int | None = None, **settings):
+    """A stock ControlNet copied from a prior's denoiser, with numbers in its last convolutions.
+
+    ``levels`` of its condition image's convolutions; None for as many as the prior's VAE wants.
+    """
     from diffusers import ControlNetModel
 
     stride = prior.image_size // prior.latent_size
-    widths = (4, 8, 12, 16)[: stride.bit_length()]
+    widths = (4, 8, 12, 16)[: levels or stride.bit_length()]
     model = ControlNetModel.from_unet(prior.unet, conditioning_embedding_out_channels=widths)
     model.register_to_config(**settings)
     generator = torch.Generator().manual_seed(seed)
