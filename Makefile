@@ -26,12 +26,19 @@ EXTRAS_TESTS := tests/studio/export/test_remesh.py tests/studio/test_tensorboard
 # viser asks for an older rich than ours, and the interpreter of Triton 3.6 breaks with NumPy 2.4.
 EXTRAS_PINS := 'rich<15' 'triton>=3.9'
 
+# All modules with tensors but those with numba's kernels, which numba can only cache as they are.
+SHAPED := guidance image_tools studio $(subst /,.,$(basename $(filter-out %__init__.py, \
+	$(wildcard renderers/*.py renderers/fields/*.py renderers/backends/torch_*.py))))
+SHAPES_TESTS ?= tests/guidance tests/renderers
+comma := ,
+empty :=
+
 WORKERS ?= 2
 PROMPT ?=
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all test-extras lint format bench
+.PHONY: help setup demo test test-all test-shapes test-extras lint format bench
 
 help: ## List these targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +63,12 @@ test: $(STAMP) ## Run the tests, without the slow and the GPU ones.
 
 test-all: $(STAMP) ## Run all tests; GPU tests skip themselves without one.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -m '' $(ARGS)
+
+test-shapes: $(STAMP) ## Run the tests of rendering and guidance with the shapes of tensors checked.
+	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) -p tests.shape_checks \
+		-m 'not slow and not gpu and not wrong_shapes' \
+		--jaxtyping-packages=$(subst $(empty) ,$(comma),$(strip $(SHAPED))),tests.shape_checks.check_shapes \
+		$(SHAPES_TESTS) $(ARGS)
 
 # Optional packages get an environment of their own on top of .venv, which stays as it is: one of
 # them is GPL-3, and together they bring a hundred others. Triton proves its kernels in its

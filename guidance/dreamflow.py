@@ -50,11 +50,11 @@ ROUNDING = 1e-6
 class FlowSchedule:
     """Noise levels of a probability flow, from the first to the last."""
 
-    times: Float[Tensor, " n+1"]
+    times: Float[Tensor, " ends"]
     """Real timesteps, strictly falling: one for each step, and the one where the last arrives."""
-    timesteps: Int[Tensor, " n"]
+    timesteps: Int[Tensor, " steps"]
     """What the denoisers are told at each step: the nearest timestep they were trained on."""
-    levels: Float[Tensor, " n+1"]
+    levels: Float[Tensor, " ends"]
     """s = sigma / alpha at ``times``, strictly falling."""
 
     def index(self, fraction: float) -> int:

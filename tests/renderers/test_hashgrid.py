@@ -317,6 +317,7 @@ def test_impossible_sizes_are_refused(config, words):
         GridLayout.from_config(config)
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_shape_dtype_and_backend_are_refused():
     grid = HashGrid(DENSE)
     with pytest.raises(ShapeError, match="x has shape"):

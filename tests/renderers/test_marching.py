@@ -322,6 +322,7 @@ def test_selecting_hidden_samples_away_keeps_the_picture(generator):
     torch.testing.assert_close(part.values, whole.values, atol=1e-5, rtol=0)
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_input_is_refused(generator):
     rays_o, rays_d = _rays(10, generator)
     grid = _grid()

@@ -84,6 +84,7 @@ def test_texture_coordinates_without_faces_are_refused():
         Mesh(mesh.v_pos, mesh.t_pos_idx, v_tex=torch.zeros(4, 2))
 
 
+@pytest.mark.wrong_shapes
 def test_vertex_colours_of_the_wrong_length_are_refused():
     mesh = icosphere(0)
     with pytest.raises(ShapeError, match=r"v_rgb has shape \(5, 3\), expected \[12, 3\]"):

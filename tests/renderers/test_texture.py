@@ -153,6 +153,7 @@ def test_an_unknown_filter_is_refused():
         texture(torch.rand(4, 4, 3), torch.rand(1, 2, 2, 2), "cubic")
 
 
+@pytest.mark.wrong_shapes
 def test_coordinates_of_the_wrong_shape_are_refused():
     with pytest.raises(ShapeError, match=r"uv has shape \(2, 2, 2\), expected \[b, h, w, 2\]"):
         texture(torch.rand(4, 4, 3), torch.rand(2, 2, 2))
