@@ -31,7 +31,7 @@ class Server:
         server = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):  # noqa: N802
+            def do_POST(self):
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 server.asked.append((self.path, dict(self.headers), body))
                 answer = answers[min(len(server.asked), len(answers)) - 1]
@@ -186,10 +186,10 @@ def test_a_bad_answer_is_asked_for_again_and_refused_in_the_end(bad):
 
 
 def test_a_server_that_refuses_or_is_down_is_an_error_at_once():
-    with Server(401) as server, pytest.raises(PlanError, match="status 401.*the key in OPENAI"):
+    with Server(401) as server, pytest.raises(PlanError, match=r"status 401.*the key in OPENAI"):
         server.planner().plan("a kite")
     assert len(server.asked) == 1
-    with pytest.raises(PlanError, match="cannot be reached.*use kind: rule"):
+    with pytest.raises(PlanError, match=r"cannot be reached.*use kind: rule"):
         server.planner().plan("a kite")  # closed by now
     wrong = EndpointPlannerConfig("no address", "tiny")
     with pytest.raises(PlanError, match="cannot be reached"):
