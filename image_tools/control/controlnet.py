@@ -29,7 +29,7 @@ from image_tools.control.control_configs import (
     NoiseWindow,
     StepWindow,
 )
-from image_tools.diffusion.additions import DenoiserCall
+from image_tools.diffusion.additions import DenoiserCall, scatter_rows
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.modified import ModifiedPrior, rows_of
 from image_tools.diffusion.protocol import NoisePrior
@@ -182,10 +182,8 @@ class ResidualAddition:
         if len(chosen) == 0:
             return call
         down, mid = self._residuals(call, chosen, strength[chosen])
-        if len(chosen) < len(strength):
-            down = [_scatter(part, chosen, len(strength)) for part in down]
-            mid = _scatter(mid, chosen, len(strength))
-        return call.with_residuals(down, mid)
+        down = [scatter_rows(part, chosen, len(strength)) for part in down]
+        return call.with_residuals(down, scatter_rows(mid, chosen, len(strength)))
 
     def _residuals(
         self, call: DenoiserCall, chosen: Tensor, strength: Tensor
@@ -318,8 +316,3 @@ def _is_cond_only(control: Control) -> bool:
 
 def _decays(control: Control) -> bool:
     return control.mode != "balanced" and not control.model.config.global_pool_conditions
-
-
-def _scatter(part: Tensor, chosen: Int[Tensor, " n"], rows: int) -> Tensor:
-    """Rows where they belong, zeros elsewhere."""
-    return part.new_zeros(rows, *part.shape[1:]).index_copy(0, chosen, part)

@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-__all__ = ["Addition", "DenoiserCall"]
+__all__ = ["Addition", "DenoiserCall", "scatter_rows"]
 
 
 @dataclass(frozen=True)
@@ -76,3 +76,12 @@ class Addition(Protocol):
     def apply(self, call: DenoiserCall) -> DenoiserCall:
         """The call with this addition."""
         ...
+
+
+def scatter_rows(
+    part: Float[Tensor, "n ..."], chosen: Int[Tensor, " n"], rows: int
+) -> Float[Tensor, "rows ..."]:
+    """What was computed for some rows, at their places among all rows; zeros elsewhere."""
+    if len(chosen) == rows:
+        return part
+    return part.new_zeros(rows, *part.shape[1:]).index_copy(0, chosen, part)

@@ -1,11 +1,14 @@
-"""Tiny ControlNets that do something, and condition images for them."""
+"""Tiny ControlNets and adapters that do something, and condition images for them."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-__all__ = ["condition_images", "tiny_controlnet"]
+from image_tools.control.uni_adapters import GlobalAdapter, LocalAdapter
+from image_tools.control.uni_configs import GlobalAdapterSettings, LocalAdapterSettings
+
+__all__ = ["condition_images", "tiny_controlnet", "tiny_global_adapter", "tiny_local_adapter"]
 
 
 def tiny_controlnet(prior, *, seed: int = 5, levels: int | None = None, **settings):
@@ -25,6 +28,32 @@ def tiny_controlnet(prior, *, seed: int = 5, levels: int | None = None, **settin
             if name.startswith("controlnet_"):
                 parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def tiny_local_adapter(prior, *, seed: int = 6) -> LocalAdapter:
+    """A local adapter of two maps for a prior, with numbers in all convolutions that start at 0."""
+    settings = LocalAdapterSettings(
+        conditions=("edge", "depth"),
+        stem_widths=(4, 4, 4, 4, 4),
+        level_widths=(8, 12),
+        image_factor=prior.image_size // prior.latent_size,
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        adapter = LocalAdapter.from_unet(prior.unet, settings)
+        for name, parameter in adapter.named_parameters():
+            if name.startswith("controlnet_") or "zero_convs" in name:
+                parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return adapter.eval().requires_grad_(False)
+
+
+def tiny_global_adapter(prior, *, seed: int = 7) -> GlobalAdapter:
+    """A global adapter whose tokens have the width of the prior's text."""
+    width = prior.unet.config.cross_attention_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return GlobalAdapter(GlobalAdapterSettings(width=width, tokens=4)).eval()
 
 
 def condition_images(prior, count: int = 1, *, seed: int = 1) -> Tensor:
