@@ -237,7 +237,7 @@ def edit_images(
     config: DdimConfig,
     negative_prompt: str = "",
     start: Float[Tensor, "n c h w"] | None = None,
-) -> Float[Tensor, "prompts n h w 3"]:
+) -> Float[Tensor, "prompts n height width 3"]:
     """Images of the source and its edits from the same noise.
 
     Args:
