@@ -1,0 +1,279 @@
+"""Prompts by region of the image (RPG, Yang et al., arXiv 2401.11708, section 3.3).
+
+In every attention layer that sees the text, each region's prompt answers on its own, and
+
+    O = sum_r m_r ((1 - beta_r) O_r + beta_r O_base),      O_base where no region is,
+
+in both halves of guidance. m_r are masks, resized by area to each layer. Three modes:
+
+* ``attn_crop``: O_r = CrossAttention(x, c_r) on the whole image, of which m_r keeps a part. What
+  the published code does.
+* ``attn_resize``: O_r of the whole image, shrunk into the bounding box of m_r; the paper's formula.
+* ``latent``: the denoiser's (guided) prediction in the place of O. One call for each region.
+
+The wrapped prior's embeddings hold the base prompt's tokens and then each region's, so samplers
+and guidance rules need not know of it. Tokens that adapters append behind them are seen by all
+regions. With beta 1 everywhere the prediction is the plain prior's bit for bit.
+
+    plan = RegionalConfig("1,1", (RegionConfig("a red ball"), RegionConfig("a blue cube")))
+    prior = RegionalPrior(prior, plan)
+    images = sample_images(prior, ["a ball and a cube"], generators=[generator])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from image_tools.control.regional_configs import RegionalConfig, RegionRect, parse_ratio
+from image_tools.diffusion.attention import (
+    AttentionCall,
+    AttentionOperation,
+    attention_operations,
+)
+from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
+from image_tools.diffusion.modified import ModifiedPrior
+from image_tools.diffusion.protocol import NoisePrior
+from renderers.errors import ShapeError, check_shape
+
+__all__ = ["RegionalAttention", "RegionalPrior", "rect_masks", "region_weights"]
+
+# Shares are sums of fractions: 0.9 of 10 rows must not become 8.
+ROUNDING = 1e-6
+
+
+def rect_masks(rects: Sequence[RegionRect], size: tuple[int, int]) -> Float[Tensor, "regions h w"]:
+    """0 or 1; bounds are rounded down, and neighbours share theirs, so that none is left out."""
+    masks = torch.zeros(len(rects), *size)
+    for mask, rect in zip(masks, rects, strict=True):
+        top, bottom = (int(size[0] * share + ROUNDING) for share in (rect.top, rect.bottom))
+        left, right = (int(size[1] * share + ROUNDING) for share in (rect.left, rect.right))
+        mask[top:bottom, left:right] = 1.0
+    return masks
+
+
+def region_weights(
+    masks: Float[Tensor, "regions h w"], base_ratios: Sequence[float], size: tuple[int, int]
+) -> Float[Tensor, "prompts height width"]:
+    """Weights of base and regions at a resolution; they sum to 1 everywhere.
+
+    Where masks overlap, they share. Where they cover a place in part, the base gets the rest.
+    """
+    if masks.shape[1:] != size:
+        masks = F.interpolate(masks[None], size, mode="area")[0]
+    masks = masks / masks.sum(dim=0, keepdim=True).clamp(min=1.0)
+    regions = masks * (1.0 - masks.new_tensor(base_ratios))[:, None, None]
+    return torch.cat([1.0 - regions.sum(dim=0, keepdim=True), regions])
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Where regions are: masks of one's own, or rectangles drawn at each layer's resolution."""
+
+    rects: tuple[RegionRect, ...]
+    masks: Float[Tensor, "regions h w"] | None
+    base_ratios: tuple[float, ...]
+
+    def masks_at(self, size: tuple[int, int]) -> Float[Tensor, "regions h w"]:
+        return rect_masks(self.rects, size) if self.masks is None else self.masks
+
+    def weights(self, size: tuple[int, int]) -> Float[Tensor, "prompts h w"]:
+        return region_weights(self.masks_at(size), self.base_ratios, size)
+
+
+class RegionalAttention(AttentionOperation):
+    """Splits the text into the base's and the regions', and composes what the layer answers."""
+
+    def __init__(self, layout: _Layout, *, tokens: int, shrinks: bool) -> None:
+        """Act on contexts of ``tokens`` for base and each region, and adapters' tokens behind.
+
+        Args:
+            layout: where regions are.
+            tokens: length of one prompt.
+            shrinks: whether answers are shrunk into their region instead of cut out.
+        """
+        self.layout, self.tokens, self.shrinks = layout, tokens, shrinks
+
+    def applies_to(self, call: AttentionCall) -> bool:
+        """In attention to the text."""
+        return call.layer.is_cross
+
+    def inputs(
+        self, call: AttentionCall, hidden: Float[Tensor, "rows n c"], context: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The image once for each prompt: all rows with the base, then all with each region."""
+        prompts = 1 + len(self.layout.base_ratios)
+        text, extra = context.split(
+            [prompts * self.tokens, context.shape[1] - prompts * self.tokens], dim=1
+        )
+        parts = [torch.cat([part, extra], dim=1) for part in text.split(self.tokens, dim=1)]
+        return hidden.repeat(prompts, 1, 1), torch.cat(parts)
+
+    def output(
+        self, call: AttentionCall, output: Float[Tensor, "all n c"]
+    ) -> Float[Tensor, "rows n c"]:
+        """Base and regions by their weights."""
+        size = call.size
+        prompts = 1 + len(self.layout.base_ratios)
+        answers = output.unflatten(0, (prompts, -1))
+        if self.shrinks:
+            regions = _shrink_all(answers[1:], self.layout.masks_at(size), size)
+            answers = torch.cat([answers[:1], regions])
+        weights = self.layout.weights(size).to(output).reshape(prompts, 1, -1, 1)
+        return (weights * answers).sum(dim=0)
+
+
+class RegionalPrior(ModifiedPrior):
+    """A prior whose image is told by regions."""
+
+    def __init__(
+        self,
+        plain: NoisePrior,
+        config: RegionalConfig,
+        *,
+        masks: Float[Tensor, "regions h w"] | None = None,
+    ) -> None:
+        """Encode the regions' prompts.
+
+        Args:
+            plain: the prior.
+            config: regions and their prompts.
+            masks: soft masks in 0..1 in the place of ``config.ratio``'s rectangles.
+
+        Raises:
+            ShapeError: if there are not as many masks as regions.
+        """
+        super().__init__(plain)
+        if masks is not None:
+            check_shape("masks", masks, f"{len(config.regions)} H W")
+        self.config = config
+        self.layout = _Layout(parse_ratio(config.ratio), masks, config.base_ratios)
+        self.is_on = any(ratio < 1.0 for ratio in config.base_ratios)
+        common = f"{config.common}, " if config.common else ""
+        prompts = [common + region.prompt for region in config.regions]
+        self._regions = plain.encode_prompt(prompts)
+        self._tokens = self._regions.tokens.shape[1]
+
+    def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Prompts of whole images, each followed by those of the regions."""
+        text = self.plain.encode_prompt(prompts)
+        return self._join(text, [self._regions] * len(text)) if self.is_on else text
+
+    def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
+        """Negative prompts, each followed by the regions' own or itself."""
+        text = self.plain.encode_negative(prompts)
+        if not self.is_on:
+            return text
+        own = [region.negative_prompt for region in self.config.regions]
+        encoded = [
+            self.plain.encode_negative([prompt if one is None else one for one in own])
+            for prompt in prompts
+        ]
+        return self._join(text, encoded)
+
+    def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
+        """The condition itself, which has the regions' text already.
+
+        Raises:
+            ShapeError: if it does not.
+        """
+        wanted = self._tokens * (1 + len(self.config.regions))
+        if self.is_on and condition.text.tokens.shape[1] != wanted:
+            raise ShapeError(
+                f"The text has {condition.text.tokens.shape[1]} tokens, expected {wanted} for "
+                f"{len(self.config.regions)} regions. Encode prompts with the regional prior."
+            )
+        return condition
+
+    def predict_output(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c h w"]:
+        """The denoiser's output with regions."""
+        if self.is_on and self.config.mode == "latent":
+            (parts,) = self._parts(condition, rows=len(latents))
+            return self._blended(
+                latents, [lambda c=c: self.plain.predict_output(latents, t, c) for c in parts]
+            )
+        with self._regional():
+            return super().predict_output(latents, t, condition)
+
+    def guided_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        cond: Condition | TextEmbedding,
+        uncond: Condition | TextEmbedding,
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c h w"]:
+        """Guidance with regions in both of its halves."""
+        if self.is_on and self.config.mode == "latent":
+            pairs = zip(*self._parts(cond, uncond, rows=len(latents)), strict=True)
+
+            def guided(pair: tuple[Condition, Condition]) -> Tensor:
+                return self.plain.guided_noise(latents, t, *pair, guidance_scale, rescale=rescale)
+
+            return self._blended(latents, [lambda p=pair: guided(p) for pair in pairs])
+        with self._regional():
+            return super().guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
+
+    def _regional(self) -> AbstractContextManager:
+        if not self.is_on:
+            return nullcontext()
+        shrinks = self.config.mode == "attn_resize"
+        operation = RegionalAttention(self.layout, tokens=self._tokens, shrinks=shrinks)
+        return attention_operations(self.unet, [operation])
+
+    def _parts(
+        self, *conditions: Condition | TextEmbedding, rows: int
+    ) -> tuple[list[Condition], ...]:
+        """For each condition, those of the base and of the regions alone."""
+        parts = []
+        for condition in map(as_condition, conditions):
+            told = self.modify(condition, rows, is_cond=True)
+            tokens = told.text.tokens.split(self._tokens, dim=1)
+            parts.append([replace(told, text=replace(told.text, tokens=one)) for one in tokens])
+        return tuple(parts)
+
+    def _blended(self, latents: Tensor, predictions: Sequence[Callable[[], Tensor]]) -> Tensor:
+        """Predictions for base and regions by their weights; those that count are made."""
+        weights = self.layout.weights(tuple(latents.shape[-2:])).to(latents)
+        total = torch.zeros_like(latents)
+        for predict, weight in zip(predictions, weights, strict=True):
+            if weight.any():
+                total = total + weight * predict()
+        return total
+
+    def _join(self, text: TextEmbedding, regions: Sequence[TextEmbedding]) -> TextEmbedding:
+        """Side by side in their length; the pooled vector is the whole image's."""
+        rows = torch.stack([each.tokens.flatten(0, 1) for each in regions])
+        return replace(text, tokens=torch.cat([text.tokens, rows], dim=1))
+
+
+def _shrink_all(
+    answers: Float[Tensor, "regions rows n c"],
+    masks: Float[Tensor, "regions h w"],
+    size: tuple[int, int],
+) -> Float[Tensor, "regions rows n c"]:
+    """Each answer shrunk into the bounding box of its mask, 0 elsewhere."""
+    masks = masks if masks.shape[1:] == size else F.interpolate(masks[None], size, mode="area")[0]
+    images = answers.transpose(2, 3).unflatten(3, size)
+    result = torch.zeros_like(images)
+    for region, mask in enumerate(masks):
+        places = mask.nonzero()
+        if len(places) == 0:
+            continue
+        (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+        shrunk = F.interpolate(images[region], (bottom - top, right - left), mode="area")
+        result[region, :, :, top:bottom, left:right] = shrunk
+    return result.flatten(3).transpose(2, 3)
