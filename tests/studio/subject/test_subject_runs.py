@@ -144,7 +144,7 @@ class StopAfter:
         return self.left == 0
 
 
-@pytest.mark.parametrize("questions", [3, 5])
+@pytest.mark.parametrize("questions", [3, pytest.param(5, marks=pytest.mark.slow)])
 def test_a_stopped_preparation_goes_on_bit_for_bit(
     questions, whole, subject_scene, tmp_path, monkeypatch
 ):
@@ -228,7 +228,10 @@ def test_reconstruction_alone_pulls_the_object_to_the_views(subject_scene, tmp_p
     assert len(set(losses)) == 12
 
 
-@pytest.mark.parametrize("training", [LORA, DCO], ids=["lora", "dco"])
+@pytest.mark.parametrize(
+    "training",
+    [pytest.param(LORA, id="lora", marks=pytest.mark.slow), pytest.param(DCO, id="dco")],
+)
 def test_a_lora_guides_consistently_and_loads_in_stock_diffusers(
     training, subject_scene, tiny_prior, tmp_path
 ):
@@ -283,6 +286,7 @@ def test_the_lora_cut_out_of_a_whole_denoiser_loads_and_misses_what_its_rank_mus
         assert missed == pytest.approx(float(beyond.square().sum()), rel=1e-3, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_placeholder_is_learned_first_and_its_word_guides(subject_scene, tmp_path):
     token = "subject.token={kind: placeholder, word: <my-duck>, loop: {steps: 2}}"
     scene, run = start(subject_scene, tmp_path, token)
@@ -294,8 +298,14 @@ def test_a_placeholder_is_learned_first_and_its_word_guides(subject_scene, tmp_p
 
 @pytest.mark.parametrize(
     "rule",
-    ["{kind: vsd, critic: {rank: 2}}", "{kind: dreamflow, timesteps: 2, critic: {rank: 2}}"],
-    ids=["vsd", "dreamflow"],
+    [
+        pytest.param("{kind: vsd, critic: {rank: 2}}", id="vsd"),
+        pytest.param(
+            "{kind: dreamflow, timesteps: 2, critic: {rank: 2}}",
+            id="dreamflow",
+            marks=pytest.mark.slow,
+        ),
+    ],
 )
 def test_other_rules_guide_with_a_subject_and_leave_it_as_it_is(rule, subject_scene, tmp_path):
     scene, run = start(subject_scene, tmp_path, LORA, f"stages.shape.guidance={rule}")
