@@ -67,8 +67,8 @@ def convert(entry: Entry, library: zipfile.ZipFile, *, yaw_deg: float = 0.0) -> 
         BrokenSource: the model or one of its images cannot be read.
     """
     source = read_obj(library, entry.model)
-    # The catalogue's size is that of the whole model, invisible parts included.
-    source = placed(source, entry, yaw_deg)
+    # The catalogue's size is that of all faces, invisible ones included, but not of stray vertices.
+    source = placed(compacted(source, np.arange(len(source.t_pos_idx))), entry, yaw_deg)
     opacity = np.array([m.opacity for m in source.materials])
     visible = np.nonzero(opacity[source.face_material] > INVISIBLE)[0]
     if len(visible):

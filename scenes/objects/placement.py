@@ -9,7 +9,9 @@ from __future__ import annotations
 __all__ = ["yaw_of"]
 
 YAW_DEG: dict[str, float] = {
+    "BlendSwap-CC-0/caballito": 90.0,
     "BlendSwap-CC-0/forkLift": 90.0,
+    "BlendSwap-CC-0/motorbike": -90.0,
     "BlendSwap-CC-0/wheelbarrow": -90.0,
     "BlendSwap-CC-BY/toyTrain": 90.0,
 }

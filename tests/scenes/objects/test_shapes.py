@@ -184,6 +184,15 @@ def test_models_are_placed_with_their_front_at_azimuth_zero() -> None:
     assert np.array_equal(turned[:, 1] > 0, source_front)  # from +x to +y
 
 
+def test_stray_vertices_do_not_count_for_the_size() -> None:
+    library = sample_library()
+    text = library.read("test/cube/cube.obj").decode() + "v 50 0 0\n"
+    files = {n: library.read(n) for n in library.namelist()} | {"test/cube/cube.obj": text}
+    changed = make_library(files)
+    mesh = convert(read_catalog("Test", changed)[0], changed)
+    assert np.allclose(np.ptp(mesh.v_pos, axis=0) / np.ptp(mesh.v_pos[:, 0]), (1.0, 2.0, 4.0))
+
+
 def test_invisible_parts_count_for_the_size_but_are_not_drawn() -> None:
     library = sample_library()
     text = library.read("test/cube/cube.mtl").decode().replace("d 1.0", "d 0.0")
