@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.numpy import load
 
 from image_tools.pocket.paths import POCKET_FOLDER
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
@@ -17,7 +19,7 @@ from studio.evaluation.judge import load_judge
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("studio", "guidance", "image_tools", "scenes", "renderers")
 MAX_BYTES = 100e6
-BINARY = {".safetensors", ".npz"}
+BINARY = {".safetensors", ".npz", ".zip"}
 TEXT = {".json", ".yaml", ".txt", ".md", ".html", ".js", ".css", ""}
 PICTURES = {
     "a red mushroom": ("mushroom", "red"),
@@ -72,6 +74,9 @@ def test_each_of_them_opens_without_unpickling(path):
     elif path.suffix == ".npz":
         with np.load(path, allow_pickle=False) as arrays:
             assert all(arrays[name].dtype != object for name in arrays)
+    elif path.suffix == ".zip":
+        with zipfile.ZipFile(path) as members:
+            assert all(load(members.read(name)) for name in members.namelist())
     else:
         with safe_open(path, "pt") as tensors:
             assert list(tensors.keys())
