@@ -227,6 +227,7 @@ def test_regions_have_one_colour_each():
     assert torch.cdist(colors, torch.zeros(1, 3)).min() > 0.4
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_inputs_are_refused(sphere):
     cameras, output, _, _ = sphere
     with pytest.raises(StudioError, match="low 200, high 100 - expected"):

@@ -142,6 +142,7 @@ def test_a_new_controlnet_has_the_strides_of_the_vae(tiny_pipelines):
         assert controlnet.config.conditioning_channels == 1
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_batches_and_settings_are_refused():
     images = torch.zeros(2, 16, 16, 3)
     with pytest.raises(ShapeError, match="2 images, 1 captions and 2 conditions"):

@@ -247,6 +247,7 @@ def test_dropout_has_the_papers_frequencies():
     assert text.all()
 
 
+@pytest.mark.wrong_shapes
 def test_bad_inputs_are_refused(tiny_pipelines, prior, local, content, embedding):
     images = condition_images(prior)
     with pytest.raises(StudioError, match="maps are pose - expected some of edge, depth"):

@@ -216,6 +216,7 @@ def test_it_guides_as_a_prior(prior, unet):
     assert renders.grad.abs().sum() > 0
 
 
+@pytest.mark.wrong_shapes
 def test_wrong_inputs_are_refused(prior, unet):
     with pytest.raises(UnsupportedModel, match="takes 4 channels, expected 8"):
         InstructPix2PixPrior(prior, prior.unet)
