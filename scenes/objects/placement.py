@@ -1,7 +1,7 @@
 """Which way the models look that do not look where their catalogue says.
 
-Found by looking at every animal, person, vehicle and seat of the pack from the front; all others
-face +z in their file, which becomes azimuth 0.
+Found by looking at contact sheets from four sides. All others face +z in their file, which becomes
+azimuth 0; things that are the same all around have no front to speak of.
 """
 
 from __future__ import annotations
