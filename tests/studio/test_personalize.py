@@ -14,6 +14,7 @@ from studio.commands import personalize
 from studio.commands import run as run_command
 from studio.errors import ConfigError, StudioError
 from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
+from tests.file_bits import bits_of
 
 QUICK = [
     *("method.loop.steps=3", "method.loop.save_every=1", "method.loop.sample_every=2"),
@@ -104,7 +105,7 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
     run_command.run([], out=tmp_path / "b", resume=folder, as_json=True)
     resumed = json.loads(capsys.readouterr().out)
     assert Path(resumed["run"]) == folder
-    files = [Path(result["files"]["lora"]).read_bytes() for result in (whole, resumed)]
+    files = [bits_of(Path(result["files"]["lora"])) for result in (whole, resumed)]
     assert files[0] == files[1]
 
 
