@@ -169,9 +169,10 @@ class ReconstructionConfig:
     """Number of resolutions, each half the one before."""
     gradient_weight: float = 1.0
     """Weight of the differences between neighbouring pixels beside the colours."""
-    mask_margin: float | None = 0.03
+    mask_margin: float | None = 0.1
     """Pixels further than this share of the image from the object as it was rendered do not count:
-    redrawn views may have the photos' background there. Empty counts all pixels."""
+    redrawn views may have the photos' background there. Too small a share cuts off what the shape
+    lacks and the views have; empty counts all pixels."""
 
     def __post_init__(self) -> None:
         """Refuse sizes and counts that leave nothing to compare."""
