@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from image_tools.control.control_configs import ControlConfig
-from image_tools.control.ldm_names import encoder_names, hint_names, translate
-from image_tools.diffusion.loading import readable_weights
+from image_tools.control.ldm_names import control_names, hint_names
+from image_tools.diffusion.ldm_names import translate
+from image_tools.diffusion.loading import read_tensors
 from image_tools.diffusion.weights import check_safetensors_file, find_weights, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
 
@@ -96,7 +97,7 @@ def to_stock(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
     if layout == "stock":
         return dict(tensors)
     prefix = LDM_PREFIX if layout == "ldm" else ""
-    names = {**encoder_names(config), **hint_names(config)}
+    names = {**control_names(config), **hint_names(config)}
     own = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
     translated = {key: translate(key, names) for key in own}
     unknown = [key for key, name in translated.items() if name is None]
@@ -114,7 +115,7 @@ def from_stock(
     """The inverse of :func:`to_stock`: a ControlNet's tensors by the names of ``layout``."""
     if layout == "stock":
         return dict(tensors)
-    names = {**encoder_names(config), **hint_names(config)}
+    names = {**control_names(config), **hint_names(config)}
     inverse = {stock: ldm for ldm, stock in names.items()}
     prefix = LDM_PREFIX if layout == "ldm" else ""
     return {f"{prefix}{translate(key, inverse)}": tensor for key, tensor in tensors.items()}
@@ -134,7 +135,7 @@ def read_controlnet(config: ControlConfig, dtype: torch.dtype = torch.float32) -
         check_safetensors_file(path, role=ROLE)
         files = [path]
         folder = Path(config.settings).expanduser() if config.settings else path.parent
-    return _build(_read_tensors(files), _read_settings(folder), dtype, path)
+    return _build(read_tensors(files, ROLE), _read_settings(folder), dtype, path)
 
 
 def transfer_controlnet(
@@ -153,16 +154,6 @@ def transfer_controlnet(
         else tensor
         for name, tensor in tensors.items()
     }
-
-
-def _read_tensors(files: list[Path]) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with readable_weights(file, ROLE):
-            tensors.update(load_file(file))
-    return tensors
 
 
 def _read_settings(folder: Path) -> dict[str, Any]:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from image_tools.control.ldm_names import encoder_names, translate
+from image_tools.control.ldm_names import control_names
 from image_tools.control.uni_adapters import GlobalAdapter, LocalAdapter
 from image_tools.control.uni_configs import GlobalAdapterSettings, LocalAdapterSettings
+from image_tools.diffusion.ldm_names import translate
 from image_tools.diffusion.loading import readable_weights
 from image_tools.diffusion.weights import check_safetensors_file
 from image_tools.errors import UnsupportedModel, WeightsMissing
@@ -146,7 +147,7 @@ def _load(module: nn.Module, tensors: Mapping[str, Tensor], dtype: torch.dtype, 
 
 def _local_names(unet_config: Mapping[str, Any]) -> dict[str, str]:
     """Beginnings of the authors' names and ours."""
-    names = {**encoder_names(unet_config), "feature_extractor": "feature_extractor"}
+    names = {**control_names(unet_config), "feature_extractor": "feature_extractor"}
     place = 1
     for level in range(len(unet_config["block_out_channels"])):
         theirs, ours = f"input_blocks.{place}.0", f"down_blocks.{level}.resnets.0"

@@ -9,13 +9,14 @@ when the first prompt comes that the cache does not know.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from image_tools.configs import (
     AestheticsConfig,
@@ -47,7 +48,7 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.pocket.paths import pocket_mv_folder
 from renderers.errors import StudioError
 
-__all__ = ["load_folder", "load_prior", "quiet_libraries", "readable_weights"]
+__all__ = ["load_folder", "load_prior", "quiet_libraries", "read_tensors", "readable_weights"]
 
 TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
@@ -314,6 +315,21 @@ def readable_weights(path: Path, role: str) -> Iterator[None]:
             f"Weights for the {role} cannot be read: '{path}' ({reason}). "
             "Expected undamaged files in stock layout; copy or download the model again."
         ) from error
+
+
+def read_tensors(files: Iterable[Path], role: str) -> dict[str, Tensor]:
+    """All tensors of some safetensors files, such as the parts of a large model.
+
+    Raises:
+        WeightsMissing: naming the file that cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        with readable_weights(file, role):
+            tensors.update(load_file(file))
+    return tensors
 
 
 @contextlib.contextmanager

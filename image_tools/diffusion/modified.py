@@ -1,9 +1,9 @@
-"""The common part of tools that modify a prior by adding to its conditions.
+"""The common part of priors around other priors.
 
-A ``ModifiedPrior`` is a ``NoisePrior`` around another one, which may be modified itself. A tool
-says in ``modify`` what each condition of a call becomes; everything else (device, schedule, sizes,
-the denoiser) is the inner prior's own. Where ``modify`` returns the condition itself, the
-prediction is bit for bit the inner prior's.
+A ``WrappedPrior`` is the inner prior in all that is not defined anew (device, schedule, sizes, the
+denoiser). A ``ModifiedPrior`` is a tool that adds to conditions: it says in ``modify`` what each
+condition of a call becomes. Where that is the condition itself, the prediction is bit for bit the
+inner prior's. Both may wrap priors that are wrapped themselves.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condit
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import ShapeError
 
-__all__ = ["ModifiedPrior", "rows_of"]
+__all__ = ["ModifiedPrior", "WrappedPrior", "rows_of"]
 
 
 def rows_of(images: Float[Tensor, "b ..."], rows: int, name: str) -> Float[Tensor, "rows ..."]:
@@ -35,22 +35,12 @@ def rows_of(images: Float[Tensor, "b ..."], rows: int, name: str) -> Float[Tenso
     return images.repeat(rows // len(images), *[1] * (images.ndim - 1))
 
 
-class ModifiedPrior:
-    """A prior with a tool switched on."""
+class WrappedPrior:
+    """A ``NoisePrior`` that is another one wherever nothing else is said."""
 
     def __init__(self, plain: NoisePrior) -> None:
         """Wrap ``plain``."""
         self.plain = plain
-
-    def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
-        """What ``rows`` latents are told in the place of ``condition``.
-
-        Args:
-            condition: one row, or ``rows``.
-            rows: latents of the call.
-            is_cond: False for the unconditional part of guidance.
-        """
-        raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
         """What is asked of a prior beyond ``NoisePrior``."""
@@ -94,9 +84,8 @@ class ModifiedPrior:
         t: Int[Tensor, " b"],
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c s s"]:
-        """The denoiser's output; every row counts as conditional."""
-        told = self.modify(as_condition(condition), len(latents), is_cond=True)
-        return self.plain.predict_output(latents, t, told)
+        """The denoiser's output in its own parametrisation."""
+        return self.plain.predict_output(latents, t, condition)
 
     def predict_noise(
         self,
@@ -104,7 +93,7 @@ class ModifiedPrior:
         t: Int[Tensor, " b"],
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c s s"]:
-        """Epsilon; every row counts as conditional."""
+        """Epsilon of this prior's own output."""
         return self.to_noise(self.predict_output(latents, t, condition), latents, t)
 
     def to_noise(self, output: Tensor, latents: Tensor, t: Int[Tensor, " b"]) -> Tensor:
@@ -121,14 +110,51 @@ class ModifiedPrior:
         *,
         rescale: float = 0.0,
     ) -> Float[Tensor, "b c s s"]:
-        """The inner prior's own guidance of the modified conditions."""
-        rows = len(latents)
-        told = self.modify(as_condition(cond), rows, is_cond=True)
-        untold = self.modify(as_condition(uncond), rows, is_cond=False)
-        return self.plain.guided_noise(latents, t, told, untold, guidance_scale, rescale=rescale)
+        """Epsilon after classifier-free guidance."""
+        return self.plain.guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
 
     def predict_x0(
         self, latents: Float[Tensor, "b c s s"], t: Int[Tensor, " b"], noise_pred: Tensor
     ) -> Float[Tensor, "b c s s"]:
         """Clean latents that the noise prediction implies."""
         return self.plain.predict_x0(latents, t, noise_pred)
+
+
+class ModifiedPrior(WrappedPrior):
+    """A prior with a tool switched on."""
+
+    def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
+        """What ``rows`` latents are told in the place of ``condition``.
+
+        Args:
+            condition: one row, or ``rows``.
+            rows: latents of the call.
+            is_cond: False for the unconditional part of guidance.
+        """
+        raise NotImplementedError
+
+    def predict_output(
+        self,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c s s"]:
+        """The denoiser's output; every row counts as conditional."""
+        told = self.modify(as_condition(condition), len(latents), is_cond=True)
+        return self.plain.predict_output(latents, t, told)
+
+    def guided_noise(
+        self,
+        latents: Float[Tensor, "b c s s"],
+        t: Int[Tensor, " b"],
+        cond: Condition | TextEmbedding,
+        uncond: Condition | TextEmbedding,
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c s s"]:
+        """The inner prior's own guidance of the modified conditions."""
+        rows = len(latents)
+        told = self.modify(as_condition(cond), rows, is_cond=True)
+        untold = self.modify(as_condition(uncond), rows, is_cond=False)
+        return self.plain.guided_noise(latents, t, told, untold, guidance_scale, rescale=rescale)

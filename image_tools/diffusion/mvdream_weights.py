@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from image_tools.diffusion.camera_embedding import CAMERA_WIDTH
+from image_tools.diffusion.ldm_names import decoder_names, encoder_names, translate
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 
 if TYPE_CHECKING:
@@ -51,22 +52,9 @@ OTHER_PARTS = re.compile(
 IMAGE_PROMPT = re.compile(r"image_embed\.|to_[kv]_ip\.")
 SHOWN_KEYS = 5
 TRAINED_SIZE = 32  # latents of 256 px
-SINGLE_NAMES = {
-    "time_embed.0": "time_embedding.linear_1",
-    "time_embed.2": "time_embedding.linear_2",
+CAMERA_NAMES = {
     "camera_embed.0": "class_embedding.linear_1",
     "camera_embed.2": "class_embedding.linear_2",
-    "input_blocks.0.0": "conv_in",
-    "out.0": "conv_norm_out",
-    "out.2": "conv_out",
-}
-RESNET_NAMES = {
-    "in_layers.0": "norm1",
-    "in_layers.2": "conv1",
-    "emb_layers.1": "time_emb_proj",
-    "out_layers.0": "norm2",
-    "out_layers.3": "conv2",
-    "skip_connection": "conv_shortcut",
 }
 
 
@@ -134,7 +122,7 @@ def to_stock(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[s
         if name == key and OTHER_PARTS.match(key):
             continue
         if layout in ("ldm", "ldm_bare"):
-            name = _translate(name, names)
+            name = translate(name, names)
         elif layout == "camera_proj":
             name = re.sub(r"^camera_proj\.", "class_embedding.", name)
         if name is None:
@@ -159,7 +147,7 @@ def from_stock(
         return {re.sub(r"^class_embedding\.", "camera_proj.", k): t for k, t in tensors.items()}
     names = {stock: ldm for ldm, stock in _ldm_to_stock(config).items()}
     prefix = LDM_PREFIX if layout == "ldm" else ""
-    return {prefix + _translate(key, names): tensor for key, tensor in tensors.items()}
+    return {prefix + translate(key, names): tensor for key, tensor in tensors.items()}
 
 
 def find_mvdream_file(path: Path) -> Path:
@@ -236,46 +224,6 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return {k: v for k, v in loaded.items() if isinstance(v, Tensor)}
 
 
-def _translate(key: str, names: Mapping[str, str]) -> str | None:
-    """The name with its longest known beginning replaced, or None."""
-    parts = key.split(".")
-    for end in range(len(parts) - 1, 0, -1):
-        prefix = ".".join(parts[:end])
-        if prefix in names:
-            return ".".join([names[prefix], *parts[end:]])
-    return None
-
-
 def _ldm_to_stock(config: Mapping[str, Any]) -> dict[str, str]:
     """Beginnings of LDM names and what diffusers calls them, for a UNet of these settings."""
-    names = dict(SINGLE_NAMES)
-    levels, layers = len(config["block_out_channels"]), config["layers_per_block"]
-
-    def add(ldm: str, block: str, layer: int, attends: bool) -> None:
-        for theirs, ours in RESNET_NAMES.items():
-            names[f"{ldm}.0.{theirs}"] = f"{block}.resnets.{layer}.{ours}"
-        if attends:
-            names[f"{ldm}.1"] = f"{block}.attentions.{layer}"
-
-    place = 1
-    for level, kind in enumerate(config["down_block_types"]):
-        for layer in range(layers):
-            add(f"input_blocks.{place}", f"down_blocks.{level}", layer, "CrossAttn" in kind)
-            place += 1
-        if level < levels - 1:
-            names[f"input_blocks.{place}.0.op"] = f"down_blocks.{level}.downsamplers.0.conv"
-            place += 1
-    for theirs, ours in RESNET_NAMES.items():
-        names[f"middle_block.0.{theirs}"] = f"mid_block.resnets.0.{ours}"
-        names[f"middle_block.2.{theirs}"] = f"mid_block.resnets.1.{ours}"
-    names["middle_block.1"] = "mid_block.attentions.0"
-    place = 0
-    for level, kind in enumerate(config["up_block_types"]):
-        attends = "CrossAttn" in kind
-        for layer in range(layers + 1):
-            add(f"output_blocks.{place}", f"up_blocks.{level}", layer, attends)
-            place += 1
-        if level < levels - 1:
-            last = f"output_blocks.{place - 1}.{2 if attends else 1}.conv"
-            names[last] = f"up_blocks.{level}.upsamplers.0.conv"
-    return names
+    return {**encoder_names(config), **decoder_names(config), **CAMERA_NAMES}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from image_tools.diffusion.loading import readable_weights
+from image_tools.diffusion.loading import read_tensors
 from image_tools.diffusion.weights import check_safetensors_file, find_weights, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
 
@@ -57,7 +57,7 @@ def read_edit_unet(
         check_safetensors_file(path, role=ROLE)
         folder, files = (settings or path.parent).expanduser(), [path]
     config = read_json(folder / "config.json", role=f"{ROLE}'s settings")
-    tensors = _read_tensors(files)
+    tensors = read_tensors(files, ROLE)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     if any(key.startswith(LDM_PREFIX) for key in tensors):
@@ -89,16 +89,6 @@ def _from_ldm(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel) -> dict
 
     own = {k: t for k, t in averaged_weights(tensors).items() if k.startswith(LDM_PREFIX)}
     return convert_ldm_unet_checkpoint(own, dict(unet.config))
-
-
-def _read_tensors(files: list[Path]) -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    tensors: dict[str, Tensor] = {}
-    for file in files:
-        with readable_weights(file, ROLE):
-            tensors.update(load_file(file))
-    return tensors
 
 
 def _check_shapes(tensors: Mapping[str, Tensor], unet: UNet2DConditionModel, path: Path) -> None:

@@ -37,6 +37,7 @@ from image_tools.diffusion.conditions import (
     cat_conditions,
 )
 from image_tools.diffusion.lora_apply import Modules, active_loras, loras_active, prior_modules
+from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.parametrization import classifier_free_guidance, rescale_guidance
 from image_tools.diffusion.prior import DiffusionPrior
 from renderers.errors import StudioError
@@ -86,12 +87,8 @@ def _scale_parallel(difference: Tensor, direction: Tensor, parallel: float) -> T
     return (flat + (parallel - 1.0) * along).reshape(difference.shape)
 
 
-class ConsistencyPrior:
-    """A prior and its students as one ``NoisePrior``.
-
-    Everything that is not defined here is the prior's own: device, schedule, sizes, its UNet, which
-    a critic may adapt as well.
-    """
+class ConsistencyPrior(WrappedPrior):
+    """A prior and its students as one ``NoisePrior``; a critic may adapt its UNet as well."""
 
     def __init__(
         self, prior: DiffusionPrior, students: Sequence[Student], *, parallel: float = 1.0
@@ -103,7 +100,8 @@ class ConsistencyPrior:
         """
         if not students:
             raise StudioError("Consistency guidance got no student - expected at least one.")
-        self.plain, self.students, self.parallel = prior, tuple(students), parallel
+        super().__init__(prior)
+        self.students, self.parallel = tuple(students), parallel
         self.scales = [student.scale for student in students]
         """w_i of each student; may be changed between calls, such as raised as a scene forms."""
         prior.pin_text_encoder()
@@ -116,34 +114,6 @@ class ConsistencyPrior:
                         "class word for each placeholder."
                     )
         self._words = words
-
-    def __getattr__(self, name: str) -> Any:
-        """What is asked of a prior beyond ``NoisePrior``."""
-        if name == "plain":  # not there yet: a copy is being made
-            raise AttributeError(name)
-        return getattr(self.plain, name)
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """The prior's noise schedule."""
-        return self.plain.alphas_cumprod
-
-    @property
-    def denoiser_evaluations(self) -> int:
-        """Latents sent through the denoiser so far, by base and students."""
-        return self.plain.denoiser_evaluations
-
-    @denoiser_evaluations.setter
-    def denoiser_evaluations(self, value: int) -> None:
-        self.plain.denoiser_evaluations = value
-
-    def encode_images(self, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b c s s"]:
-        """Images in 0..1 to scaled latents, differentiable."""
-        return self.plain.encode_images(images)
-
-    def decode_latents(self, latents: Float[Tensor, "b c s s"]) -> Float[Tensor, "b h w 3"]:
-        """Scaled latents to images in 0..1."""
-        return self.plain.decode_latents(latents)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
         """Each prompt as the base and as every student reads it, side by side."""
@@ -163,19 +133,6 @@ class ConsistencyPrior:
         parts = self._split(as_condition(condition))
         with self._only(self.students[0]):
             return self.plain.predict_output(latents, t, parts[1])
-
-    def predict_noise(
-        self,
-        latents: Float[Tensor, "b c s s"],
-        t: Int[Tensor, " b"],
-        condition: Condition | TextEmbedding,
-    ) -> Float[Tensor, "b c s s"]:
-        """Epsilon of the first student."""
-        return self.to_noise(self.predict_output(latents, t, condition), latents, t)
-
-    def to_noise(self, output: Tensor, latents: Tensor, t: Int[Tensor, " b"]) -> Tensor:
-        """Epsilon from the denoiser's output."""
-        return self.plain.to_noise(output, latents, t)
 
     def guided_noise(
         self,
@@ -214,12 +171,6 @@ class ConsistencyPrior:
             reference = consistency_guidance(out_base, out_base, outputs, 1.0, shares)
             guided = rescale_guidance(guided, reference, rescale)
         return self.to_noise(guided, latents, t)
-
-    def predict_x0(
-        self, latents: Float[Tensor, "b c s s"], t: Int[Tensor, " b"], noise_pred: Tensor
-    ) -> Float[Tensor, "b c s s"]:
-        """Clean latents that the noise prediction implies."""
-        return self.plain.predict_x0(latents, t, noise_pred)
 
     def _modules(self) -> Modules:
         """Everything whose adapters must be switched: text encoders count once they are read."""

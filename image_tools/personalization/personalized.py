@@ -18,7 +18,7 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from image_tools.diffusion.loading import readable_weights
+from image_tools.diffusion.loading import read_tensors
 from image_tools.diffusion.lora_apply import (
     active_loras,
     attach_to_prior,
@@ -154,11 +154,8 @@ class _ReplacedWeights:
 
     def __init__(self, prior: DiffusionPrior, path: Path) -> None:
         """Put them in."""
-        from safetensors.torch import load_file
-
         check_safetensors_file(path, role=WEIGHTS_ROLE)
-        with readable_weights(path, WEIGHTS_ROLE):
-            tensors = load_file(path)
+        tensors = read_tensors([path], WEIGHTS_ROLE)
         self._prior, self._pairs = prior, []
         targets = _targets(prior, tensors, path)
         digest = hashlib.sha256()

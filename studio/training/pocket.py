@@ -159,7 +159,8 @@ def train_pocket(
         "decoder": json.loads((work / "decoder" / "state.json").read_text()),
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
-    write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts)
+    card = {"config": asdict(config), "facts": facts}
+    write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 
 def refine_pocket(
@@ -205,7 +206,8 @@ def refine_pocket(
         log=log,
         start=unet,
     )
-    facts = json.loads((start / "training.json").read_text()) if _has_card(start) else {}
+    before = start / "training.json"
+    card = json.loads(before.read_text()) if before.is_file() else {}
     refined = {
         "start": digest,
         "config": asdict(config.denoiser),
@@ -213,27 +215,20 @@ def refine_pocket(
         "seed": config.seed,
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
-    refinements = [*facts.get("refinements", []), refined]
-    write_pocket(config, vae, encoder, tokenizer, unet, out, facts=facts.get("facts", {}))
-    card = {**facts, "refinements": refinements}
-    (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
-
-
-def _has_card(folder: Path) -> bool:
-    return (folder / "training.json").is_file()
+    card["refinements"] = [*card.get("refinements", []), refined]
+    write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 
 def write_pocket(
-    config: PocketConfig,
     vae: AutoencoderKL,
     encoder: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     unet: UNet2DConditionModel,
     out: Path,
     *,
-    facts: dict,
+    card: dict,
 ) -> None:
-    """Write a stock ``StableDiffusionPipeline`` folder in half precision, with a model card."""
+    """A stock ``StableDiffusionPipeline`` folder in half precision; ``card`` tells its making."""
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline(
@@ -254,6 +249,4 @@ def write_pocket(
             # Half precision on disk, single precision in use: transformers follows the config.
             settings["dtype"] = "float32"
         path.write_text(json.dumps(settings, indent=2) + "\n")
-    (out / "training.json").write_text(
-        json.dumps({"config": asdict(config), "facts": facts}, indent=2) + "\n"
-    )
+    (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
