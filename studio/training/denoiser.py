@@ -2,7 +2,8 @@
 
 v-prediction (arXiv 2202.00512) on Stable Diffusion's noise schedule, all timesteps weighted alike,
 10 % caption dropout for classifier-free guidance (arXiv 2207.12598). Latents and text states are
-computed once and cached.
+computed once and cached; the network reads them preconditioned while it trains
+(:mod:`studio.training.conditioning`).
 
 Min-SNR weighting (arXiv 2303.09556) is left out on purpose: for v it is min(SNR, 5) / (SNR + 1),
 0.04 at t = 800, and the noisiest steps are the ones that decide from which side an object is seen.
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from studio.training.conditioning import TextPreconditioner
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -58,6 +60,8 @@ class DenoiserConfig:
     """Share of empty captions."""
     noise_tilt: float = 1.0
     """Timesteps have density p (t/T)^(p-1): 1 is uniform, more draws noisy ones more often."""
+    text_ridge: float = 1e-2
+    """Ridge of the text preconditioner, as a share of the states' mean variance."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=12_500, learning_rate=6e-4))
     """Length and learning rate (12 500 steps of 16 are 200 000 samples)."""
 
@@ -206,6 +210,9 @@ def train_denoiser(
     """
     torch.manual_seed(seed)
     unet = (start or build_unet(config)).to(device).requires_grad_(True)
+    preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
+    if start is not None:
+        preconditioner.enter(unet)
     loop = TrainingLoop(unet, config.loop, folder)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
 
@@ -217,7 +224,7 @@ def train_denoiser(
         t = stratified_timesteps(
             len(latents), len(alphas_cumprod), generator, tilt=config.noise_tilt
         ).to(device)
-        latents, text = latents.to(device), text.to(device)
+        latents, text = latents.to(device), preconditioner(text.to(device))
         alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
         predicted = unet(alpha * latents + sigma * noise, t, encoder_hidden_states=text).sample
@@ -226,4 +233,5 @@ def train_denoiser(
     unet.train()
     loop.run(loss_at, log=log)
     loop.load_average()
+    preconditioner.leave(unet)
     return unet.eval().requires_grad_(False)

@@ -26,6 +26,7 @@ from image_tools.diffusion.attention import AttentionHub, BatchLayout
 from image_tools.diffusion.camera_embedding import add_camera_embedding, camera_embedding_off
 from image_tools.diffusion.multiview import CrossViewAttention
 from scenes.toybox.samples import SampleConfig
+from studio.training.conditioning import TextPreconditioner
 from studio.training.denoiser import (
     LatentCache,
     build_scheduler,
@@ -74,6 +75,8 @@ class MultiViewTrainingConfig:
     """Share of empty captions."""
     seed: int = 3
     """Seed of the camera embedding and of the batches."""
+    text_ridge: float = 1e-2
+    """Ridge of the text preconditioner, as a share of the states' mean variance."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=3600, learning_rate=3e-4, warmup=100, ema_decay=0.998, save_every_s=180.0
@@ -194,6 +197,8 @@ def train_multiview(
     unet = begin_unet(start, work)
     add_camera_embedding(unet, torch.Generator().manual_seed(config.seed))
     unet.to(device)
+    preconditioner = TextPreconditioner.of_states(images.text, config.text_ridge)
+    preconditioner.enter(unet)
     loop = TrainingLoop(unet, config.loop, work / "unet")
     batches = JointBatches(config, sets, images)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
@@ -202,10 +207,13 @@ def train_multiview(
 
         def loss_at(step: int) -> Tensor:
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + step)
-            return joint_loss(hub, batches.at(step), alphas_cumprod, generator)
+            batch = batches.at(step)
+            batch = replace(batch, text=preconditioner(batch.text))
+            return joint_loss(hub, batch, alphas_cumprod, generator)
 
         loop.run(loss_at, log=log)
     loop.load_average()
+    preconditioner.leave(unet)
     facts = {"start": unet_digest(start), "seconds": round(loop.seconds), "steps": loop.step}
     _write(config, unet, out, facts)
 
