@@ -83,7 +83,7 @@ class ToySampler:
 
     def sample(self, rng: np.random.Generator) -> ToySample:
         """Draw one view."""
-        scene = self._scene(rng)
+        scene = self.scene(rng)
         return self.view(ToyGeometry(build_scene(scene)), scene, rng)
 
     def view(self, geometry: ToyGeometry, scene: SceneSpec, rng: np.random.Generator) -> ToySample:
@@ -106,13 +106,14 @@ class ToySampler:
 
     def view_set(self, rng: np.random.Generator, views: int) -> ToyViewSet:
         """Draw ``views`` views around a scene, the first at any azimuth."""
-        scene = self._scene(rng)
+        scene = self.scene(rng)
         cameras = self._camera(rng, front=False, views=views)
         geometry = ToyGeometry(build_scene(scene))
         rgb, _ = render_rgb(geometry, cameras, background=self._background(rng))
         return ToyViewSet(rgb, caption(scene, None, rng), scene, cameras)
 
-    def _scene(self, rng: np.random.Generator) -> SceneSpec:
+    def scene(self, rng: np.random.Generator) -> SceneSpec:
+        """Draw objects and their relations."""
         count = 2 if rng.random() < self.config.pairs else 1
         objects = tuple(
             sample_object(rng, self._pairs, individual_parity=self._parity) for _ in range(count)
