@@ -6,6 +6,7 @@ from guidance.base import GuidanceRule
 from guidance.critic_configs import VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.multiview_configs import MultiViewConfig
+from guidance.original import Original
 from guidance.prompts import ViewPrompts
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
@@ -14,7 +15,12 @@ __all__ = ["build_guidance"]
 
 
 def build_guidance(
-    config: GuidanceConfig, prior: NoisePrior, prompts: ViewPrompts, *, seed: int
+    config: GuidanceConfig,
+    prior: NoisePrior,
+    prompts: ViewPrompts,
+    *,
+    seed: int,
+    original: Original | None = None,
 ) -> GuidanceRule:
     """The rule for a config.
 
@@ -23,6 +29,7 @@ def build_guidance(
         prior: what predicts the noise; a rule may attach adapters to it until it is closed.
         prompts: the scene's prompts, encoded.
         seed: of the initial values of whatever the rule trains.
+        original: the finished scene that is edited, for rules that compare with it.
     """
     if isinstance(config, VSDConfig):
         from guidance.vsd import VSDGuidance

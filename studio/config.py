@@ -25,6 +25,7 @@ from pydantic import Discriminator, TypeAdapter, ValidationError
 from studio.config_messages import messages
 from studio.config_types import child_type, hints_of, is_union, item_type, members, pick_member
 from studio.configs import SceneConfig
+from studio.edit_configs import open_edit
 from studio.errors import ConfigError
 from studio.scene_file import (
     did_you_mean,
@@ -118,10 +119,17 @@ def load_scene(source: str | Path | None, overrides: Sequence[str] = ()) -> Scen
     tree, base = with_bases(raw, path)
     shown = path.stem if preset_path(path.stem) == path else str(path)
     config = validate(SceneConfig, tree, overrides, where=shown)
+    changes = tuple(_changes(config, base, tree))
+    config = open_edit(config, _read_resolved)
     name = path.stem
     if path.name == "resolved.yaml":  # a run's own record: keep the method's name
         name = re.sub(r"-s\d+-\d{8}-\d{6}(-\d+)?$", "", path.parent.name)
-    return Scene(config, name, text, tuple(_changes(config, base, tree)))
+    return Scene(config, name, text, changes)
+
+
+def _read_resolved(path: Path) -> SceneConfig:
+    """The scene of a run's ``resolved.yaml``."""
+    return validate(SceneConfig, read_yaml(path)[0], where=str(path))
 
 
 def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[str]]:

@@ -17,6 +17,7 @@ from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import FieldConfig
 from renderers.mesh_configs import GridTetsConfig
+from studio.edit_configs import EditConfig
 from studio.export.configs import ExportConfig
 from studio.stage_configs import (
     AdamConfig,
@@ -89,6 +90,8 @@ class SceneConfig:
     """2D diffusion model that judges the renders, where a stage has none of its own."""
     subject: DreamBooth3DConfig | None = None
     """Your own subject, for task dreambooth3d."""
+    edit: EditConfig | None = None
+    """A finished run to start from and to edit; empty to start from nothing."""
     view_prompts: ViewPromptsConfig = setting(default_factory=DirectionalPromptsConfig)
     """How the prompt depends on the view."""
     debias: DebiasConfig | None = None
@@ -101,8 +104,15 @@ class SceneConfig:
     def field_of(self, index: int) -> FieldConfig | GridTetsConfig:
         """Settings of what stage ``index`` optimises: a field or a mesh."""
         while isinstance(self.stages[index].field, PreviousFieldConfig):
+            if index == 0:
+                return self.edit.shape
             index -= 1
         return self.stages[index].field
+
+    @property
+    def color_field(self) -> FieldConfig:
+        """Settings of the field that holds the colours in all stages."""
+        return self.stages[0].field if self.edit is None else self.edit.field
 
     def is_mesh(self, index: int) -> bool:
         """Whether stage ``index`` optimises a mesh."""
@@ -122,7 +132,7 @@ class SceneConfig:
         if self.subject is not None and self.subject.word.strip():
             prompt = self.prompt.replace("{}", self.subject.name)
             object.__setattr__(self, "prompt", prompt)  # frozen for everyone else
-        problems = [*self._prompt_problems(), *stage_problems(self.stages, self.prior)]
+        problems = [*self._prompt_problems(), *stage_problems(self.stages, self.prior, self.edit)]
         problems += subject_problems(self.task, self.subject, self.stages, self.prior, self.prompt)
         if self.stages and self.export.particle >= self.stages[-1].particles:
             problems.append(

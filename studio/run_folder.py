@@ -128,6 +128,11 @@ class RunFolder:
         return self.path / "subject"
 
     @property
+    def start_dir(self) -> Path:
+        """Copy of the finished run that this one edits; itself a run folder."""
+        return self.path / "start"
+
+    @property
     def asset_dir(self) -> Path:
         """Folder of the exported asset."""
         return self.path / "asset"

@@ -47,6 +47,7 @@ from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
 from studio.progress import logged_to, make_progress, say
 from studio.run_folder import RunFolder
+from studio.run_start import RunStart
 from studio.scene_parts import build_rule, work_of
 from studio.stage_priors import StagePriors
 from studio.stages import Stage, build_stage, rule_tensors
@@ -78,6 +79,7 @@ class Runner:
             self._use_the_same_threads()
         started = time.perf_counter()
         self.subject = SubjectRun(scene, run, self.device) if scene.subject else None
+        self.start = RunStart(scene, run, self.device) if scene.edit else None
         self.priors = self.subject.priors if self.subject else StagePriors(scene, self.device)
         self._leave = ExitStack()  # what to do when the stage ends
         if not checkpoint:
@@ -169,12 +171,16 @@ class Runner:
         renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])
 
         cameras = sample_cameras(config.cameras, draw["cameras"], fraction=fraction).to(self.device)
+        shading = draw_shading(config.material, fraction, draw["shading"])
+        jitter = draw["renderer"].clone_state() if self.start else None
         output = renderer.render(
             cameras,
             generator=draw["renderer"],
-            shading=draw_shading(config.material, fraction, draw["shading"]),
+            shading=shading,
             with_normals=config.guide_on == "normals" or wants_normals(config.losses, fraction),
         )
+        if self.start:
+            self.start.original.see(output, config.guide_on, shading=shading, jitter=jitter)
         images = guided_images(output, config.guide_on)
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
@@ -242,7 +248,10 @@ class Runner:
         self._let_go()
         self.prior = self.priors.at(index)
         stage = build_stage(self.scene, index, self.device)
-        self.replace_rule(build_rule(self.scene, index, self.prior))
+        if self.start and index == 0:
+            self.start.give_to(stage)
+        original = self.start.original if self.start else None
+        self.replace_rule(build_rule(self.scene, index, self.prior, original))
         self.opacity_watchdogs = [OpacityWatchdog() for _ in stage.particles]
         self.guidance_watchdog = GuidanceWatchdog()
         views = preview_cameras(stage.config.cameras, self.scene.saving.preview_size)
@@ -314,6 +323,8 @@ class Runner:
 
         def guess(output: RenderOutput, cameras: Cameras) -> Tensor:
             images = guided_images(output, self.stage.config.guide_on)
+            if self.start:
+                self.start.original.see(output, self.stage.config.guide_on)
             guided = self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw)
             return guided.x0()
 

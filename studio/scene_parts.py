@@ -11,6 +11,7 @@ import torch
 from guidance.base import GuidanceRule
 from guidance.build import build_guidance
 from guidance.debiasing import debias_prompt
+from guidance.original import Original, OriginalViews
 from guidance.prompts import build_view_prompts
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import build_background
@@ -50,15 +51,24 @@ def build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -
         field = build_field(config, generator)
         background = build_background(stage.background, generator)
         return VolumeRenderer(stage.renderer, field, background, stage.material)
-    mesh = TetMeshField(config, build_field(scene.stages[0].field, generator))
+    mesh = TetMeshField(config, build_field(scene.color_field, generator))
     if stage.geometry == "fixed":
         mesh.freeze_geometry()
     background = build_background(stage.background, generator)
     return TetMeshRenderer(stage.renderer, mesh, background, stage.material)
 
 
-def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRule:
-    """The guidance rule of stage ``index``, with the scene's prompts encoded."""
+def build_rule(
+    scene: SceneConfig, index: int, prior: NoisePrior, views: OriginalViews | None = None
+) -> GuidanceRule:
+    """The guidance rule of stage ``index``, with the scene's prompts encoded.
+
+    Args:
+        scene: the scene.
+        index: of the stage.
+        prior: of the stage.
+        views: the finished scene that this one edits, if it does.
+    """
     stage, prompt = scene.stages[index], scene.prompt_of(index)
     by_view = None if scene.debias is None else debias_prompt(scene.debias, prompt)
     prompts = build_view_prompts(
@@ -66,7 +76,19 @@ def build_rule(scene: SceneConfig, index: int, prior: NoisePrior) -> GuidanceRul
     )
     name = f"{stage.name}/rule"
     seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
-    return build_guidance(stage.guidance, prior, prompts, seed=seed.initial_seed())
+    original = None if views is None else _original(scene, prior, views)
+    return build_guidance(
+        stage.guidance, prior, prompts, seed=seed.initial_seed(), original=original
+    )
+
+
+def _original(scene: SceneConfig, prior: NoisePrior, views: OriginalViews) -> Original:
+    """What a rule that edits knows of the scene before the edit."""
+    edit = scene.edit
+    source = build_view_prompts(
+        scene.view_prompts, prior, edit.source_prompt, scene.negative_prompt
+    )
+    return Original(views, source, edit.word)
 
 
 def hand_over(previous: SceneRenderer, following: SceneRenderer, *, same_background: bool) -> None:

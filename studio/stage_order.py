@@ -13,6 +13,7 @@ from image_tools.configs import (
 )
 from renderers.configs import HashSDFConfig, MultiViewCamerasConfig
 from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
+from studio.edit_configs import EditConfig
 from studio.stage_configs import PreviousFieldConfig, StageConfig
 
 __all__ = ["stage_problems"]
@@ -23,36 +24,43 @@ OF_MESHES = ("normal_consistency", "laplacian")
 """Losses that read vertices and edges."""
 
 
-def stage_problems(stages: Sequence[StageConfig], prior: PriorConfig) -> list[str]:
+def stage_problems(
+    stages: Sequence[StageConfig], prior: PriorConfig, edit: EditConfig | None = None
+) -> list[str]:
     """What is wrong with the stages of a scene, each with the key at fault; empty when sound.
 
     Args:
         stages: the stages in order.
         prior: guides the stages that have no prior of their own.
+        edit: the finished run that the first stage starts from, if it does.
     """
     if not stages:
         return ["stages: is empty - expected at least one stage."]
     names = [stage.name for stage in stages]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [f"stages: the name {name!r} stands twice - name each once." for name in twice]
-    is_mesh = False
+    is_mesh = edit is not None and edit.mesh is not None
+    color_field = stages[0].field if edit is None else edit.field
     for index, stage in enumerate(stages):
         where = f"stages.{index}"
         before = stages[index - 1] if index else None
-        problems += [f"{where}.{text}" for text in _field_problems(stage, before, is_mesh)]
-        is_mesh = is_mesh or (index > 0 and isinstance(stage.field, GridTetsConfig))
-        is_distance = isinstance(stages[0].field, HashSDFConfig)
+        problems += [f"{where}.{text}" for text in _field_problems(stage, before, is_mesh, edit)]
+        starts = before is None and edit is None
+        is_mesh = is_mesh or (not starts and isinstance(stage.field, GridTetsConfig))
+        is_distance = isinstance(color_field, HashSDFConfig)
         fits = _mesh_problems(stage) if is_mesh else _volume_problems(stage, is_distance)
         fits += _view_problems(stage, stage.prior or prior)
         problems += [f"{where}.{text}" for text in fits]
     return problems
 
 
-def _field_problems(stage: StageConfig, before: StageConfig | None, was_mesh: bool) -> list[str]:
-    """Whether the stage's field can come from the stage before it."""
+def _field_problems(
+    stage: StageConfig, before: StageConfig | None, was_mesh: bool, edit: EditConfig | None
+) -> list[str]:
+    """Whether the stage's field can come from the stage before it, or from a finished run."""
     makes_mesh = isinstance(stage.field, GridTetsConfig)
     goes_on = isinstance(stage.field, PreviousFieldConfig)
-    if before is None:
+    if before is None and edit is None:
         if makes_mesh:
             return [
                 "field: a mesh starts from the field of a stage before it - expected hash_volume "
@@ -67,7 +75,7 @@ def _field_problems(stage: StageConfig, before: StageConfig | None, was_mesh: bo
             "field: expected {kind: previous}, or {kind: grid_tets} for a mesh, got "
             f"{stage.field.kind}."
         )
-    if stage.particles > before.particles:
+    if before is not None and stage.particles > before.particles:
         problems.append(
             f"particles: is {stage.particles}, and the stage before has {before.particles} - "
             "expected no more than there."

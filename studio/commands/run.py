@@ -19,6 +19,7 @@ from studio.commands import personalize
 from studio.commands.personalize import is_personalization
 from studio.config import Scene, dump, dump_yaml, load_scene, split_arguments, validate
 from studio.configs import SceneConfig
+from studio.edit_configs import check_edit
 from studio.errors import ConfigError, Interrupted, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changed_keys
@@ -159,6 +160,8 @@ def _start(scene: Scene, out: Path) -> Prepared:
     config = scene.config
     resolve_device(config.device)  # refuse before a folder is made
     check_remesh(config.export.remesh)
+    if config.edit is not None:
+        check_edit(config.edit)
     if config.subject is not None:
         from studio.subject.photos import check_subject
 
