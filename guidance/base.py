@@ -20,6 +20,8 @@ from torch import Tensor
 
 from guidance.views import CameraAngles
 from image_tools.diffusion.protocol import NoisePrior
+from renderers.cameras import Cameras
+from renderers.outputs import RenderOutput
 
 __all__ = ["GuidanceOutput", "GuidanceRule"]
 
@@ -44,6 +46,15 @@ class GuidanceRule(ABC):
     """Turns the prior's predictions into a gradient on renders."""
 
     prior: NoisePrior
+    wants_normals: bool = False
+    """Whether ``look`` needs renders with normals."""
+
+    def choose_views(self, drawn: Cameras) -> Cameras:
+        """The views of a step, before it is rendered; most rules take those that were drawn."""
+        return drawn
+
+    def look(self, output: RenderOutput, cameras: Cameras) -> None:  # noqa: B027 - colours do
+        """See the whole render that the next call is about; most rules need its colours alone."""
 
     @abstractmethod
     def __call__(

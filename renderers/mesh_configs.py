@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from renderers.camera_configs import check_between, check_positive
+from renderers.configs import HashGridConfig
 
-__all__ = ["GridTetsConfig", "MeshRendererConfig"]
+__all__ = ["GridTetsConfig", "MeshFileConfig", "MeshRendererConfig"]
+
+SURFACE_GRID = HashGridConfig(finest_resolution=1024)
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,34 @@ class GridTetsConfig:
                 f"field.threshold is {self.threshold}, expected auto or a density above 0. "
                 "Set field.threshold=auto."
             )
+
+
+@dataclass(frozen=True)
+class MeshFileConfig:
+    """A mesh from a file, whose shape stays as it is; a stage paints it with a colour field."""
+
+    kind: Literal["mesh_file"] = "mesh_file"
+    """Tag of this choice."""
+    path: str = ""
+    """The mesh: a GLB of this program, or any GLB, OBJ, PLY or STL. Its own colours are not used.
+    It is read when the run starts; from then on the run folder holds it."""
+    up: Literal["auto", "y", "z"] = "auto"
+    """The file's axis that points up; auto is y for GLB and OBJ, z for PLY and STL."""
+    sphere_radius: float | None = 0.85
+    """The mesh is moved and scaled to fill a sphere of this radius around the scene's centre, world
+    units; empty keeps its coordinates."""
+    grid: HashGridConfig = SURFACE_GRID
+    """Encoding of positions in the cube around the mesh."""
+    hidden_layers: int = 1
+    """Hidden layers of the network that makes colours of the encoding."""
+    hidden_width: int = 64
+    """Units of a hidden layer."""
+
+    def __post_init__(self) -> None:
+        """Check sizes."""
+        if self.sphere_radius is not None:
+            check_between("field", 1e-3, 1e3, sphere_radius=self.sphere_radius)
+        check_positive("field", hidden_layers=self.hidden_layers, hidden_width=self.hidden_width)
 
 
 @dataclass(frozen=True)

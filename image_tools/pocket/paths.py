@@ -6,10 +6,18 @@ from pathlib import Path
 
 from image_tools.errors import WeightsMissing
 
-__all__ = ["POCKET_FOLDER", "POCKET_MV_FOLDER", "pocket_folder", "pocket_mv_folder"]
+__all__ = [
+    "POCKET_FOLDER",
+    "POCKET_MV_FOLDER",
+    "adapter_path",
+    "pocket_folder",
+    "pocket_mv_folder",
+]
 
-POCKET_FOLDER = Path(__file__).parent / "weights" / "pocket"
-POCKET_MV_FOLDER = Path(__file__).parent / "weights" / "pocket-mv"
+WEIGHTS = Path(__file__).parent / "weights"
+POCKET_FOLDER = WEIGHTS / "pocket"
+POCKET_MV_FOLDER = WEIGHTS / "pocket-mv"
+SHIPPED_PREFIX = "pocket-"
 
 
 def pocket_folder(folder: Path | None = None) -> Path:
@@ -42,3 +50,26 @@ def pocket_mv_folder(folder: Path | None = None) -> Path:
             "or train one with: studio train pocket-mv."
         )
     return folder
+
+
+def adapter_path(name: str, *, role: str) -> Path:
+    """Where a model beside a prior lies: a path of the user's, or one that ships, by its name.
+
+    Args:
+        name: a folder, a file, or a name such as pocket-control-depth.
+        role: what the weights are for, named in the error.
+
+    Raises:
+        WeightsMissing: there is nothing.
+    """
+    path = Path(name).expanduser()
+    if not path.exists() and path.name == name and name.startswith(SHIPPED_PREFIX):
+        path = WEIGHTS / name
+    if not path.exists():
+        shipped = sorted(folder.name for folder in WEIGHTS.glob(f"{SHIPPED_PREFIX}*"))
+        raise WeightsMissing(
+            f"Weights for the {role} are missing: '{name}' is neither at '{path}' nor among the "
+            f"models that ship ({', '.join(shipped) or 'none'}). Expected a folder in diffusers "
+            "layout, a .safetensors file, or the name of one that ships; name another."
+        )
+    return path

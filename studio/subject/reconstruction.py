@@ -1,9 +1,6 @@
 """The distance of an object to pseudo views of it, at their own cameras.
 
-    L = mean over scales of  sum m |r - p| / sum m  +  lambda sum m |d r - d p| / sum m
-
-r renders, p pseudo views, m the mask, d the difference to the next pixel, of which that along rows
-and that along columns are averaged; each scale halves the one before. Why L1 and differences:
+The formula is that of ``guidance.image_distance``; why L1 and differences is told there and in
 ``ReconstructionConfig``. The paper's loss is of the kind of LPIPS, which needs another network.
 
     loss = Reconstruction(config, views, seed=0)(renderer, step)
@@ -16,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from guidance.image_distance import image_distance
 from image_tools.personalization.captioned import rows_of_batch
 from renderers.materials import ALBEDO
 from studio.scene_parts import SceneRenderer
@@ -23,8 +21,6 @@ from studio.subject.configs import ReconstructionConfig
 from studio.subject.views import PseudoViews, widened
 
 __all__ = ["Reconstruction", "view_distance"]
-
-SMALL = 1e-6
 
 
 class Reconstruction:
@@ -60,23 +56,10 @@ def view_distance(
     masks: Float[Tensor, "b h w 1"],
     config: ReconstructionConfig,
 ) -> Float[Tensor, ""]:
-    """The formula above."""
-    difference, weight = (renders - views).movedim(-1, 1), masks.movedim(-1, 1)
-    total = renders.new_zeros(())
-    for scale in range(config.scales):
-        if scale:
-            difference, weight = F.avg_pool2d(difference, 2), F.avg_pool2d(weight, 2)
-        total = total + _mean(difference.abs(), weight)
-        along_rows = _mean(difference.diff(dim=3).abs(), weight[:, :, :, 1:])
-        along_columns = _mean(difference.diff(dim=2).abs(), weight[:, :, 1:])
-        total = total + config.gradient_weight * 0.5 * (along_rows + along_columns)
-    return total / config.scales
-
-
-def _mean(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean over pixels, plain mean over channels."""
-    channels = values.shape[1]
-    return (values * weight).sum() / (channels * weight.sum()).clamp(min=SMALL)
+    """How far renders are from pseudo views, as ``config`` says."""
+    return image_distance(
+        renders, views, masks, scales=config.scales, gradient_weight=config.gradient_weight
+    )
 
 
 def _resized(images: Float[Tensor, "n h w c"], size: tuple[int, int]) -> Float[Tensor, "n h w c"]:
