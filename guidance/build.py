@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from guidance.base import GuidanceRule
+from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.original import Original
 from guidance.prompts import ViewPrompts
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
+from renderers.cameras import Cameras
 
 __all__ = ["build_guidance"]
 
@@ -21,6 +24,7 @@ def build_guidance(
     *,
     seed: int,
     original: Original | None = None,
+    dataset: Cameras | None = None,
 ) -> GuidanceRule:
     """The rule for a config.
 
@@ -30,6 +34,7 @@ def build_guidance(
         prompts: the scene's prompts, encoded.
         seed: of the initial values of whatever the rule trains.
         original: the finished scene that is edited, for rules that compare with it.
+        dataset: cameras of the views that a rule keeps, if it keeps some.
     """
     if isinstance(config, VSDConfig):
         from guidance.vsd import VSDGuidance
@@ -43,6 +48,18 @@ def build_guidance(
         from guidance.multiview import MultiViewGuidance
 
         return MultiViewGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, ControlSDSConfig):
+        from guidance.control_sds import ControlSDSGuidance
+
+        return ControlSDSGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, InstructSDSConfig):
+        from guidance.instruct_edit import InstructSDSGuidance
+
+        return InstructSDSGuidance(config, prior, prompts, original)
+    if isinstance(config, DatasetUpdateConfig):
+        from guidance.instruct_edit_views import DatasetUpdateGuidance
+
+        return DatasetUpdateGuidance(config, prior, prompts, original, views=dataset, seed=seed)
     from guidance.sds import SDSGuidance
 
     return SDSGuidance(config, prior, prompts, seed=seed)

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from guidance.configs import SDSConfig
+from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.multiview_configs import MultiViewConfig
 
 __all__ = ["GuidanceConfig"]
 
-GuidanceConfig = SDSConfig | VSDConfig | DreamFlowConfig | MultiViewConfig
+GuidanceConfig = (
+    SDSConfig
+    | VSDConfig
+    | DreamFlowConfig
+    | MultiViewConfig
+    | ControlSDSConfig
+    | InstructSDSConfig
+    | DatasetUpdateConfig
+)

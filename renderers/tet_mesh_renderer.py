@@ -1,4 +1,4 @@
-"""Renders a :class:`TetMeshField` with the calls of the volume renderer, so that stages can swap.
+"""Renders a mesh field with the calls of the volume renderer, so that stages can swap.
 
 renderer = TetMeshRenderer(MeshRendererConfig(), field, background, material)
 output = renderer.render(cameras, generator=generator, shading=shading)
@@ -13,6 +13,7 @@ from torch import nn
 from renderers.backgrounds import Background
 from renderers.cameras import Cameras
 from renderers.configs import MaterialConfig
+from renderers.fields.painted_mesh import PaintedMeshField
 from renderers.fields.tet_mesh import TetMeshField
 from renderers.materials import Shading
 from renderers.mesh_configs import MeshRendererConfig
@@ -35,7 +36,7 @@ class TetMeshRenderer(nn.Module):
     def __init__(
         self,
         config: MeshRendererConfig,
-        field: TetMeshField,
+        field: TetMeshField | PaintedMeshField,
         background: Background,
         material: MaterialConfig,
     ) -> None:

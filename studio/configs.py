@@ -16,7 +16,7 @@ from guidance.debiasing_configs import DebiasConfig
 from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import FieldConfig
-from renderers.mesh_configs import GridTetsConfig
+from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.edit_configs import EditConfig
 from studio.export.configs import ExportConfig
 from studio.stage_configs import (
@@ -101,7 +101,7 @@ class SceneConfig:
     saving: SavingConfig = setting(default_factory=SavingConfig)
     """Checkpoints and previews."""
 
-    def field_of(self, index: int) -> FieldConfig | GridTetsConfig:
+    def field_of(self, index: int) -> FieldConfig | GridTetsConfig | MeshFileConfig:
         """Settings of what stage ``index`` optimises: a field or a mesh."""
         while isinstance(self.stages[index].field, PreviousFieldConfig):
             if index == 0:
@@ -110,13 +110,13 @@ class SceneConfig:
         return self.stages[index].field
 
     @property
-    def color_field(self) -> FieldConfig:
+    def color_field(self) -> FieldConfig | MeshFileConfig:
         """Settings of the field that holds the colours in all stages."""
         return self.stages[0].field if self.edit is None else self.edit.field
 
     def is_mesh(self, index: int) -> bool:
         """Whether stage ``index`` optimises a mesh."""
-        return isinstance(self.field_of(index), GridTetsConfig)
+        return isinstance(self.field_of(index), GridTetsConfig | MeshFileConfig)
 
     def prior_of(self, index: int) -> PriorConfig:
         """Settings of the prior that guides stage ``index``."""

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from renderers.configs import FieldConfig
-from renderers.mesh_configs import GridTetsConfig
+from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.errors import ConfigError
 from studio.run_folder import open_run
 
@@ -39,13 +39,15 @@ class EditConfig:
     word: str = ""
     """The word, or words in a row, of the source prompt that names what changes; empty lets
     everything change. Rules that can act on a part alone read it."""
-    field: FieldConfig | None = None
+    instruction: str = ""
+    """What to change, as an order such as "make it blue", for rules with a model that edits."""
+    field: FieldConfig | MeshFileConfig | None = None
     """Settings of the run's field, or of a mesh's colours; filled in from the run."""
     mesh: GridTetsConfig | None = None
     """Settings of the run's mesh, if it ended with one; filled in from the run."""
 
     @property
-    def shape(self) -> FieldConfig | GridTetsConfig | None:
+    def shape(self) -> FieldConfig | GridTetsConfig | MeshFileConfig | None:
         """Settings of what the run ended with; None before it is opened."""
         return self.mesh or self.field
 
@@ -73,7 +75,7 @@ def open_edit(scene: SceneConfig, read: Callable[[Path], SceneConfig]) -> SceneC
         read: reads a run's ``resolved.yaml``.
 
     Raises:
-        ConfigError: there is no such run, or it is not finished.
+        ConfigError: there is no such run, it is not finished, or the scene does not fit it.
     """
     edit = scene.edit
     if edit is None or not edit.run.strip() or edit.field is not None:
@@ -93,4 +95,7 @@ def open_edit(scene: SceneConfig, read: Callable[[Path], SceneConfig]) -> SceneC
         field=source.color_field,
         mesh=last if isinstance(last, GridTetsConfig) else None,
     )
-    return replace(scene, edit=opened)
+    try:
+        return replace(scene, edit=opened)
+    except ValueError as error:
+        raise ConfigError(f"The scene does not fit the run {edit.run}: {error}") from error

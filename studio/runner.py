@@ -51,6 +51,7 @@ from studio.run_start import RunStart
 from studio.scene_parts import build_rule, work_of
 from studio.stage_priors import StagePriors
 from studio.stages import Stage, build_stage, rule_tensors
+from studio.start_mesh import take_mesh_file
 from studio.stop_request import StopRequest
 from studio.subject.subject_run import SubjectRun
 
@@ -95,6 +96,8 @@ class Runner:
             self.denoiser_evaluations = checkpoint.state.get("denoiser_evaluations", 0)
             self._compare_prior()
             say(f"Going on after step {self.steps_done} of {self.total_steps}.")
+        else:
+            take_mesh_file(self.stage)
         self._warned: set[str] = set()
 
     @property
@@ -170,17 +173,21 @@ class Runner:
             self.subject.set_fraction(stage.index, fraction)
         renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])
 
-        cameras = sample_cameras(config.cameras, draw["cameras"], fraction=fraction).to(self.device)
+        drawn = sample_cameras(config.cameras, draw["cameras"], fraction=fraction)
+        cameras = self.guidance.choose_views(drawn.to(self.device))
         shading = draw_shading(config.material, fraction, draw["shading"])
         jitter = draw["renderer"].clone_state() if self.start else None
         output = renderer.render(
             cameras,
             generator=draw["renderer"],
             shading=shading,
-            with_normals=config.guide_on == "normals" or wants_normals(config.losses, fraction),
+            with_normals=config.guide_on == "normals"
+            or self.guidance.wants_normals
+            or wants_normals(config.losses, fraction),
         )
         if self.start:
             self.start.original.see(output, config.guide_on, shading=shading, jitter=jitter)
+        self.guidance.look(output, cameras)
         images = guided_images(output, config.guide_on)
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
@@ -325,6 +332,7 @@ class Runner:
             images = guided_images(output, self.stage.config.guide_on)
             if self.start:
                 self.start.original.see(output, self.stage.config.guide_on)
+            self.guidance.look(output, cameras)
             guided = self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw)
             return guided.x0()
 

@@ -10,18 +10,21 @@ import torch
 
 from guidance.base import GuidanceRule
 from guidance.build import build_guidance
+from guidance.configs import PlainPromptsConfig
 from guidance.debiasing import debias_prompt
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.original import Original, OriginalViews
-from guidance.prompts import build_view_prompts
+from guidance.prompts import ViewPrompts, build_view_prompts
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import build_background
 from renderers.configs import FieldConfig, HashSDFConfig
 from renderers.fields.hash_field import HashField
 from renderers.fields.hash_sdf import HashSDFField
 from renderers.fields.hash_volume import HashVolumeField
+from renderers.fields.painted_mesh import PaintedMeshField
 from renderers.fields.tet_mesh import TetMeshField
 from renderers.handoff import field_to_tets
-from renderers.mesh_configs import GridTetsConfig
+from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from renderers.outputs import RenderOutput
 from renderers.tet_mesh_renderer import TetMeshRenderer
 from renderers.volume_renderer import VolumeRenderer
@@ -44,9 +47,14 @@ def build_field(config: FieldConfig, generator: torch.Generator) -> HashField:
 def build_renderer(scene: SceneConfig, index: int, generator: torch.Generator) -> SceneRenderer:
     """Field, background and renderer of stage ``index``, with initial values.
 
-    A mesh starts as a ball; its surface and colours come from the stage before, or a checkpoint.
+    A mesh starts as a ball; its surface and colours come from the stage before, from a file, or
+    from a checkpoint.
     """
     stage, config = scene.stages[index], scene.field_of(index)
+    if isinstance(config, MeshFileConfig):
+        painted = PaintedMeshField(config, generator)
+        background = build_background(stage.background, generator)
+        return TetMeshRenderer(stage.renderer, painted, background, stage.material)
     if not isinstance(config, GridTetsConfig):
         field = build_field(config, generator)
         background = build_background(stage.background, generator)
@@ -69,16 +77,34 @@ def build_rule(
         prior: of the stage.
         views: the finished scene that this one edits, if it does.
     """
-    stage, prompt = scene.stages[index], scene.prompt_of(index)
-    by_view = None if scene.debias is None else debias_prompt(scene.debias, prompt)
-    prompts = build_view_prompts(
-        scene.view_prompts, prior, prompt, scene.negative_prompt, by_view=by_view
-    )
+    stage, prompts = scene.stages[index], _prompts(scene, index, prior)
     name = f"{stage.name}/rule"
     seed = make_generators((name,), seed=scene.seed, device=torch.device("cpu"))[name]
     original = None if views is None else _original(scene, prior, views)
+    dataset = None
+    if isinstance(stage.guidance, DatasetUpdateConfig):
+        from studio.dataset_views import dataset_views  # imports this module
+
+        dataset = dataset_views(stage.guidance, stage.cameras)
     return build_guidance(
-        stage.guidance, prior, prompts, seed=seed.initial_seed(), original=original
+        stage.guidance,
+        prior,
+        prompts,
+        seed=seed.initial_seed(),
+        original=original,
+        dataset=dataset,
+    )
+
+
+def _prompts(scene: SceneConfig, index: int, prior: NoisePrior) -> ViewPrompts:
+    """What guides stage ``index``: the instruction, the same for all views, or the prompt."""
+    if isinstance(scene.stages[index].guidance, InstructSDSConfig | DatasetUpdateConfig):
+        order = scene.edit.instruction
+        return build_view_prompts(PlainPromptsConfig(), prior, order, scene.negative_prompt)
+    prompt = scene.prompt_of(index)
+    by_view = None if scene.debias is None else debias_prompt(scene.debias, prompt)
+    return build_view_prompts(
+        scene.view_prompts, prior, prompt, scene.negative_prompt, by_view=by_view
     )
 
 

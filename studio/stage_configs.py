@@ -22,7 +22,7 @@ from renderers.configs import (
     SolidBackgroundConfig,
     VolumeRendererConfig,
 )
-from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
+from renderers.mesh_configs import GridTetsConfig, MeshFileConfig, MeshRendererConfig
 from studio.subject.configs import StageSubjectConfig
 
 __all__ = [
@@ -112,7 +112,7 @@ class PreviousFieldConfig:
     """Tag of this choice."""
 
 
-StageFieldConfig = FieldConfig | GridTetsConfig | PreviousFieldConfig
+StageFieldConfig = FieldConfig | GridTetsConfig | MeshFileConfig | PreviousFieldConfig
 RendererConfig = VolumeRendererConfig | MeshRendererConfig
 
 
@@ -126,7 +126,7 @@ class StageConfig:
     """Optimiser steps."""
     field: StageFieldConfig = setting(default_factory=HashVolumeConfig)
     """What is optimised. Later stages go on with it, {kind: previous}, or turn it into a mesh,
-    {kind: grid_tets}."""
+    {kind: grid_tets}. {kind: mesh_file} paints a mesh of your own."""
     renderer: RendererConfig = setting(default_factory=VolumeRendererConfig)
     """How the field becomes images: volume for a density or distance field, mesh for a mesh."""
     background: BackgroundConfig = setting(default_factory=SolidBackgroundConfig)

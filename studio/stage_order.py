@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.multiview_configs import MultiViewConfig
 from image_tools.configs import (
     MVDreamPriorConfig,
@@ -11,8 +12,8 @@ from image_tools.configs import (
     PocketMultiViewPriorConfig,
     PriorConfig,
 )
-from renderers.configs import HashSDFConfig, MultiViewCamerasConfig
-from renderers.mesh_configs import GridTetsConfig, MeshRendererConfig
+from renderers.configs import HashSDFConfig, MultiViewCamerasConfig, SolidBackgroundConfig
+from renderers.mesh_configs import GridTetsConfig, MeshFileConfig, MeshRendererConfig
 from studio.edit_configs import EditConfig
 from studio.stage_configs import PreviousFieldConfig, StageConfig
 
@@ -39,8 +40,9 @@ def stage_problems(
     names = [stage.name for stage in stages]
     twice = sorted({name for name in names if names.count(name) > 1})
     problems = [f"stages: the name {name!r} stands twice - name each once." for name in twice]
-    is_mesh = edit is not None and edit.mesh is not None
     color_field = stages[0].field if edit is None else edit.field
+    is_file = isinstance(color_field, MeshFileConfig)
+    is_mesh = is_file or (edit is not None and edit.mesh is not None)
     for index, stage in enumerate(stages):
         where = f"stages.{index}"
         before = stages[index - 1] if index else None
@@ -48,7 +50,13 @@ def stage_problems(
         starts = before is None and edit is None
         is_mesh = is_mesh or (not starts and isinstance(stage.field, GridTetsConfig))
         is_distance = isinstance(color_field, HashSDFConfig)
-        fits = _mesh_problems(stage) if is_mesh else _volume_problems(stage, is_distance)
+        is_known = is_mesh or edit is None or edit.field is not None
+        fits = []  # what a run that was not opened yet ended with may be either
+        if is_known:
+            fits = _mesh_problems(stage) if is_mesh else _volume_problems(stage, is_distance)
+        if is_file and stage.geometry != "fixed":
+            fits.append("geometry: a mesh from a file keeps its shape - expected fixed, got free.")
+        fits += _instruction_problems(stage, edit)
         fits += _view_problems(stage, stage.prior or prior)
         problems += [f"{where}.{text}" for text in fits]
     return problems
@@ -127,6 +135,25 @@ def _volume_problems(stage: StageConfig, is_distance: bool) -> list[str]:
         problems.append(
             "geometry: fixed needs a mesh - expected free: in a volume, shape and colour share "
             "their parameters."
+        )
+    return problems
+
+
+def _instruction_problems(stage: StageConfig, edit: EditConfig | None) -> list[str]:
+    """Whether a rule that follows an instruction has something to edit, in front of one colour."""
+    if not isinstance(stage.guidance, InstructSDSConfig | DatasetUpdateConfig):
+        return []
+    problems = []
+    if edit is None:
+        problems.append(
+            f"guidance: {stage.guidance.kind} edits a finished run by an instruction - expected "
+            "edit.run and edit.instruction."
+        )
+    keeps_views = isinstance(stage.guidance, DatasetUpdateConfig)
+    if keeps_views and not isinstance(stage.background, SolidBackgroundConfig):
+        problems.append(
+            "background: dataset_update compares with views that it keeps - expected "
+            f"{{kind: solid}}, got {stage.background.kind}."
         )
     return problems
 
