@@ -9,7 +9,7 @@ from typing import Literal
 
 from renderers.errors import StudioError
 
-__all__ = ["RegionConfig", "RegionRect", "RegionalConfig", "parse_ratio"]
+__all__ = ["RegionConfig", "RegionError", "RegionRect", "RegionalConfig", "parse_ratio"]
 
 RegionMode = Literal["attn_crop", "attn_resize", "latent"]
 
@@ -18,6 +18,12 @@ GRAMMAR = (
     "Rows are separated by ';', columns by ','. One row: widths, such as '1,2'. Several rows: each "
     "its height, then its widths, such as '1,1,1; 2,1' for two columns above one."
 )
+
+
+class RegionError(StudioError):
+    """A layout of regions cannot be read, or does not fit its prompts."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -65,7 +71,7 @@ class RegionalConfig:
         """Refuse a layout that does not fit its regions, and shares outside of 0..1."""
         count = len(parse_ratio(self.ratio))
         if count != len(self.regions):
-            raise StudioError(
+            raise RegionError(
                 f"ratio '{self.ratio}' makes {count} regions and there are {len(self.regions)} "
                 "prompts - expected a prompt for each region. Add or remove one."
             )
@@ -73,7 +79,7 @@ class RegionalConfig:
         for value in ratios:
             is_share = isinstance(value, int | float) and 0.0 <= value <= 1.0
             if value is not None and not is_share:
-                raise StudioError(f"base_ratio is {value!r} - expected 0 to 1, a share.")
+                raise RegionError(f"base_ratio is {value!r} - expected 0 to 1, a share.")
 
     @property
     def base_ratios(self) -> tuple[float, ...]:
@@ -88,7 +94,7 @@ def parse_ratio(text: str) -> tuple[RegionRect, ...]:
     """Regions of a layout, from left to right and from top to bottom.
 
     Raises:
-        StudioError: naming the part of the text that is no number, or not above 0.
+        RegionError: naming the part of the text that is no number, or not above 0.
     """
     rows = [[_number(part, text) for part in row.split(",")] for row in text.split(";")]
     if len(rows) == 1:
@@ -107,7 +113,7 @@ def _number(part: str, text: str) -> float:
     value = float(part) if NUMBER.fullmatch(part) else 0.0
     if not 0.0 < value < math.inf:
         what = f"'{part}'" if part else "nothing between separators"
-        raise StudioError(f"ratio '{text}' has {what} - expected numbers above 0. {GRAMMAR}")
+        raise RegionError(f"ratio '{text}' has {what} - expected numbers above 0. {GRAMMAR}")
     return value
 
 

@@ -13,6 +13,7 @@ __all__ = [
     "RestyleConfig",
     "SelfGuidanceConfig",
     "SelfGuidanceEdit",
+    "SelfGuidanceStrengthConfig",
 ]
 
 Words = tuple[str | int, ...]
@@ -100,23 +101,15 @@ SelfGuidanceEdit = (
 )
 
 
-@dataclass(frozen=True)
-class SelfGuidanceConfig:
-    """Diffusion self-guidance (arXiv 2306.00986)."""
+@dataclass(frozen=True, kw_only=True)
+class SelfGuidanceStrengthConfig:
+    """How strongly self-guidance acts, in which steps, and where it looks."""
 
-    prompt: str
-    """The prompt that is sampled."""
-    edits: tuple[SelfGuidanceEdit, ...]
-    """What is changed in comparison with the reference; all act together."""
-    reference_prompt: str | None = None
-    """The reference image's prompt; empty for the same."""
     scale: float = 500.0
     """v of v sigma_t grad g; 0 switches it off. 500 to 7500 for Stable Diffusion; depends on the
     model's latents."""
     sigma_weight: Literal["none", "sigma", "one_minus_alpha_bar"] = "sigma"
     """Weight of the gradient at timestep t: the paper's sigma, none, or 1 - alpha_bar."""
-    steps: int = 50
-    """Steps of the sampler, which shares refer to."""
     full_steps: float = 0.1875
     """Share of the steps that are all guided, from the beginning (paper: 3/16)."""
     alternating_steps: float = 0.78125
@@ -128,9 +121,27 @@ class SelfGuidanceConfig:
     """Part of the denoiser whose output is the appearance: a path, where -1 is the last."""
 
     def __post_init__(self) -> None:
-        """Refuse no edit, and shares that are none."""
-        if not self.edits:
-            raise ValueError("edits is empty - expected at least one.")
+        """Refuse what is no share."""
         for name in ("full_steps", "alternating_steps"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)} - expected 0 to 1, a share.")
+
+
+@dataclass(frozen=True)
+class SelfGuidanceConfig(SelfGuidanceStrengthConfig):
+    """Diffusion self-guidance (arXiv 2306.00986)."""
+
+    prompt: str
+    """The prompt that is sampled."""
+    edits: tuple[SelfGuidanceEdit, ...]
+    """What is changed in comparison with the reference; all act together."""
+    reference_prompt: str | None = None
+    """The reference image's prompt; empty for the same."""
+    steps: int = 50
+    """Steps of the sampler, which shares refer to."""
+
+    def __post_init__(self) -> None:
+        """Refuse no edit, and shares that are none."""
+        super().__post_init__()
+        if not self.edits:
+            raise ValueError("edits is empty - expected at least one.")

@@ -29,8 +29,8 @@ from image_tools.control.self_guidance_configs import (
     RestyleConfig,
     SelfGuidanceEdit,
 )
-from image_tools.editing.align import PromptTokens, refinement_map, word_tokens
-from renderers.errors import ShapeError, StudioError
+from image_tools.editing.align import PromptTokens, WordsError, refinement_map, word_tokens
+from renderers.errors import ShapeError
 
 __all__ = ["Observed", "Term", "edit_terms", "energy"]
 
@@ -67,7 +67,7 @@ def edit_terms(
     """All terms of a list of edits.
 
     Raises:
-        StudioError: a word is not in its prompt, or there is nothing to keep.
+        WordsError: a word is not in its prompt, or there is nothing to keep.
     """
     return tuple(term for edit in edits for term in _terms(edit, prompt, reference))
 
@@ -125,7 +125,7 @@ def _terms(edit: SelfGuidanceEdit, prompt: PromptTokens, reference: PromptTokens
         wanted = _tokens(prompt, edit.words)
         kept = [pair for pair in pairs if not edit.words or set(pair[0]) <= set(wanted)]
         if not kept:
-            raise StudioError(
+            raise WordsError(
                 f"Restyle keeps none of the words of '{prompt.text}' - expected words that the "
                 f"reference's prompt '{reference.text}' has as well. Name others."
             )

@@ -30,12 +30,19 @@ from renderers.errors import StudioError
 
 __all__ = [
     "PromptTokens",
+    "WordsError",
     "refinement_map",
     "replacement_map",
     "tokenize_prompt",
     "word_tokens",
     "word_weights",
 ]
+
+
+class WordsError(StudioError):
+    """Words that an edit speaks of are not those of its prompts."""
+
+    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -89,11 +96,11 @@ def word_tokens(prompt: PromptTokens, word: str | int) -> tuple[int, ...]:
             a number is one word by its place, from 0.
 
     Raises:
-        StudioError: the prompt has no such word, or its text encoder does not read that far.
+        WordsError: the prompt has no such word, or its text encoder does not read that far.
     """
     if isinstance(word, int):
         if not 0 <= word < len(prompt.words):
-            raise StudioError(
+            raise WordsError(
                 f"Word number {word} of the prompt '{prompt.text}' - expected 0 to "
                 f"{len(prompt.words) - 1}. Words are counted from 0."
             )
@@ -102,7 +109,7 @@ def word_tokens(prompt: PromptTokens, word: str | int) -> tuple[int, ...]:
         places = _places(prompt, word)
     found = tuple(t for place in places for t in prompt.tokens_of[place])
     if not found:
-        raise StudioError(
+        raise WordsError(
             f"'{word}' of the prompt '{prompt.text}' lies behind the {prompt.length} tokens that "
             "the text encoder reads. Shorten the prompt, or move the word to the front."
         )
@@ -124,10 +131,10 @@ def replacement_map(source: PromptTokens, target: PromptTokens) -> Float[Tensor,
     keeps the sum of attention. Padding maps to padding.
 
     Raises:
-        StudioError: the prompts have different numbers of words.
+        WordsError: the prompts have different numbers of words.
     """
     if len(source.words) != len(target.words):
-        raise StudioError(
+        raise WordsError(
             f"'{source.text}' has {len(source.words)} words and '{target.text}' "
             f"{len(target.words)} - expected as many, to replace word by word. Write as many "
             "words, or use align: refine."
@@ -193,7 +200,7 @@ def _places(prompt: PromptTokens, word: str) -> list[int]:
     if not starts:
         near = difflib.get_close_matches(word.lower(), have, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else " Use a word of the prompt."
-        raise StudioError(
+        raise WordsError(
             f"'{word}' is not in the prompt '{prompt.text}' - expected one of its words, or its "
             f"number.{hint}"
         )

@@ -10,6 +10,7 @@ __all__ = [
     "EditedPromptConfig",
     "LocalBlendConfig",
     "NullTextConfig",
+    "NullTextLearningConfig",
     "PromptToPromptConfig",
     "WordStepsConfig",
     "WordWeightConfig",
@@ -127,13 +128,9 @@ class PromptToPromptConfig:
 
 
 @dataclass(frozen=True)
-class NullTextConfig:
-    """Null-text inversion of a real image (arXiv 2211.09794, section 3.2)."""
+class NullTextLearningConfig:
+    """How the empty prompt's embedding is learned (arXiv 2211.09794, section 3.2)."""
 
-    steps: int = 50
-    """Steps of the sampler; the result fits this number only."""
-    guidance_scale: float = 7.5
-    """Guidance that edits will be sampled with; the result fits this scale only."""
     inner_steps: int = 10
     """Most updates of the empty prompt's embedding in each step."""
     learning_rate: float = 1e-2
@@ -142,6 +139,16 @@ class NullTextConfig:
     """Mean squared error at which a step is done."""
     tolerance_growth: float = 1e-3
     """What the tolerance grows by from the first step to the last."""
+
+
+@dataclass(frozen=True)
+class NullTextConfig(NullTextLearningConfig):
+    """Null-text inversion of a real image (arXiv 2211.09794, section 3.2)."""
+
+    steps: int = 50
+    """Steps of the sampler; the result fits this number only."""
+    guidance_scale: float = 7.5
+    """Guidance that edits will be sampled with; the result fits this scale only."""
 
 
 @dataclass(frozen=True)

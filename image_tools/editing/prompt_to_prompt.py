@@ -24,7 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from image_tools.configs import DdimConfig
@@ -47,7 +47,7 @@ from image_tools.editing.align import (
     word_weights,
 )
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
-from image_tools.editing.local_blend import LocalBlend
+from image_tools.editing.local_blend import LocalBlend, blend_latents
 from renderers.errors import ShapeError
 
 __all__ = [
@@ -162,15 +162,26 @@ class PromptToPromptAttention(AttentionOperation):
 class PromptToPromptPrior(ModifiedPrior):
     """A prior for batches [source, edit 1, edit 2, ...], each of as many rows."""
 
-    def __init__(self, plain: NoisePrior, config: PromptToPromptConfig) -> None:
+    def __init__(
+        self,
+        plain: NoisePrior,
+        config: PromptToPromptConfig,
+        *,
+        mask: Bool[Tensor, "h w"] | None = None,
+    ) -> None:
         """Prepare the edits.
+
+        Args:
+            plain: the prior.
+            config: source, edits and where they are allowed.
+            mask: latents that edits may change, in the place of ``config.blend``.
 
         Raises:
             StudioError: prompts or words do not fit.
             UnsupportedModel: no layer has the maps that blending wants.
         """
         super().__init__(plain)
-        self.config = config
+        self.config, self.mask = config, mask
         self.prompts = (config.source, *(edit.prompt for edit in config.edits))
         tokenizer = plain.text.towers[0].tokenizer
         tokens = [tokenize_prompt(tokenizer, prompt) for prompt in self.prompts]
@@ -221,6 +232,10 @@ class PromptToPromptPrior(ModifiedPrior):
 
     def after_step(self, step: int, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Local blending of a sampler's result; without it, the latents themselves."""
+        if self.mask is not None:
+            lanes = latents.unflatten(0, (len(self.prompts), -1))
+            masks = self.mask.to(latents.device).expand(*lanes.shape[:2], *self.mask.shape)
+            return blend_latents(lanes, masks).flatten(0, 1)
         return latents if self.blend is None else self.blend(step, latents)
 
     def _sharing(self, t: Tensor) -> AbstractContextManager:

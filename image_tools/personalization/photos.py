@@ -30,7 +30,7 @@ from torch import Tensor
 from image_tools.personalization.photos_configs import PhotosConfig
 from renderers.errors import StudioError
 
-__all__ = ["PhotosError", "SkippedFile", "SubjectPhotos", "load_photos"]
+__all__ = ["PhotosError", "SkippedFile", "SubjectPhotos", "load_photo", "load_photos"]
 
 logger = logging.getLogger(__name__)
 
@@ -128,6 +128,24 @@ def load_photos(
         stacked if bool((stacked < 1.0).any()) else None,
         tuple(sorted(skipped, key=lambda item: item.path.name)),
     )
+
+
+def load_photo(
+    path: Path | str, *, size: int, config: PhotosConfig | None = None
+) -> Float[Tensor, "h w 3"]:
+    """Read one image file in the same way.
+
+    Raises:
+        PhotosError: if it is absent or cannot be read.
+    """
+    path = Path(path).expanduser()
+    try:
+        return _read_photo(path, size, config or PhotosConfig())[0]
+    except _Unreadable as problem:
+        raise PhotosError(
+            f"The image '{path}' {problem}. Expected a PNG, JPEG or WebP file. Correct the path, "
+            "or save the image again."
+        ) from problem
 
 
 def _list_folder(folder: Path) -> tuple[list[Path], list[SkippedFile]]:
