@@ -8,7 +8,7 @@ from scenes.toybox.catalog import KINDS
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
 
-__all__ = ["caption", "plain_caption", "spoken_view", "view_word"]
+__all__ = ["caption", "plain_caption", "spoken_view", "view_word", "with_article"]
 
 _OBJECT_FORMS = (
     "{a} {d} {n}",
@@ -49,6 +49,11 @@ def spoken_view(azimuth_deg: float, elevation_deg: float, rng: np.random.Generat
     return "left side view" if azimuth_deg % 360.0 < 180.0 else "right side view"
 
 
+def with_article(words: str) -> str:
+    """Words after "a" or "an"."""
+    return f"{_article(words)} {words}"
+
+
 def _article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
@@ -62,7 +67,7 @@ def plain_caption(spec: SceneSpec) -> str:
     phrases = []
     for obj in spec.objects:
         words = f"{_describe(obj)} {KINDS[obj.kind].noun}"
-        phrases.append(f"{_article(words)} {words}")
+        phrases.append(with_article(words))
     joined = phrases[0]
     for relation, phrase in zip(spec.relations, phrases[1:]):
         joined += f" {relation} {phrase}"
@@ -76,7 +81,7 @@ def _object_phrase(spec: ObjectSpec, rng: np.random.Generator) -> str:
         noun = kind.synonyms[int(rng.integers(len(kind.synonyms)))]
     words = _describe(spec)
     if rng.random() < 0.03:
-        return f"{_article(noun)} {noun}"
+        return with_article(noun)
     form = _OBJECT_FORMS[int(rng.integers(len(_OBJECT_FORMS)))]
     return form.format(a=_article(words) if "small" not in form else "a", d=words, n=noun)
 
