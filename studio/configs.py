@@ -6,7 +6,6 @@ together. Importable without torch.
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from dataclasses import field as setting  # a stage has a field of its own, the 3D one
 from typing import Literal
@@ -19,6 +18,7 @@ from renderers.configs import FieldConfig
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.edit_configs import EditConfig
 from studio.export.configs import ExportConfig
+from studio.prompt_rules import prompt_problems, seed_problems
 from studio.stage_configs import (
     AdamConfig,
     LossesConfig,
@@ -44,8 +44,6 @@ __all__ = [
     "StageConfig",
     "StageFieldConfig",
 ]
-
-MAX_PROMPT = 1000  # characters; text encoders read 24 to 77 tokens, so more is a mistake
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,8 @@ class SceneConfig:
         if self.subject is not None and self.subject.word.strip():
             prompt = self.prompt.replace("{}", self.subject.name)
             object.__setattr__(self, "prompt", prompt)  # frozen for everyone else
-        problems = [*self._prompt_problems(), *stage_problems(self.stages, self.prior, self.edit)]
+        problems = prompt_problems(self.prompt, self.negative_prompt)
+        problems += stage_problems(self.stages, self.prior, self.edit)
         problems += subject_problems(self.task, self.subject, self.stages, self.prior, self.prompt)
         if self.stages and self.export.particle >= self.stages[-1].particles:
             problems.append(
@@ -141,8 +140,7 @@ class SceneConfig:
             )
         if self.debias is not None:
             problems += self._debias_problems(self.debias)
-        if not 0 <= self.seed < 2**63:
-            problems.append(f"seed: got {self.seed} - expected 0 or more, below 2^63.")
+        problems += seed_problems(self.seed)
         if problems:
             raise ValueError("\n  ".join(problems))
 
@@ -156,23 +154,4 @@ class SceneConfig:
         absent = [word for word in debias.words if word not in self.prompt.split()]
         if absent:
             problems.append(f"debias.words: {absent[0]!r} is not a word of the prompt.")
-        return problems
-
-    def _prompt_problems(self) -> list[str]:
-        problems = []
-        if not self.prompt.strip():
-            problems.append(
-                "prompt: is empty - expected what to make, such as prompt='a red mushroom'."
-            )
-        for name in ("prompt", "negative_prompt"):
-            text = getattr(self, name)
-            if len(text) > MAX_PROMPT:
-                problems.append(
-                    f"{name}: has {len(text)} characters - expected at most {MAX_PROMPT}; "
-                    "a text encoder reads its first few dozen words only."
-                )
-            bad = {c for c in text if unicodedata.category(c) in {"Cc", "Cs"} and c not in "\n\t"}
-            if bad:
-                codes = ", ".join(f"U+{ord(c):04X}" for c in sorted(bad)[:3])
-                problems.append(f"{name}: holds control characters ({codes}). Remove them.")
         return problems

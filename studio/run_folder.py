@@ -14,7 +14,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +25,7 @@ from studio.errors import ConfigError, StorageError
 __all__ = ["RunFolder", "create_run", "open_run", "slug", "storage_errors", "write_atomic"]
 
 MAX_SLUG = 48
+SUBFOLDERS = ("checkpoints", "previews", "asset", "renders")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{d}{n}" for d in ("com", "lpt") for n in range(1, 10))}
 
 
@@ -143,6 +144,11 @@ class RunFolder:
         return self.path / "renders"
 
     @property
+    def images_dir(self) -> Path:
+        """Folder of single pictures, of runs that make pictures."""
+        return self.path / "images"
+
+    @property
     def report_path(self) -> Path:
         """`report.html`."""
         return self.path / "report.html"
@@ -185,7 +191,13 @@ class RunFolder:
 
 
 def create_run(
-    out: str | Path, *, prompt: str, method: str, seed: int, info: dict[str, Any]
+    out: str | Path,
+    *,
+    prompt: str,
+    method: str,
+    seed: int,
+    info: dict[str, Any],
+    folders: Sequence[str] = SUBFOLDERS,
 ) -> RunFolder:
     """Make a new run folder under ``out`` with its subfolders and `run.json`.
 
@@ -206,8 +218,8 @@ def create_run(
                 copy += 1
                 path = parent / f"{name}-{copy}"
         run = RunFolder(path)
-        for folder in (run.checkpoints_dir, run.previews_dir, run.asset_dir, run.renders_dir):
-            folder.mkdir()
+        for folder in folders:
+            (path / folder).mkdir()
     run.update_info(
         {"status": "started", "prompt": prompt, "method": method, "seed": seed, "created": stamp}
         | info
