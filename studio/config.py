@@ -37,6 +37,7 @@ from studio.scene_file import (
     set_value,
     with_bases,
 )
+from studio.task_configs import TaskConfig, task_class
 
 __all__ = [
     "Change",
@@ -46,6 +47,7 @@ __all__ = [
     "dump_yaml",
     "json_schema",
     "load_scene",
+    "load_task",
     "validate",
 ]
 
@@ -67,7 +69,8 @@ class Change:
 class Scene:
     """A validated scene with where it came from."""
 
-    config: SceneConfig
+    config: TaskConfig
+    """Of ``load_scene`` always a ``SceneConfig``."""
     name: str
     """Preset or file stem; names the method in the run folder."""
     text: str
@@ -109,6 +112,21 @@ def _check_argument(text: str) -> None:
 
 
 def load_scene(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene:
+    """The same as :func:`load_task`, of scenes that make a 3D asset.
+
+    Raises:
+        ConfigError: listing every problem of the scene and the overrides; or it makes pictures.
+    """
+    scene = load_task(source, overrides)
+    if not isinstance(scene.config, SceneConfig):
+        raise ConfigError(
+            f"{source}: task {scene.config.task} makes pictures - expected a scene that makes an "
+            f"asset. Pictures come from: studio run {source}"
+        )
+    return scene
+
+
+def load_task(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene:
     """Read a scene file or preset, or take ``source`` as the prompt of the demo preset.
 
     Raises:
@@ -118,9 +136,10 @@ def load_scene(source: str | Path | None, overrides: Sequence[str] = ()) -> Scen
     raw, text = read_yaml(path)
     tree, base = with_bases(raw, path)
     shown = path.stem if preset_path(path.stem) == path else str(path)
-    config = validate(SceneConfig, tree, overrides, where=shown)
+    config = validate(task_class(tree, shown), tree, overrides, where=shown)
     changes = tuple(_changes(config, base, tree))
-    config = open_edit(config, _read_resolved)
+    if isinstance(config, SceneConfig):
+        config = open_edit(config, _read_resolved)
     name = path.stem
     if path.name == "resolved.yaml":  # a run's own record: keep the method's name
         name = re.sub(r"-s\d+-\d{8}-\d{6}(-\d+)?$", "", path.parent.name)
@@ -162,13 +181,13 @@ def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[s
     return default, [f"prompt={text}", *overrides]
 
 
-def _changes(config: SceneConfig, base: str | None, tree: dict[str, Any]) -> Iterator[Change]:
+def _changes(config: TaskConfig, base: str | None, tree: dict[str, Any]) -> Iterator[Change]:
     """What differs from the preset named in `base:`, else from the file before overrides."""
     reference = tree
     found = preset_path(base) if base else None
     if found:
         reference, _ = with_bases(read_yaml(found)[0], found)
-    return differences(_complete(SceneConfig, reference), dump(config))
+    return differences(_complete(type(config), reference), dump(config))
 
 
 def validate(
@@ -329,8 +348,10 @@ def _set_kind(tp: Any, tree: dict[str, Any], key: str, kind: Any) -> None:
 
 @cache
 def _adapter(tp: type) -> TypeAdapter:
-    """pydantic's validator of a config class."""
+    """pydantic's validator of a config class, or of scene files of several tasks."""
     _teach(tp, set())
+    if is_union(tp):  # scene files of every task
+        return TypeAdapter(Annotated[_union(members(tp)), Discriminator("task")])
     return TypeAdapter(tp)
 
 

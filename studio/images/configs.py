@@ -1,0 +1,150 @@
+"""Scene files that make pictures, as frozen dataclasses without torch.
+
+``task: edit_image`` changes a picture, ``control_image`` draws along a condition, and
+``regional_image`` draws what each part is told. ``studio run`` takes them like any other scene.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from dataclasses import field as setting
+from typing import Literal
+
+from image_tools.configs import (
+    DdimConfig,
+    DiffusersPriorConfig,
+    PersonalizedPriorConfig,
+    PocketPriorConfig,
+    SingleFilePriorConfig,
+)
+from studio.images.method_configs import (
+    ControlMethodConfig,
+    EditMethodConfig,
+    ExplicitRegionsConfig,
+    NullTextMethodConfig,
+    PromptToPromptMethodConfig,
+    RegionsConfig,
+    SelfGuidanceMethodConfig,
+)
+from studio.prompt_rules import prompt_problems, seed_problems
+
+__all__ = [
+    "ControlImageConfig",
+    "EditImageConfig",
+    "ImagePriorConfig",
+    "ImageTaskConfig",
+    "RegionalImageConfig",
+]
+
+ImagePriorConfig = (
+    PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig | PersonalizedPriorConfig
+)
+"""Priors that draw single pictures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PicturesConfig:
+    """What all tasks that make pictures have."""
+
+    task: str
+    """What the scene is for."""
+    prompt: str = ""
+    """What the picture shows, in words."""
+    negative_prompt: str = ""
+    """What it should not look like; the unconditional prompt when empty."""
+    seed: int = 0
+    """Seed of the first picture; the same seed on the same machine gives the same picture."""
+    count: int = 4
+    """How many are made, with the seeds seed, seed + 1, and so on."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1 or mps."""
+    prior: ImagePriorConfig = setting(default_factory=PocketPriorConfig)
+    """2D diffusion model that draws."""
+    sampler: DdimConfig = setting(default_factory=DdimConfig)
+    """How it draws."""
+    word_maps: tuple[str, ...] = ()
+    """Words whose attention is shown as heat maps; empty for none."""
+
+    def __post_init__(self) -> None:
+        """Refuse scenes that cannot run, naming every reason."""
+        problems = self._problems()
+        if problems:
+            raise ValueError("\n  ".join(problems))
+
+    def _problems(self) -> list[str]:
+        """Every reason why the scene cannot run."""
+        problems = [*prompt_problems(self.prompt, self.negative_prompt), *seed_problems(self.seed)]
+        if self.count < 1:
+            problems.append(f"count: is {self.count} - expected at least 1 picture.")
+        if self.sampler.steps < 1:
+            problems.append(f"sampler.steps: is {self.sampler.steps} - expected at least 1.")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditImageConfig(_PicturesConfig):
+    """Change a picture, drawn or given, and keep the rest of it."""
+
+    task: Literal["edit_image"] = "edit_image"
+    """What the scene is for: here, to edit pictures."""
+    method: EditMethodConfig
+    """How: prompt_to_prompt, null_text, dds, instruct_pix2pix or self_guidance."""
+    image: str | None = None
+    """Picture to edit, of which the prompt says what it shows; empty for one that the prior draws
+    for the prompt."""
+
+    def _problems(self) -> list[str]:
+        method, problems = self.method, super()._problems()
+        if isinstance(method, PromptToPromptMethodConfig) and self.image is not None:
+            problems.append(
+                "image: is given, and prompt_to_prompt edits what the prior draws - expected "
+                "method.kind=null_text for a picture of your own, or no image."
+            )
+        if isinstance(method, NullTextMethodConfig):
+            problems += self._inversion_problems()
+        if isinstance(method, SelfGuidanceMethodConfig) and method.prompt is not None:
+            own = prompt_problems(method.prompt, "")
+            problems += [f"method.{problem}" for problem in own]
+        return problems
+
+    def _inversion_problems(self) -> list[str]:
+        """Null-text inversion follows one path, without noise and by one formula of guidance."""
+        problems = []
+        if self.image is not None and self.count > 1:
+            problems.append(
+                f"count: is {self.count}, and null_text makes the same of a picture for every seed "
+                "- expected count=1."
+            )
+        for name in ("eta", "guidance_rescale"):
+            value = getattr(self.sampler, name)
+            if value != 0.0:
+                problems.append(f"sampler.{name}: is {value} - expected 0 for null_text.")
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class ControlImageConfig(_PicturesConfig):
+    """Draw along edges, depth, normals or regions."""
+
+    task: Literal["control_image"] = "control_image"
+    """What the scene is for: here, to draw along conditions."""
+    method: ControlMethodConfig
+    """How: controlnet or uni_controlnet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionalImageConfig(_PicturesConfig):
+    """Draw what each part of the picture is told (RPG, arXiv 2401.11708)."""
+
+    task: Literal["regional_image"] = "regional_image"
+    """What the scene is for: here, to draw by regions."""
+    regions: RegionsConfig
+    """Who divides the picture: rule, file or endpoint, which read the prompt, or explicit."""
+
+    @property
+    def masks(self) -> tuple[str, ...]:
+        """Masks of the regions, if there are any."""
+        return self.regions.masks if isinstance(self.regions, ExplicitRegionsConfig) else ()
+
+
+ImageTaskConfig = EditImageConfig | ControlImageConfig | RegionalImageConfig
