@@ -5,7 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["EndpointPlannerConfig", "FilePlannerConfig", "PlannerConfig", "RulePlannerConfig"]
+__all__ = [
+    "EndpointPlannerConfig",
+    "FilePlannerConfig",
+    "LocalPlannerConfig",
+    "PlannerConfig",
+    "RulePlannerConfig",
+]
 
 
 @dataclass(frozen=True)
@@ -47,4 +53,27 @@ class EndpointPlannerConfig:
     """Seconds to wait for each answer."""
 
 
-PlannerConfig = RulePlannerConfig | FilePlannerConfig | EndpointPlannerConfig
+@dataclass(frozen=True)
+class LocalPlannerConfig:
+    """A language model in a folder of this machine, run here. Nothing is downloaded."""
+
+    path: str
+    """Folder of a causal language model and its tokenizer in stock transformers layout, weights as
+    .safetensors. One that follows instructions and has a chat template plans best."""
+    kind: Literal["local"] = "local"
+    base_ratio: float = 0.5
+    """Share of the whole prompt in every region."""
+    max_new_tokens: int = 1024
+    """Longest answer, with what the model thinks aloud."""
+    device: str = "cpu"
+    """Where it runs while it plans: cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    """Number format; auto is that of the files."""
+
+    def __post_init__(self) -> None:
+        """Refuse an answer of nothing."""
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {self.max_new_tokens} - expected 1 or more.")
+
+
+PlannerConfig = RulePlannerConfig | FilePlannerConfig | EndpointPlannerConfig | LocalPlannerConfig
