@@ -1,0 +1,161 @@
+"""Whether pictures show a subject, by features that no prior was trained with.
+
+Features are what the judge's last layer reads: 640 numbers of a network that was trained on toybox
+renders alone, never on a prior's samples nor on these subjects. A picture is as similar to a
+subject as to its nearest reference, by the cosine. References are renders from all sides on white,
+and photos in rooms that no method has seen, so that a photo's background, learned by heart, is not
+taken for the subject.
+
+    fidelity(X) = (mean s(X) - mean s(others)) / (mean s(truth) - mean s(others))
+
+1 is as like the subject as further photos of it, 0 as like it as photos of the other subjects. How
+often the true subject of a further photo has the nearest reference is measured each time
+(``Retrieval``): a measure that cannot tell subjects apart could not tell methods apart.
+
+    features = SubjectFeatures(load_judge(), [case.name for case in CASES])
+    features.fidelity(images, "rabbit")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from scenes.objects.subjects import subject_photos, true_views
+from scenes.toybox.captions import view_word
+from studio.evaluation.intervals import Estimate, wilson
+from studio.evaluation.judge import Judge
+from studio.evaluation.views import eval_cameras
+
+__all__ = ["Retrieval", "SubjectFeatures", "judge_features"]
+
+SIZE = 64
+RING = 12
+RING_ELEVATIONS_DEG = (0.0, 30.0)
+HELD_BACK_ELEVATION_DEG = 15.0
+REFERENCE_SEEDS, HELD_BACK_SEEDS = (1, 2, 3), (4, 5)
+"""Sets of photos; set 0 is what methods are trained on."""
+
+
+def judge_features(judge: Judge, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b d"]:
+    """What the judge's last layer reads of images, as unit vectors."""
+    found: list[Tensor] = []
+    hook = judge.net.heads.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+    try:
+        judge(images)
+    finally:
+        hook.remove()
+    return F.normalize(torch.cat(found).cpu())
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """How well features tell subjects and their sides apart, on pictures of the truth."""
+
+    photos: Estimate
+    """Share of further photos, in other rooms, whose nearest reference is their subject's."""
+    renders: Estimate
+    """The same of renders on white from all sides, between the references' elevations."""
+    views: Estimate
+    """Share of these renders whose nearest reference shows the same side, where there are sides."""
+
+
+class SubjectFeatures:
+    """References of all subjects, and pictures that are held back to know the scale."""
+
+    def __init__(self, judge: Judge, names: Sequence[str]) -> None:
+        """Render everything; 2 s for each subject.
+
+        Args:
+            judge: gives the features.
+            names: subjects that can be measured, and that a picture is told apart from: two at
+                least.
+        """
+        self.judge, self.names = judge, tuple(names)
+        self._rings = {name: self._views(name, RING_ELEVATIONS_DEG) for name in names}
+        self._photos = {name: self._photographed(name, REFERENCE_SEEDS) for name in names}
+        self._more_photos = {name: self._photographed(name, HELD_BACK_SEEDS) for name in names}
+        self._more_views = {name: self._views(name, (HELD_BACK_ELEVATION_DEG,)) for name in names}
+        self._view_words = [
+            _view(k, elevation) for elevation in RING_ELEVATIONS_DEG for k in range(RING)
+        ]
+
+    def embed(self, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of pictures."""
+        return judge_features(self.judge, images)
+
+    def fidelity(self, images: Float[Tensor, "b h w 3"], name: str) -> float:
+        """How like a subject pictures are, between 0 for others and 1 for itself."""
+        others = torch.cat([self._more_photos[other] for other in self.names if other != name])
+        low = self._similar(others, name).mean()
+        high = self._similar(self._more_photos[name], name).mean()
+        return float((self._similar(self.embed(images), name).mean() - low) / (high - low))
+
+    def identified(self, images: Float[Tensor, "b h w 3"], name: str) -> Bool[Tensor, " b"]:
+        """Whether each picture is more like this subject than like any other one."""
+        return self._nearest(self.embed(images)) == self.names.index(name)
+
+    def views_seen(self, images: Float[Tensor, "b h w 3"], name: str) -> list[str]:
+        """The side that each picture shows: that of the subject's most similar render."""
+        return self._seen(self.embed(images), name)
+
+    def retrieval(self, fronted: Sequence[str]) -> Retrieval:
+        """How the features do on the truth.
+
+        Args:
+            fronted: subjects with a front, whose sides can be told apart.
+        """
+        asked = [_view(k, HELD_BACK_ELEVATION_DEG) for k in range(RING)]
+        sides = [
+            seen == view
+            for name in fronted
+            for seen, view in zip(self._seen(self._more_views[name], name), asked, strict=True)
+        ]
+        return Retrieval(
+            self._retrieved(self._more_photos), self._retrieved(self._more_views), _share(sides)
+        )
+
+    def _views(self, name: str, elevations_deg: Sequence[float]) -> Float[Tensor, "b d"]:
+        """Features of renders on white, one ring for each elevation."""
+        rings = [eval_cameras(RING, size=SIZE, elevation_deg=e) for e in elevations_deg]
+        rgb = np.concatenate([true_views(name, ring)[0] for ring in rings])
+        return self.embed(torch.from_numpy(rgb).float())
+
+    def _photographed(self, name: str, seeds: Sequence[int]) -> Float[Tensor, "b d"]:
+        """Features of photos."""
+        sets = [subject_photos(name, image_size=SIZE, seed=seed) for seed in seeds]
+        rgb = np.stack([photo.rgb for photos in sets for photo in photos])
+        return self.embed(torch.from_numpy(rgb).float())
+
+    def _similar(self, embedded: Float[Tensor, "b d"], name: str) -> Float[Tensor, " b"]:
+        """The cosine to the nearest reference."""
+        references = torch.cat([self._rings[name], self._photos[name]])
+        return (embedded @ references.T).amax(dim=1)
+
+    def _nearest(self, embedded: Float[Tensor, "b d"]) -> Tensor:
+        """Index of the most similar subject."""
+        return torch.stack([self._similar(embedded, name) for name in self.names]).argmax(dim=0)
+
+    def _seen(self, embedded: Float[Tensor, "b d"], name: str) -> list[str]:
+        nearest = (embedded @ self._rings[name].T).argmax(dim=1)
+        return [self._view_words[index] for index in nearest.tolist()]
+
+    def _retrieved(self, held_back: dict[str, Tensor]) -> Estimate:
+        """Share of held-back pictures of all subjects that are taken for what they show."""
+        pairs = enumerate(self.names)
+        return _share([b for k, n in pairs for b in (self._nearest(held_back[n]) == k).tolist()])
+
+
+def _view(index: int, elevation_deg: float) -> str:
+    """The side that a camera of a ring sees."""
+    return view_word(360.0 * index / RING, elevation_deg)
+
+
+def _share(right: Sequence[bool]) -> Estimate:
+    return wilson(sum(right), len(right))
