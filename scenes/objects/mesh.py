@@ -8,6 +8,7 @@ coordinates start at the top left. Faces look outwards as far as the model has a
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -51,6 +52,11 @@ class ObjectMesh:
     def geometry(self) -> Mesh:
         """The shape alone, as the renderers and the metrics take it."""
         return Mesh(torch.from_numpy(self.v_pos), torch.from_numpy(self.t_pos_idx))
+
+    @cached_property
+    def normals(self) -> np.ndarray:
+        """Unit normals ``[F, 3, 3]`` of the corners, computed once; see :func:`corner_normals`."""
+        return corner_normals(self.v_pos, self.t_pos_idx)
 
 
 def corner_normals(v_pos: np.ndarray, tri: np.ndarray) -> np.ndarray:

@@ -12,11 +12,12 @@ The pack is a ZIP whose members are single objects (``scenes/objects/codec.py``)
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import threading
 import zipfile
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -40,7 +41,6 @@ DATA = Path(__file__).parent / "data"
 PACK_FILE = "objects.zip"
 CAPTIONS_FILE = "captions.json"
 KEPT = 64
-"""Objects kept decoded."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,12 @@ class ObjectInfo:
 class ObjectPack:
     """An opened pack; safe to use from several threads."""
 
-    def __init__(self, folder: Path = DATA) -> None:
+    def __init__(self, folder: Path = DATA, *, kept: int = KEPT) -> None:
         """Read the captions; shapes are read when they are asked for.
+
+        Args:
+            folder: of the pack.
+            kept: objects kept decoded with their normals; all of them take about 400 MB.
 
         Raises:
             BrokenSource: the folder does not hold a pack.
@@ -99,7 +103,15 @@ class ObjectPack:
             raise BrokenSource(f"{folder} holds no object pack ({error}). {hint}") from error
         self._infos = {row["name"]: _info(row) for row in table}
         self._kept: OrderedDict[str, ObjectMesh] = OrderedDict()
+        self._capacity = kept
         self._lock = threading.Lock()
+
+    @property
+    def digest(self) -> str:
+        """Which pack it is: 16 hexadecimal digits of its captions and its members' checksums."""
+        members = [(member.filename, member.CRC) for member in self._zip.infolist()]
+        told = {name: asdict(info) for name, info in self._infos.items()}
+        return hashlib.sha256(json.dumps([members, told]).encode()).hexdigest()[:16]
 
     def names(self, split: Split | None = None) -> list[str]:
         """All names in order, or those of one split."""
@@ -139,7 +151,7 @@ class ObjectPack:
                     ) from error
                 self._kept[name] = decode(name, data)
             self._kept.move_to_end(name)
-            if len(self._kept) > KEPT:
+            if len(self._kept) > self._capacity:
                 self._kept.popitem(last=False)
             return self._kept[name]
 

@@ -1,48 +1,129 @@
-"""A disk cache of rendered toybox images, so that several training stages share one rendering.
+"""A disk cache of rendered images, so that several training stages share one rendering.
 
-The cache is a folder with ``images.npy`` (uint8, memory mapped), ``captions.json`` and a count of
-what is finished; rendering is resumable and image k depends only on (seed, k).
+The cache is a folder with ``images.npy`` (uint8, memory mapped) and ``state.json``: captions, a
+count of what is finished, and a key of what is drawn. Rendering is resumable and image k depends
+only on (seed, k). Toybox and object pack have a folder each; several folders open as one cache.
+
+    images = ImageCache(work / "images", work / "objects")
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
-from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
+from scenes.objects.pack import ObjectPack
+from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.samples import SampleConfig, ToySampler
 
-__all__ = ["ImageCache", "render_cache"]
+__all__ = ["ImageCache", "StackedRows", "cache_key", "render_cache"]
 
 CHUNK = 1000
+KEPT_OBJECTS = 1000  # the whole pack: its objects come in random order
+
+
+class StackedRows:
+    """Arrays of equal row shape, read by row numbers as if they were one."""
+
+    def __init__(self, parts: Sequence[np.ndarray]) -> None:
+        """Keep ``parts`` in order; nothing is copied before it is read."""
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return int(self.starts[-1])
+
+    def __getitem__(self, index: np.ndarray) -> np.ndarray:
+        """The rows of ``index [n]``, in its order."""
+        owner = np.searchsorted(self.starts, index, side="right") - 1
+        first = self.parts[0]
+        rows = np.empty((len(index), *first.shape[1:]), first.dtype)
+        for k, part in enumerate(self.parts):
+            rows[owner == k] = part[index[owner == k] - self.starts[k]]
+        return rows
 
 
 class ImageCache:
-    """Read access to a finished or growing cache.
+    """Read access to finished or growing caches.
 
     Attributes:
-        images: ``[n, h, w, 3]`` uint8; captions: list of n strings.
-        labels: ``[n, 3]`` int: kind, colour (of the first object), number of objects.
+        images: ``[n, h, w, 3]`` uint8, indexed by row numbers; captions: list of n strings.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Open ``folder``; only finished images are visible."""
-        state = json.loads((folder / "state.json").read_text())
-        self.images = np.load(folder / "images.npy", mmap_mode="r")[: state["done"]]
-        self.captions = state["captions"]
-        self.labels = np.array(state["labels"], dtype=np.int64)
+    def __init__(self, *folders: Path) -> None:
+        """Open ``folders``, one after the other; only finished images are visible."""
+        states = [json.loads((folder / "state.json").read_text()) for folder in folders]
+        parts = [
+            np.load(folder / "images.npy", mmap_mode="r")[: state["done"]]
+            for folder, state in zip(folders, states)
+        ]
+        self.images = parts[0] if len(parts) == 1 else StackedRows(parts)
+        self.captions: list[str] = [text for state in states for text in state["captions"]]
 
     def __len__(self) -> int:
         """Number of finished images."""
         return len(self.images)
 
 
+def cache_key(folder: Path) -> str:
+    """What the images of a cache depend on, with their number: a key of whatever is made of them.
+
+    Raises:
+        ValueError: ``folder`` has none, being made before there were keys.
+    """
+    state = json.loads((folder / "state.json").read_text())
+    if "key" not in state:
+        raise ValueError(f"{folder} is a cache without a key. Delete it to render it again.")
+    return f"{state['key']}-{state['done']}"
+
+
+def _source(
+    config: SampleConfig | ObjectSampleConfig, seed: int
+) -> tuple[ToySampler | ObjectSampler, str]:
+    """What draws the images, and a key of everything they depend on besides the code."""
+    told: list[object] = [type(config).__name__, asdict(config), seed]
+    if isinstance(config, SampleConfig):
+        sampler: ToySampler | ObjectSampler = ToySampler(config)
+    else:
+        pack = ObjectPack(kept=KEPT_OBJECTS)
+        sampler = ObjectSampler(config, pack)
+        told.append(pack.digest)
+    return sampler, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _open(folder: Path, shape: tuple[int, ...], key: str) -> tuple[np.ndarray, dict]:
+    """The images, writable where some are missing, and the state of ``folder``."""
+    state_path = folder / "state.json"
+    if not state_path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
+        return images, {"done": 0, "captions": [], "key": key}
+    state = json.loads(state_path.read_text())
+    is_done = state["done"] == shape[0]
+    images = np.load(folder / "images.npy", mmap_mode="r" if is_done else "r+")
+    if images.shape != shape:
+        raise ValueError(
+            f"{folder} is a cache of {len(images)} images of {images.shape[1]} pixels, but "
+            f"{shape[0]} of {shape[1]} are asked for. Name another folder, or delete this one."
+        )
+    # Caches from before there were keys have none.
+    if state.setdefault("key", key) != key:
+        raise ValueError(
+            f"{folder} is a cache of other settings, seed or objects than are asked for. "
+            "Name another folder, or delete this one."
+        )
+    return images, state
+
+
 def render_cache(
     folder: Path,
-    config: SampleConfig,
+    config: SampleConfig | ObjectSampleConfig,
     *,
     count: int,
     seed: int,
@@ -52,48 +133,27 @@ def render_cache(
 
     Args:
         folder: created if absent.
-        config: the distribution.
+        config: the distribution, of the toybox or of the object pack.
         count: how many images in the end.
         seed: image k is drawn from ``default_rng([seed, k])``.
         log: called with (done, count) after each chunk.
 
     Raises:
-        ValueError: ``folder`` holds a cache of another size.
+        ValueError: ``folder`` holds a cache of another size or of another distribution.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    state_path, size = folder / "state.json", config.image_size
-    state = {"done": 0, "captions": [], "labels": []}
-    if state_path.exists():
-        state = json.loads(state_path.read_text())
-        images = np.load(folder / "images.npy", mmap_mode="r+")
-        if len(images) != count:
-            raise ValueError(
-                f"{folder} is a cache of {len(images)} images, but {count} are asked for. "
-                "Name another folder, or delete this one."
-            )
-    else:
-        shape = (count, size, size, 3)
-        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
-    sampler = ToySampler(config)
+    sampler, key = _source(config, seed)
+    images, state = _open(folder, (count, config.image_size, config.image_size, 3), key)
     while state["done"] < count:
         start = state["done"]
         for k in range(start, min(start + CHUNK, count)):
             sample = sampler.sample(np.random.default_rng([seed, k]))
             images[k] = np.round(sample.rgb * 255)
-            first = sample.scene.objects[0]
             state["captions"].append(sample.caption)
-            state["labels"].append(
-                [
-                    KIND_NAMES.index(first.kind),
-                    COLOR_NAMES.index(first.color),
-                    len(sample.scene.objects),
-                ]
-            )
         state["done"] = k + 1
         images.flush()
-        partial = state_path.with_suffix(".tmp")
+        partial = folder / "state.tmp"
         partial.write_text(json.dumps(state))
-        partial.replace(state_path)
+        partial.replace(folder / "state.json")
         if log:
             log(state["done"], count)
     return ImageCache(folder)

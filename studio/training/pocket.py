@@ -3,6 +3,10 @@
 Stages, each resumable and skipped once finished: render images, train the autoencoder, prune the
 text encoder, cache latents and text states, train the denoiser, write the folder with its card.
 Everything is seeded; ``cpu`` needs hours on two cores, ``gpu`` minutes on one card.
+
+Images are of the toybox and, for ``objects_share`` of them, of the training split of the pack of
+real objects, seen by the same cameras and told in the same words. Each has a cache of its own, so
+that another share leaves the toybox's images as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from scenes.objects.samples import ObjectSampleConfig
 from scenes.toybox.samples import SampleConfig
 from studio.training.denoiser import (
     DenoiserConfig,
@@ -25,7 +30,7 @@ from studio.training.denoiser import (
     cache_text,
     train_denoiser,
 )
-from studio.training.image_cache import ImageCache, render_cache
+from studio.training.image_cache import ImageCache, cache_key, render_cache
 from studio.training.loop import LoopConfig
 from studio.training.start import begin_unet, frozen_parts, unet_digest, vae_digest
 from studio.training.text import build_text_encoder
@@ -39,6 +44,8 @@ __all__ = [
     "PRESETS",
     "REFINE_PRESETS",
     "PocketConfig",
+    "cache_images",
+    "cache_refinement",
     "refine_pocket",
     "train_pocket",
     "write_pocket",
@@ -50,13 +57,27 @@ class PocketConfig:
     """All choices of the recipe."""
 
     images: int = 40_000
-    """Rendered training images."""
+    """Rendered training images of the toybox."""
+    objects_share: float = 0.2
+    """Share of all images that shows the pack's objects, which are rendered on top; 0 is none."""
     seed: int = 1
     """Seed of data, initial weights and batches."""
     vae: VAEConfig = field(default_factory=VAEConfig)
     """The autoencoder."""
     denoiser: DenoiserConfig = field(default_factory=DenoiserConfig)
     """The UNet."""
+
+    def __post_init__(self) -> None:
+        """Refuse a share without toybox."""
+        if not 0.0 <= self.objects_share < 1.0:
+            raise ValueError(
+                f"objects_share is {self.objects_share} - expected at least 0 and less than 1."
+            )
+
+    @property
+    def object_images(self) -> int:
+        """Rendered training images of the pack's objects."""
+        return round(self.images * self.objects_share / (1.0 - self.objects_share))
 
 
 _GPU_LOOP = LoopConfig(steps=60_000, learning_rate=8e-4, warmup=500, ema_decay=0.9995)
@@ -83,6 +104,55 @@ REFINE_PRESETS: dict[str, PocketConfig] = {
 }
 """To go on from a finished model: new images, and more draws of the noisy timesteps, in which a
 sample's layout and side are decided."""
+
+
+def _note_images(config: PocketConfig, work: Path) -> None:
+    """Write down what the denoiser in ``work`` sees; refuse to go on with other images."""
+    note, asked = work / "images.json", {"images": config.images, "seed": config.seed}
+    asked["object_images"] = config.object_images
+    if (work / "unet" / "state.safetensors").exists():
+        # A training without a note is from before there were objects.
+        seen = json.loads(note.read_text()) if note.exists() else {**asked, "object_images": 0}
+        if seen != asked:
+            raise ValueError(
+                f"The training in {work} has seen {seen}, but {asked} is asked for. Give the "
+                "preset and the share of objects that it began with (--objects-share, 0 for none), "
+                "or name another work folder."
+            )
+    work.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(asked) + "\n")
+
+
+def cache_images(
+    config: PocketConfig, work: Path, *, log: Callable[[str], None]
+) -> tuple[ImageCache, str]:
+    """Render the training images of both worlds, or finish it, and open them as one cache.
+
+    Args:
+        config: how many images.
+        work: training folder; toybox images are in ``images``, those of the pack in ``objects``.
+        log: receives progress lines.
+
+    Returns:
+        The images, toybox first, and what to add to the key of whatever is made of them.
+
+    Raises:
+        ValueError: ``work`` holds other images, or a denoiser trained on others.
+    """
+    _note_images(config, work)
+    folders = {work / "images": (SampleConfig(), config.images)}
+    if config.object_images:
+        folders[work / "objects"] = (ObjectSampleConfig(), config.object_images)
+    for folder, (samples, count) in folders.items():
+        render_cache(
+            folder,
+            samples,
+            count=count,
+            seed=config.seed,
+            log=lambda done, count: log(f"rendered {done}/{count}"),
+        )
+    key = f"/{cache_key(work / 'objects')}" if config.object_images else ""
+    return ImageCache(*folders), key
 
 
 def _vae(config: PocketConfig, images: ImageCache, work: Path, device, log):
@@ -126,41 +196,60 @@ def train_pocket(
         device: where networks run; rendering is always on the CPU.
         log: receives progress lines.
     """
-    images = render_cache(
-        work / "images",
-        SampleConfig(),
-        count=config.images,
-        seed=config.seed,
-        log=lambda done, count: log(f"rendered {done}/{count}"),
-    )
+    images, objects_key = cache_images(config, work, log=log)
     encoder, tokenizer = _text(text_source, work, device)
     cache_text(work / "latents", images, encoder, tokenizer, log=log)
     vae = _vae(config, images, work, device, log)
-    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
+    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor]) + objects_key
     cache_latents(work / "latents", images, vae, key=key, log=log)
     latents = LatentCache(work / "latents")
     unet = train_denoiser(
         config.denoiser, latents, work / "unet", seed=config.seed, device=device, log=log
     )
-    # Individuals that training never saw, so the figure does not flatter.
-    unseen = render_cache(
-        work / "unseen_images",
-        SampleConfig(evaluation=True),
-        count=min(256, config.images),
-        seed=config.seed,
-    )
     train_decoder(
         config.vae, vae, images, latents.latents, work / "decoder", seed=config.seed, log=log
     )
-    test = image_batch(unseen, np.arange(len(unseen)), device)
     facts = {
-        "vae_psnr_db": round(psnr_of(vae, test), 2),
+        **_vae_figures(config, vae, work),
         "vae": json.loads((work / "vae" / "state.json").read_text()),
         "decoder": json.loads((work / "decoder" / "state.json").read_text()),
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     card = {"config": asdict(config), "facts": facts}
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
+
+
+def _vae_figures(config: PocketConfig, vae: AutoencoderKL, work: Path) -> dict[str, float]:
+    """PSNR in dB on toybox individuals and on objects that no training saw."""
+    unseen = {"vae_psnr_db": SampleConfig(evaluation=True)}
+    if config.object_images:
+        unseen["vae_objects_psnr_db"] = ObjectSampleConfig(split="held_out")
+    figures, count = {}, min(256, config.images)
+    for name, samples in unseen.items():
+        images = render_cache(work / "unseen" / name, samples, count=count, seed=config.seed)
+        batch = image_batch(images, np.arange(len(images)), vae.device)
+        figures[name] = round(psnr_of(vae, batch), 2)
+    return figures
+
+
+def cache_refinement(
+    config: PocketConfig,
+    work: Path,
+    *,
+    start: Path,
+    device: torch.device,
+    log: Callable[[str], None],
+) -> LatentCache:
+    """Render and encode what :func:`refine_pocket` trains on, or finish it, without training.
+
+    The arguments are those of :func:`refine_pocket`.
+    """
+    vae, encoder, tokenizer = frozen_parts(start, device)
+    images, objects_key = cache_images(config, work, log=log)
+    cache_text(work / "latents", images, encoder, tokenizer, log=log)
+    key = f"refine/{vae_digest(start)}{objects_key}"
+    cache_latents(work / "latents", images, vae, key=key, log=log)
+    return LatentCache(work / "latents")
 
 
 def refine_pocket(
@@ -183,23 +272,14 @@ def refine_pocket(
         log: receives progress lines.
 
     Raises:
-        ValueError: the training in ``work`` began from another model.
+        ValueError: the training in ``work`` began from another model, or saw other images.
     """
     unet = begin_unet(start, work)
     digest = unet_digest(start)
-    vae, encoder, tokenizer = frozen_parts(start, device)
-    images = render_cache(
-        work / "images",
-        SampleConfig(),
-        count=config.images,
-        seed=config.seed,
-        log=lambda done, count: log(f"rendered {done}/{count}"),
-    )
-    cache_text(work / "latents", images, encoder, tokenizer, log=log)
-    cache_latents(work / "latents", images, vae, key=f"refine/{vae_digest(start)}", log=log)
+    latents = cache_refinement(config, work, start=start, device=device, log=log)
     unet = train_denoiser(
         config.denoiser,
-        LatentCache(work / "latents"),
+        latents,
         work / "unet",
         seed=config.seed,
         device=device,
@@ -212,10 +292,12 @@ def refine_pocket(
         "start": digest,
         "config": asdict(config.denoiser),
         "images": config.images,
+        "object_images": config.object_images,
         "seed": config.seed,
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     card["refinements"] = [*card.get("refinements", []), refined]
+    vae, encoder, tokenizer = frozen_parts(start, device)
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 

@@ -1,4 +1,4 @@
-"""The pocket recipe on the smallest scale: 40 images, 2 steps, a random text model."""
+"""The pocket recipe on the smallest scale: 50 images, 2 steps, a random text model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scenes.toybox.samples import SampleConfig
 from studio.training.denoiser import (
     TEXT_WIDTH,
     DenoiserConfig,
@@ -21,9 +20,15 @@ from studio.training.denoiser import (
     cache_text,
     stratified_timesteps,
 )
-from studio.training.image_cache import ImageCache, render_cache
+from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig
-from studio.training.pocket import PRESETS, PocketConfig, refine_pocket, train_pocket
+from studio.training.pocket import (
+    PRESETS,
+    PocketConfig,
+    cache_refinement,
+    refine_pocket,
+    train_pocket,
+)
 from studio.training.start import unet_digest
 from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
@@ -31,6 +36,7 @@ from studio.training.vae import VAEConfig, build_vae, whiten_latents
 SHORT = LoopConfig(steps=2, log_every=1)
 TINY = PocketConfig(
     images=40,
+    objects_share=0.2,
     vae=VAEConfig(widths=(8, 8, 8), batch_size=2, loop=SHORT, decoder_loop=SHORT),
     denoiser=DenoiserConfig(widths=(16, 16, 16), heads=2, batch_size=2, loop=SHORT),
 )
@@ -101,7 +107,8 @@ def test_the_model_folder_tells_how_it_was_made(trained: tuple[Path, Path]) -> N
     card = json.loads((trained[1] / "training.json").read_text())
     assert card["config"]["images"] == 40
     assert card["facts"]["unet"]["step"] == 2
-    assert 0.0 < card["facts"]["vae_psnr_db"] < 60.0
+    for figure in ("vae_psnr_db", "vae_objects_psnr_db"):
+        assert 0.0 < card["facts"][figure] < 60.0
 
 
 def test_the_model_folder_names_no_path_of_the_training_machine(trained: tuple[Path, Path]) -> None:
@@ -140,7 +147,7 @@ def test_whitening_decorrelates_latents_and_changes_no_reconstruction() -> None:
 
 def test_latents_have_unit_scale_by_the_stored_factor(trained: tuple[Path, Path]) -> None:
     cache = LatentCache(trained[0] / "latents")
-    assert cache.latents.shape == (40, 4, 16, 16)
+    assert cache.latents.shape == (50, 4, 16, 16)
     assert cache.latents.astype(np.float32).std() == pytest.approx(1.0, abs=0.02)
 
 
@@ -233,33 +240,6 @@ def test_the_scheduler_is_stable_diffusion_s() -> None:
     assert alphas_cumprod[-1].item() == pytest.approx(0.00466, abs=1e-4)
 
 
-def test_rendering_resumes_to_the_same_images(tmp_path: Path) -> None:
-    config = SampleConfig(image_size=8)
-    whole = render_cache(tmp_path / "whole", config, count=6, seed=3)
-    # A killed run: four images finished, the fifth half written.
-    render_cache(tmp_path / "killed", config, count=6, seed=3)
-    state_path = tmp_path / "killed" / "state.json"
-    state = json.loads(state_path.read_text())
-    state_path.write_text(
-        json.dumps({"done": 4, **{k: state[k][:4] for k in ("captions", "labels")}})
-    )
-    images = np.load(tmp_path / "killed" / "images.npy", mmap_mode="r+")
-    images[4:] = 77
-    images.flush()
-    assert len(ImageCache(tmp_path / "killed")) == 4
-    resumed = render_cache(tmp_path / "killed", config, count=6, seed=3)
-    assert np.array_equal(resumed.images, whole.images)
-    assert resumed.captions == whole.captions
-    assert np.array_equal(resumed.labels, whole.labels)
-
-
-def test_a_cache_of_another_size_is_refused(tmp_path: Path) -> None:
-    config = SampleConfig(image_size=8)
-    render_cache(tmp_path, config, count=2, seed=3)
-    with pytest.raises(ValueError, match="is a cache of 2 images, but 3 are asked for"):
-        render_cache(tmp_path, config, count=3, seed=3)
-
-
 def test_the_presets_are_the_same_model() -> None:
     """A prior trained on a GPU loads wherever the one trained on a CPU does."""
     cpu, gpu = PRESETS["cpu"], PRESETS["gpu"]
@@ -311,6 +291,48 @@ def test_a_refinement_goes_on_only_with_the_model_it_began_from(
     out = refine(trained[1], tmp_path)
     with pytest.raises(ValueError, match="began from another model"):
         refine(out, tmp_path)
+
+
+def test_a_refinement_s_denoiser_goes_on_only_with_the_images_it_has_seen(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    refine(trained[1], tmp_path)
+    other = replace(TINY, seed=2, objects_share=0.0)
+    cpu = torch.device("cpu")
+    with pytest.raises(ValueError, match=r"has seen .*'object_images': 10.* is asked for"):
+        cache_refinement(other, tmp_path, start=trained[1], device=cpu, log=quiet)
+    (tmp_path / "images.json").unlink()
+    with pytest.raises(ValueError, match=r"has seen .*'object_images': 0.* is asked for"):
+        refine(trained[1], tmp_path)
+
+
+def test_without_objects_the_recipe_reads_caches_of_the_toybox_alone(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    config = replace(TINY, seed=2, objects_share=0.0)
+    cpu = torch.device("cpu")
+    latents = cache_refinement(config, tmp_path, start=trained[1], device=cpu, log=quiet)
+    assert latents.latents.shape == (40, 4, 16, 16)
+    assert not (tmp_path / "objects").exists()
+
+
+def test_the_card_of_a_refinement_tells_how_many_images_show_objects(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    card = json.loads((refine(trained[1], tmp_path) / "training.json").read_text())
+    assert card["refinements"][0]["images"] == 40
+    assert card["refinements"][0]["object_images"] == 10
+
+
+@pytest.mark.parametrize(("share", "objects"), [(0.0, 0), (0.2, 10_000), (0.5, 40_000)])
+def test_objects_come_on_top_of_the_toybox_for_their_share(share: float, objects: int) -> None:
+    assert PocketConfig(images=40_000, objects_share=share).object_images == objects
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0])
+def test_a_share_that_leaves_no_toybox_is_refused(share: float) -> None:
+    with pytest.raises(ValueError, match=r"objects_share is .* at least 0 and less than 1"):
+        PocketConfig(objects_share=share)
 
 
 @pytest.mark.parametrize("tilt", [1.0, 1.5, 3.0])
