@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from studio.errors import ConfigError
 
-__all__ = ["contact_sheet", "view_names"]
+__all__ = ["contact_sheet", "shown_at", "view_names"]
 
 INK, FAINT, PAPER, FRAME = (28, 30, 36), (108, 113, 125), (250, 250, 251), (226, 228, 233)
 MARGIN, GAP = 20, 8
@@ -39,9 +40,9 @@ def contact_sheet(
     Args:
         images: rows of images in 0..1, all of one size.
         rows: a name for each row; empty names take no space.
-        columns: a name for each column.
+        columns: a name for each column, wrapped at the width of an image.
         title: a headline, wrapped at the sheet's width.
-        subtitle: one smaller line below it.
+        subtitle: smaller text below it.
 
     Raises:
         ConfigError: the grid is empty or ragged, sizes differ, or the names do not fit it.
@@ -59,6 +60,16 @@ def contact_sheet(
             draw.rectangle((left - 1, top - 1, left + width, top + height), outline=FRAME)
             sheet.paste(Image.fromarray(_pixels(image)), (left, top))
     return torch.from_numpy(np.array(sheet, dtype=np.float32) / 255.0)
+
+
+def shown_at(images: Float[Tensor, "b h w 3"], size: int) -> list[Float[Tensor, "size size 3"]]:
+    """Images at the size of a sheet: small ones with their pixels visible."""
+    pixels = images.movedim(-1, 1)
+    if pixels.shape[-1] <= size:
+        pixels = F.interpolate(pixels, (size, size), mode="nearest")
+    else:
+        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return list(torch.unbind(pixels.movedim(1, -1)))
 
 
 def view_names(azimuth_deg: Float[Tensor, " b"]) -> list[str]:
@@ -98,17 +109,22 @@ def _lay_out(
     left = MARGIN + (longest + GAP if longest else 0)
     full_width = left + len(columns) * (width + GAP) - GAP + MARGIN
     texts, top = [], MARGIN
-    for line in _wrap(title, full_width - 2 * MARGIN):
+    for line in _wrap(title, full_width - 2 * MARGIN, TITLE_SIZE):
         texts.append(_Text((MARGIN, top), line, TITLE_SIZE, INK, "la"))
         top += TITLE_SIZE + 6
-    if subtitle:
-        texts.append(_Text((MARGIN, top), subtitle, LABEL_SIZE, FAINT, "la"))
-        top += LABEL_SIZE + 10
-    if any(columns):
-        for column, name in enumerate(columns):
-            middle = left + column * (width + GAP) + width // 2
-            texts.append(_Text((middle, top), name, LABEL_SIZE, FAINT, "ma"))
-        top += LABEL_SIZE + 8
+    for line in _wrap(subtitle, full_width - 2 * MARGIN, LABEL_SIZE):
+        texts.append(_Text((MARGIN, top), line, LABEL_SIZE, FAINT, "la"))
+        top += LABEL_SIZE + 4
+    top += 6 if subtitle else 0
+    names = [_wrap(name, width, LABEL_SIZE) for name in columns]
+    lines = max(map(len, names), default=0)
+    for column, name in enumerate(names):
+        middle = left + column * (width + GAP) + width // 2
+        # The last line stands over the image, whatever the others need.
+        for place, line in enumerate(name, start=lines - len(name)):
+            below = top + place * (LABEL_SIZE + 3)
+            texts.append(_Text((middle, below), line, LABEL_SIZE, FAINT, "ma"))
+    top += lines * (LABEL_SIZE + 3) + 5 if lines else 0
     for row, name in enumerate(rows):
         middle = top + row * (height + GAP) + height // 2
         texts.append(_Text((left - GAP, middle), name, LABEL_SIZE, FAINT, "rm"))
@@ -149,10 +165,10 @@ def _text_width(text: str, size: int) -> int:
     return round(_font(size).getlength(text)) if text else 0
 
 
-def _wrap(text: str, width: int) -> list[str]:
-    """Break a headline into at most three lines of at most ``width`` pixels."""
+def _wrap(text: str, width: int, size: int) -> list[str]:
+    """Break text into at most three lines of about ``width`` pixels."""
     if not text:
         return []
-    mean_glyph = max(_text_width(text, TITLE_SIZE) / len(text), 1.0)
+    mean_glyph = max(_text_width(text, size) / len(text), 1.0)
     letters = max(8, int(width / mean_glyph))
     return textwrap.wrap(text, letters, max_lines=3, placeholder=" …")

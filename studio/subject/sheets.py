@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from renderers.cameras import Cameras
 from studio.configs import SceneConfig
-from studio.contact_sheet import contact_sheet, view_names
+from studio.contact_sheet import contact_sheet, shown_at, view_names
 from studio.previews import save_png
 from studio.subject.folder import SubjectFolder, read_images
 from studio.subject.samples import COLUMNS
@@ -22,7 +18,7 @@ WEIGHTS = ("partial", "full", "multiview")
 
 def write_photo_sheet(folder: SubjectFolder) -> None:
     """The photos as they are used."""
-    photos = _shown(read_images(folder.photos)[:MAX_PHOTOS])
+    photos = shown_at(read_images(folder.photos)[:MAX_PHOTOS], SHOWN_SIZE)
     names = [""] * len(photos)
     save_png(folder.sheets / "photos.png", contact_sheet([photos], rows=[""], columns=names))
 
@@ -30,7 +26,7 @@ def write_photo_sheet(folder: SubjectFolder) -> None:
 def write_sample_sheet(folder: SubjectFolder, scene: SceneConfig) -> None:
     """What each of the weights draws."""
     names = [name for name in WEIGHTS if (folder.samples / name).is_dir()]
-    rows = [_shown(read_images(folder.samples / name)) for name in names]
+    rows = [shown_at(read_images(folder.samples / name), SHOWN_SIZE) for name in names]
     title = scene.subject.caption()
     sheet = contact_sheet(rows, rows=names, columns=COLUMNS, title=title)
     save_png(folder.sheets / "samples.png", sheet)
@@ -39,18 +35,10 @@ def write_sample_sheet(folder: SubjectFolder, scene: SceneConfig) -> None:
 def write_view_sheet(folder: SubjectFolder, cameras: Cameras) -> None:
     """Renders above the pseudo views made of them."""
     step = max(1, len(cameras) // MAX_VIEWS)
-    rows = [_shown(read_images(folder.views(kind))[::step]) for kind in ("renders", "pseudo")]
+    rows = [
+        shown_at(read_images(folder.views(kind))[::step], SHOWN_SIZE)
+        for kind in ("renders", "pseudo")
+    ]
     names = view_names(cameras.azimuth_deg[::step])
     sheet = contact_sheet(rows, rows=["render", "pseudo view"], columns=names)
     save_png(folder.sheets / "views.png", sheet)
-
-
-def _shown(images: Tensor) -> list[Tensor]:
-    """Images at the size of a sheet: small ones with their pixels visible."""
-    size = (SHOWN_SIZE, SHOWN_SIZE)
-    pixels = images.movedim(-1, 1)
-    if pixels.shape[-1] <= SHOWN_SIZE:
-        pixels = F.interpolate(pixels, size, mode="nearest")
-    else:
-        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return list(torch.unbind(pixels.movedim(1, -1)))
