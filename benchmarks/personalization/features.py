@@ -41,6 +41,7 @@ RING_ELEVATIONS_DEG = (0.0, 30.0)
 HELD_BACK_ELEVATION_DEG = 15.0
 REFERENCE_SEEDS, HELD_BACK_SEEDS = (1, 2, 3), (4, 5)
 """Sets of photos; set 0 is what methods are trained on."""
+FRONT_TEMPERATURE = 0.05
 
 
 def judge_features(judge: Judge, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b d"]:
@@ -104,6 +105,12 @@ class SubjectFeatures:
     def views_seen(self, images: Float[Tensor, "b h w 3"], name: str) -> list[str]:
         """The side that each picture shows: that of the subject's most similar render."""
         return self._seen(self.embed(images), name)
+
+    def front(self, images: Float[Tensor, "b h w 3"], name: str) -> Float[Tensor, " b"]:
+        """How much each picture looks like the subject's front, 0 to 1: a softmax over renders."""
+        likeness = (self.embed(images) @ self._rings[name].T / FRONT_TEMPERATURE).softmax(dim=1)
+        is_front = torch.tensor([word == "front view" for word in self._view_words])
+        return likeness[:, is_front].sum(dim=1)
 
     def retrieval(self, fronted: Sequence[str]) -> Retrieval:
         """How the features do on the truth.

@@ -17,7 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
-from benchmarks.text_to_3d.results import machine
+from benchmarks.text_to_3d.results import commit, machine
 from studio.evaluation.comparison import Result, differences, estimate, systems_of
 from studio.evaluation.intervals import Estimate
 from studio.run_folder import write_atomic
@@ -69,6 +69,7 @@ def document_of(
         "schema": schema,
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
         "machine": machine(),
         "priors": sorted({result.prior for result in results if result.prior}),
         "summary": summary,

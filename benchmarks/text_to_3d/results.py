@@ -89,7 +89,7 @@ def document_of(
         "schema": SCHEMA,
         "command": shlex.join(["python", "-m", "benchmarks.text_to_3d.run_suite", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": _commit(),
+        "commit": commit(),
         "machine": machine(),
         "workers": options.workers,
         "priors": priors_of(plain),
@@ -183,7 +183,7 @@ def grid(results: Sequence[Result]) -> Tensor | None:
     strips, right = [], []
     for prompt in prompts:
         found = [first.get((prompt, system)) for system in systems]
-        strips.append([_strip(result) for result in found])
+        strips.append([asset_strip(result) for result in found])
         right.append([bool(r and (r.value("both_accuracy") or 0.0) > 0.5) for r in found])
     if not any(isinstance(strip, Tensor) for row in strips for strip in row):
         return None
@@ -191,7 +191,7 @@ def grid(results: Sequence[Result]) -> Tensor | None:
     return comparison_sheet(strips, rows=labels, columns=systems, right=right)
 
 
-def _strip(result: Result | None) -> Tensor | str | None:
+def asset_strip(result: Result | None) -> Tensor | str | None:
     """Views of an asset side by side; how it ended if there is none; None if it was never made."""
     from studio.evaluation.assets import asset_glb
     from studio.evaluation.sheets import filmstrip
@@ -229,7 +229,7 @@ def _processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """The commit that the runs were made with, as far as the working tree tells."""
     done = subprocess.run(
         ["git", "rev-parse", "HEAD"],
