@@ -213,6 +213,9 @@ def train(
     images: Annotated[
         Path | None, typer.Option(help="Work folder of a pocket training, for pocket-mv.")
     ] = None,
+    objects_share: Annotated[
+        float | None, typer.Option(help="Share of real objects in the images, for pocket.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Json = False,
@@ -228,6 +231,7 @@ def train(
         text_source=text_source,
         start=start,
         images=images,
+        objects_share=objects_share,
         steps=steps,
         device=device,
         as_json=as_json,

@@ -25,6 +25,7 @@ def run(
     text_source: Path | None = None,
     start: Path | None = None,
     images: Path | None = None,
+    objects_share: float | None = None,
     steps: int | None = None,
     device: str = "auto",
     as_json: bool = False,
@@ -42,6 +43,8 @@ def run(
             model to start from, the shipped one when not given.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing.
+        objects_share: share of training images that shows real objects instead of the toybox's, for
+            pocket; the preset's when not given.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket).
         device: auto, cpu, cuda, cuda:1 or mps.
         as_json: print the result as JSON.
@@ -55,6 +58,8 @@ def run(
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
+    if objects_share is not None and what != "pocket":
+        raise ConfigError(f"--objects-share is for pocket, not for {what}. Leave it out.")
     work = work or Path("training_runs") / what.replace("-", "_")
     if (
         what == "pocket"
@@ -67,7 +72,7 @@ def run(
             "To train a finished pocket on, give --start instead."
         )
     if what == "pocket":
-        result = _train_pocket(preset, out, work, text_source, start, steps, device)
+        result = _train_pocket(preset, out, work, text_source, start, objects_share, steps, device)
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
     else:
@@ -86,6 +91,7 @@ def _train_pocket(
     work: Path,
     text_source: Path | None,
     start: Path | None,
+    objects_share: float | None,
     steps: int | None,
     device: str,
 ) -> dict[str, float]:
@@ -98,13 +104,15 @@ def _train_pocket(
         loop = replace(config.denoiser.loop, steps=steps)
         config = replace(config, denoiser=replace(config.denoiser, loop=loop))
     place = resolve_device(device)
-    if start is None:
-        train_pocket(config, work, text_source=text_source, out=out, device=place, log=say)
-    else:
-        try:
+    try:
+        if objects_share is not None:
+            config = replace(config, objects_share=objects_share)
+        if start is None:
+            train_pocket(config, work, text_source=text_source, out=out, device=place, log=say)
+        else:
             refine_pocket(config, work, start=pocket_folder(start), out=out, device=place, log=say)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     say(f"Measure it with: studio eval --prior {out}")
     return {}
 

@@ -195,6 +195,9 @@ def train_pocket(
         out: a new or existing folder, replaced file by file.
         device: where networks run; rendering is always on the CPU.
         log: receives progress lines.
+
+    Raises:
+        ValueError: the training in ``work`` saw other images.
     """
     images, objects_key = cache_images(config, work, log=log)
     encoder, tokenizer = _text(text_source, work, device)

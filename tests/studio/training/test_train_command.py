@@ -17,6 +17,11 @@ from studio.errors import ConfigError, WeightsMissing
         ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),
+        ({"what": "judge", "objects_share": 0.5}, "--objects-share is for pocket, not for judge"),
+        (
+            {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
+            "objects_share is 1.0 - expected at least 0 and less than 1",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, tmp_path, monkeypatch):
