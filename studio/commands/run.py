@@ -6,25 +6,25 @@ import contextlib
 import json
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from studio.commands import personalize
+from studio.commands import personalize, pictures
+from studio.commands.begin import begin_run, tell_changes
 from studio.commands.personalize import is_personalization
-from studio.config import Scene, dump, dump_yaml, load_scene, split_arguments, validate
+from studio.config import Scene, dump, dump_yaml, load_scene, load_task, split_arguments, validate
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
 from studio.errors import ConfigError, Interrupted, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changed_keys
-from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
+from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
+from studio.task_configs import task_class
 
 if TYPE_CHECKING:
     from studio.runner import Runner
@@ -33,7 +33,6 @@ __all__ = ["run"]
 
 LOGS = ("csv", "tensorboard")
 """What --log accepts."""
-PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh")
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,11 @@ def run(
     if is_personalization(source, resume):
         personalize.run(arguments, out=out, resume=resume, dry_run=dry_run, as_json=as_json)
         return
+    given = None if resume is not None else load_task(source, overrides)
+    if given is not None and not isinstance(given.config, SceneConfig):
+        _refuse_for_pictures(given.config.task, evaluate=evaluate, log=log, view=view)
+        pictures.run(given, out=out, dry_run=dry_run, as_json=as_json)
+        return
     if dry_run:
         scene = _dry_scene(source, overrides, resume)
         text = dump_yaml(scene)
@@ -82,11 +86,7 @@ def run(
     watchers = _watchers(log, view)  # refuse before anything is made
     # Waiting threads must not burn the cores that others use; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    prepared = (
-        _continue(resume, source, overrides)
-        if resume is not None
-        else _start(load_scene(source, overrides), out)
-    )
+    prepared = _continue(resume, source, overrides) if resume is not None else _start(given, out)
     try:
         with contextlib.ExitStack() as stack:
             for watcher in watchers:
@@ -101,6 +101,17 @@ def run(
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
     _print_results(prepared.run, files, as_json)
+
+
+def _refuse_for_pictures(task: str, *, evaluate: bool, log: str, view: bool) -> None:
+    """Options of 3D runs make no sense where pictures are made."""
+    wanted = {"--eval": evaluate, "--log": log != LOGS[0], "--view": view}
+    given = [option for option, is_given in wanted.items() if is_given]
+    if given:
+        raise ConfigError(
+            f"{given[0]}: is for runs that make an asset, and task {task} makes pictures - "
+            "expected the scene alone. Leave the option out."
+        )
 
 
 def _watchers(log: str, view: bool) -> list[Callable[[RunFolder], AbstractContextManager]]:
@@ -145,7 +156,7 @@ def _dry_scene(source: str | None, overrides: list[str], resume: Path | None) ->
     if resume is not None:
         return _resumed_scene(open_run(resume), source, overrides)
     scene = load_scene(source, overrides)
-    _tell_changes(scene)
+    tell_changes(scene)
     return scene.config
 
 
@@ -166,21 +177,7 @@ def _start(scene: Scene, out: Path) -> Prepared:
         from studio.subject.photos import check_subject
 
         check_subject(config.subject)
-    info = {
-        "task": config.task,
-        "argv": sys.argv[1:],
-        "version": metadata_version("text-to-3d-studio"),
-        "git": _git_commit(),
-        "python": sys.version.split()[0],
-        "packages": {name: metadata_version(name) for name in PACKAGES},
-    }
-    run = create_run(out, prompt=config.prompt, method=scene.name, seed=config.seed, info=info)
-    with storage_errors(run.path, "write"):
-        write_atomic(run.scene_path, scene.text)
-        write_atomic(run.resolved_path, dump_yaml(config))
-    say(f"{config.prompt!r}, preset {scene.name}, seed {config.seed} -> {run.path}")
-    _tell_changes(scene)
-    return Prepared(run, config)
+    return Prepared(begin_run(scene, out), config)
 
 
 def _continue(path: Path, source: str | None, overrides: list[str]) -> Prepared:
@@ -203,6 +200,11 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
         ConfigError: another scene, or overrides that would change what is optimised.
     """
     tree, _ = read_yaml(run.resolved_path)
+    if task_class(tree, str(run.resolved_path)) is not SceneConfig:
+        raise ConfigError(
+            f"--resume: {run.path} made pictures, which are not continued - expected a run that "
+            f"makes an asset. Make them again: studio run {run.resolved_path}"
+        )
     before = validate(SceneConfig, tree, where=str(run.resolved_path))
     after = validate(SceneConfig, tree, overrides, where="--resume")
     if source is not None:
@@ -215,42 +217,6 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
             f"expected the same scene. For a new run use: {shlex.join(again)}"
         )
     return after
-
-
-def _tell_changes(scene: Scene) -> None:
-    """The difference from the preset, one line each, on stderr."""
-    for change in scene.changes:
-        say(f"  {change.key}: {_short(change.old)} -> {_short(change.new)}")
-
-
-def _short(value: Any) -> str:
-    """A value on one line."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else text[:99] + "…"
-
-
-def metadata_version(package: str) -> str | None:
-    """Installed version of a package, or None."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _git_commit() -> str | None:
-    """Commit of this checkout, or None outside of one."""
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 # --- finishing ------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from image_tools.configs import (
 )
 from studio.images.method_configs import (
     ControlMethodConfig,
+    DdsMethodConfig,
     EditMethodConfig,
     ExplicitRegionsConfig,
     NullTextMethodConfig,
@@ -71,6 +72,11 @@ class _PicturesConfig:
         if problems:
             raise ValueError("\n  ".join(problems))
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Everything that some picture of the run shows, the scene's prompt first."""
+        return (self.prompt,)
+
     def _problems(self) -> list[str]:
         """Every reason why the scene cannot run."""
         problems = [*prompt_problems(self.prompt, self.negative_prompt), *seed_problems(self.seed)]
@@ -92,6 +98,23 @@ class EditImageConfig(_PicturesConfig):
     image: str | None = None
     """Picture to edit, of which the prompt says what it shows; empty for one that the prior draws
     for the prompt."""
+
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return self.method.kind
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The scene's prompt and those of the edits; instructions say nothing of the picture."""
+        method = self.method
+        if isinstance(method, PromptToPromptMethodConfig | NullTextMethodConfig):
+            return (self.prompt, *(edit.prompt for edit in method.edits))
+        if isinstance(method, DdsMethodConfig):
+            return (self.prompt, *method.prompts)
+        if isinstance(method, SelfGuidanceMethodConfig) and method.prompt is not None:
+            return (self.prompt, method.prompt)
+        return (self.prompt,)
 
     def _problems(self) -> list[str]:
         method, problems = self.method, super()._problems()
@@ -131,6 +154,11 @@ class ControlImageConfig(_PicturesConfig):
     method: ControlMethodConfig
     """How: controlnet or uni_controlnet."""
 
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return self.method.kind
+
 
 @dataclass(frozen=True, kw_only=True)
 class RegionalImageConfig(_PicturesConfig):
@@ -140,6 +168,11 @@ class RegionalImageConfig(_PicturesConfig):
     """What the scene is for: here, to draw by regions."""
     regions: RegionsConfig
     """Who divides the picture: rule, file or endpoint, which read the prompt, or explicit."""
+
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return f"{self.regions.kind} regions"
 
     @property
     def masks(self) -> tuple[str, ...]:

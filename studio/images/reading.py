@@ -1,0 +1,118 @@
+"""Pictures, conditions and masks from files, each refused by the key that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from image_tools.control.annotators import canny_image
+from image_tools.personalization.photos import PhotosError, load_photo
+from image_tools.personalization.photos_configs import PhotosConfig
+from studio.errors import ConfigError
+from studio.images.configs import ControlImageConfig, EditImageConfig, ImageTaskConfig
+from studio.images.method_configs import (
+    CannyConditionConfig,
+    ConditionConfig,
+    ControlNetMethodConfig,
+    NullTextMethodConfig,
+    PromptToPromptMethodConfig,
+)
+
+__all__ = [
+    "check_pictures",
+    "conditions_of",
+    "picture_paths",
+    "read_condition",
+    "read_mask",
+    "read_picture",
+]
+
+LOOK_SIZE = 32  # pixels; enough to know that a picture can be read
+
+
+def read_picture(
+    path: str, key: str, *, size: int, fit: str = "crop"
+) -> Float[Tensor, "1 size size 3"]:
+    """A picture as a square.
+
+    Raises:
+        ConfigError: it is absent or damaged.
+    """
+    try:
+        return load_photo(path, size=size, config=PhotosConfig(fit=fit))[None]
+    except PhotosError as error:
+        raise ConfigError(f"{key}: {error}") from error
+
+
+def read_condition(
+    config: ConditionConfig, key: str, *, size: int
+) -> Float[Tensor, "1 size size 3"]:
+    """A condition image, as it is or made of a photograph.
+
+    Raises:
+        ConfigError: it is absent or damaged, or of another size than the prior draws.
+    """
+    if isinstance(config, CannyConditionConfig):
+        photo = read_picture(config.path, f"{key}.path", size=size, fit=config.fit)
+        return canny_image(photo, low=config.low, high=config.high)
+    if config.fit == "exact":
+        return _read_exact(config.path, f"{key}.path", size, hint=f", or set {key}.fit=crop")
+    return read_picture(config.path, f"{key}.path", size=size, fit=config.fit)
+
+
+def read_mask(path: str, key: str, *, size: int) -> Float[Tensor, "size size"]:
+    """A mask, 1 where the picture is white.
+
+    Raises:
+        ConfigError: it is absent or damaged, or of another size than the prior draws.
+    """
+    return _read_exact(path, key, size, hint="")[0].mean(dim=-1)
+
+
+def check_pictures(config: ImageTaskConfig) -> None:
+    """Refuse pictures that cannot be read, before a run folder is made.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    for key, path in picture_paths(config):
+        read_picture(path, key, size=LOOK_SIZE)
+
+
+def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
+    """Every picture that a scene names, with its key."""
+    if isinstance(config, ControlImageConfig):
+        yield from ((f"{key}.path", one.path) for key, one in conditions_of(config))
+    elif isinstance(config, EditImageConfig):
+        if config.image is not None:
+            yield "image", config.image
+        shares = isinstance(config.method, PromptToPromptMethodConfig | NullTextMethodConfig)
+        if shares and config.method.mask is not None:
+            yield "method.mask", config.method.mask
+    else:
+        yield from ((f"regions.masks.{k}", path) for k, path in enumerate(config.masks))
+
+
+def conditions_of(config: ControlImageConfig) -> Iterator[tuple[str, ConditionConfig]]:
+    """Every condition of a scene, with its key."""
+    method = config.method
+    if isinstance(method, ControlNetMethodConfig):
+        yield from ((f"method.nets.{k}.condition", n.condition) for k, n in enumerate(method.nets))
+    else:
+        yield from ((f"method.maps.{k}.condition", m.condition) for k, m in enumerate(method.maps))
+
+
+def _read_exact(path: str, key: str, size: int, *, hint: str) -> Float[Tensor, "1 size size 3"]:
+    picture = read_picture(path, key, size=size)
+    with Image.open(Path(path).expanduser()) as image:
+        width, height = image.size
+    if (width, height) != (size, size):
+        raise ConfigError(
+            f"{key}: '{path}' is {width}x{height} pixels - expected {size}x{size}, the size that "
+            f"the prior draws. Save it at that size{hint}."
+        )
+    return picture
