@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from renderers.fields.painted_mesh import PaintedMeshField
 from renderers.fields.tet_mesh import TetMeshField
 from renderers.materials import ALBEDO
 from studio.contact_sheet import contact_sheet, view_names
@@ -98,7 +99,8 @@ def compare_views(run: RunFolder, stage: LoadedStage) -> Path:
     field = picture(field_render(stage)(cameras), "comp_rgb", cameras).cpu()
     unlit = asset_render(mesh, shading=ALBEDO)(cameras)
     lit = asset_render(mesh)(cameras)
-    trained = "mesh" if isinstance(stage.field, TetMeshField) else "field"
+    is_mesh = isinstance(stage.field, TetMeshField | PaintedMeshField)
+    trained = "mesh" if is_mesh else "field"
     columns = {
         trained: field,
         "asset, unlit": picture(unlit, "comp_rgb", cameras),

@@ -24,6 +24,7 @@ from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changed_keys
 from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
+from studio.scene_inputs import check_inputs
 from studio.task_configs import task_class
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def _start(scene: Scene, out: Path) -> Prepared:
     check_remesh(config.export.remesh)
     if config.edit is not None:
         check_edit(config.edit)
+    check_inputs(config)
     if config.subject is not None:
         from studio.subject.photos import check_subject
 

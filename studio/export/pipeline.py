@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from renderers.fields.painted_mesh import PaintedMeshField
 from renderers.fields.tet_mesh import TetMeshField
 from studio.errors import EmptyGeometry
 from studio.export.bake import (
@@ -43,7 +44,7 @@ from studio.run_folder import RunFolder
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ExportResult", "export_field", "export_mesh", "export_run"]
+__all__ = ["ExportResult", "export_field", "export_mesh", "export_painted", "export_run"]
 
 Progress = Callable[[str], None]
 
@@ -109,7 +110,8 @@ def export_run(
 ) -> ExportResult:
     """Export the last stage of a run into its asset folder, and note it in ``run.json``.
 
-    A mesh stage gives its own surface; a field is marched.
+    A mesh stage gives its own surface, and one that painted a file that file's, as it is; a field
+    is marched.
 
     Args:
         run: the run folder.
@@ -132,11 +134,12 @@ def export_run(
         "device": device,
         "progress": progress,
     }
-    if isinstance(stage.field, TetMeshField):
+    if isinstance(stage.field, TetMeshField | PaintedMeshField):
         mesh = stage.field.mesh().detach().to("cpu")
         triangles = Triangles.of(mesh.v_pos.numpy(), mesh.t_pos_idx.numpy())
         colours = surface_colours(stage.field)
-        result = export_mesh(triangles, colours, config, run.asset_dir, **options)
+        export = export_painted if isinstance(stage.field, PaintedMeshField) else export_mesh
+        result = export(triangles, colours, config, run.asset_dir, **options)
     else:
         result = export_field(stage.field, config, run.asset_dir, **options)
     run.update_info({"export": result.as_dict()})
@@ -208,6 +211,28 @@ def export_mesh(
     )
 
 
+def export_painted(
+    mesh: Triangles,
+    colours: Colours,
+    config: ExportConfig,
+    out_dir: Path,
+    *,
+    name: str = "asset",
+    extras: dict[str, Any] | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = lambda _: None,
+) -> ExportResult:
+    """Colour and write a surface of the user's, every triangle of it; arguments as above.
+
+    ``max_faces``, ``min_component`` and ``remesh`` do not apply.
+    """
+    prepare_folder(out_dir)
+    clock = _Clock(progress)
+    return _write(
+        mesh, colours, config, out_dir, name=name, extras=extras, device=device, clock=clock
+    )
+
+
 def _colours(
     scene_field: DensityField | DistanceField, surface: Surface, config: ExportConfig
 ) -> Colours:
@@ -228,7 +253,7 @@ def _finish(
     device: torch.device | str,
     clock: _Clock,
 ) -> ExportResult:
-    """Everything after the raw surface."""
+    """Everything after the raw surface: clean-up, decimation, and what ``_write`` does."""
     n_extracted = len(mesh.t_pos_idx)
     with clock.step("clean-up"):
         mesh, floaters, hidden = drop_parts(mesh, min_component=config.min_component)
@@ -241,6 +266,30 @@ def _finish(
             f"{hidden} hidden parts dropped). Expected at least one solid part. Try a lower "
             "--threshold, or export.min_component=0."
         )
+    result = _write(
+        mesh, colours, config, out_dir, name=name, extras=extras, device=device, clock=clock
+    )
+    return replace(
+        result,
+        n_faces_extracted=n_extracted,
+        floaters_dropped=floaters,
+        hidden_dropped=hidden,
+        holes_filled=holes,
+    )
+
+
+def _write(
+    mesh: Triangles,
+    colours: Colours,
+    config: ExportConfig,
+    out_dir: Path,
+    *,
+    name: str,
+    extras: dict[str, Any] | None,
+    device: torch.device | str,
+    clock: _Clock,
+) -> ExportResult:
+    """Colours and files of a surface that stays as it is."""
     atlas, texture = _textured(mesh, colours, config, device=device, clock=clock)
     with clock.step("vertex colours"):
         v_rgb = vertex_colours(mesh, colours, device=device)
@@ -256,14 +305,14 @@ def _finish(
         files=files,
         n_vertices=len(flat.position),
         n_faces=len(flat.faces),
-        n_faces_extracted=n_extracted,
+        n_faces_extracted=len(mesh.t_pos_idx),
         threshold=0.0,
         silhouette_iou=None,
         appearance="vertex" if atlas is None else atlas.kind,
         texture_coverage=None if texture is None else round(texture.coverage, 4),
-        floaters_dropped=floaters,
-        hidden_dropped=hidden,
-        holes_filled=holes,
+        floaters_dropped=0,
+        hidden_dropped=0,
+        holes_filled=0,
         problems=problems,
         seconds=clock.seconds,
     )

@@ -1,0 +1,40 @@
+"""What a scene needs from disk beside its priors, looked for before a run folder is made.
+
+A missing mesh or adapter of a later stage must not turn out to be missing hours later.
+"""
+
+from __future__ import annotations
+
+from guidance.control_sds_configs import ControlSDSConfig
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from image_tools.pocket.paths import adapter_path
+from renderers.mesh_configs import MeshFileConfig
+from studio.configs import SceneConfig
+from studio.errors import ConfigError
+
+__all__ = ["check_inputs"]
+
+
+def check_inputs(scene: SceneConfig) -> None:
+    """Refuse a scene whose mesh, adapters or instruction are missing.
+
+    Raises:
+        ConfigError: no mesh, or no instruction, is given.
+        WeightsMissing: a ControlNet or an edit model is not there.
+    """
+    for stage in scene.stages:
+        if isinstance(stage.field, MeshFileConfig):
+            from studio.start_mesh import check_mesh_file
+
+            check_mesh_file(stage.field)
+        rule = stage.guidance
+        if isinstance(rule, ControlSDSConfig):
+            for control in rule.controls:
+                adapter_path(control.net.weights, role="ControlNet")
+        if isinstance(rule, InstructSDSConfig | DatasetUpdateConfig):
+            adapter_path(rule.model.weights, role="edit model")
+            if not scene.edit.instruction.strip():
+                raise ConfigError(
+                    "edit.instruction: is empty - expected what to change, as an order. "
+                    'Add: edit.instruction="make it blue"'
+                )
