@@ -122,7 +122,8 @@ class ObjectGeometry:
                 face, raster.zw.numpy(), bary, pos_clip=clip.numpy(), sheer=self._sheer,
                 thresholds=thresholds,
             )  # fmt: skip
-        return face, np.concatenate([bary, 1.0 - bary.sum(-1, keepdims=True)], -1)
+        last = 1.0 - (bary[..., :1] + bary[..., 1:])
+        return face, np.concatenate([bary, last], -1)
 
     def surface_color(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Unshaded RGB ``[n, 3]`` at points given by face ``[n]`` and vertex weights ``[n, 3]``."""
@@ -143,7 +144,7 @@ class ObjectGeometry:
     def surface_normal(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """Unit world normals ``[n, 3]`` at the same points."""
         normal = np.einsum("nk,nkc->nc", weights, self.mesh.normals[face])
-        return normal / np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
+        return normal / np.maximum(_lengths(normal), 1e-12)
 
     def position(self, face: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """World positions ``[n, 3]`` of the same points."""
@@ -196,6 +197,11 @@ class ObjectGeometry:
         return np.array(recolor.rgb, np.float32), mean
 
 
+def _lengths(vectors: np.ndarray) -> np.ndarray:
+    """Lengths ``[n, 1]`` of ``[n, 3]``; numpy's own are slow along so short an axis."""
+    return np.sqrt(np.einsum("nc,nc->n", vectors, vectors))[:, None]
+
+
 def _shade(
     geometry: ObjectGeometry,
     face: np.ndarray,
@@ -205,8 +211,8 @@ def _shade(
 ) -> np.ndarray:
     normal = geometry.surface_normal(face, weights)
     to_eye = eye - geometry.position(face, weights)
-    to_eye /= np.linalg.norm(to_eye, axis=1, keepdims=True)
-    facing = (normal * to_eye).sum(1)
+    to_eye /= _lengths(to_eye)
+    facing = np.einsum("nc,nc->n", normal, to_eye)
     # Thin parts show their back: light what the camera sees.
     normal = np.where(facing[:, None] < 0, -normal, normal)
     amount = light.ambient + light.head * np.abs(facing) + light.sky * (0.5 + 0.5 * normal[:, 2])
