@@ -14,6 +14,7 @@ from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.prior import DiffusionPrior
 from studio.config import dump
 from studio.configs import SceneConfig
+from studio.task_configs import TaskConfig
 
 __all__ = ["StagePriors", "prior_key", "priors_of"]
 
@@ -61,8 +62,12 @@ def prior_key(scene: SceneConfig, index: int) -> str:
     return "prior" if stage.prior is None else f"stages.{stage.name}.prior"
 
 
-def priors_of(scene: SceneConfig) -> Iterator[tuple[str, PriorConfig]]:
-    """Every prior that guides some stage, and every critic's own, by its key in the scene file."""
+def priors_of(scene: TaskConfig) -> Iterator[tuple[str, PriorConfig]]:
+    """Every prior that draws, or that guides some stage, and every critic's own, by its key in the
+    scene file."""
+    if not isinstance(scene, SceneConfig):
+        yield "prior", scene.prior
+        return
     found = {prior_key(scene, k): scene.prior_of(k) for k in range(len(scene.stages))}
     for stage in scene.stages:
         found |= _priors_in(stage.guidance, f"stages.{stage.name}.guidance")

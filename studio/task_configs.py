@@ -11,15 +11,15 @@ from studio.errors import ConfigError
 from studio.images.configs import ImageTaskConfig
 from studio.scene_file import did_you_mean
 
-__all__ = ["TaskConfig", "task_class", "tasks_of"]
+__all__ = ["DEFAULT_TASK", "TaskConfig", "task_class", "tasks_of"]
 
 TaskConfig = SceneConfig | ImageTaskConfig
 DEFAULT_TASK = "text_to_3d"
 
 
 def tasks_of(cls: type) -> tuple[str, ...]:
-    """The tasks that a config class serves."""
-    return get_args(hints_of(cls)["task"])
+    """The tasks that a config class serves; none if it is not that of a scene file."""
+    return get_args(hints_of(cls).get("task"))
 
 
 def task_class(tree: Mapping[str, Any], where: str) -> type:

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Literal
 
 from image_tools.configs import PriorConfig
-from studio.config import load_scene
+from studio.config import load_task
+from studio.configs import SceneConfig
 from studio.errors import StudioError
 
 __all__ = ["Check", "checks", "run"]
@@ -156,17 +157,21 @@ def _backends() -> Iterator[Check]:
 
 
 def _weights(scene: str | None) -> Iterator[Check]:
-    """The models of all stages of the scene (the demo preset by default), without loading any."""
+    """The models of the scene (the demo preset by default), without loading any."""
     from guidance.debiasing import find_masked_language_model
     from image_tools.diffusion.layout import find_prior_files
     from image_tools.diffusion.weights import find_local_folder
+    from studio.images.adapters import find_adapter, named_adapters
     from studio.stage_priors import priors_of
 
-    config = load_scene(scene or "demo").config
+    config = load_task(scene or "demo").config
     for key, prior in priors_of(config):
         find = partial(find_prior_files, prior, find_local_folder)
         yield _model(key, prior.kind, _hub_id(prior), find)
-    if config.debias is not None:
+    if not isinstance(config, SceneConfig):
+        for key, name in named_adapters(config):
+            yield _model(key, "adapter", None, partial(find_adapter, name, key))
+    elif config.debias is not None:
         find = partial(find_masked_language_model, config.debias.model)
         yield _model("debias", "masked language model", None, find)
 

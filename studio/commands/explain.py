@@ -6,15 +6,15 @@ import dataclasses
 import json
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
 from studio.config import dump, json_schema
 from studio.config_types import describe, doc_of, field_docs, hints_of, item_type, kind_of, members
-from studio.configs import SceneConfig
 from studio.errors import ConfigError
 from studio.scene_file import did_you_mean
+from studio.task_configs import DEFAULT_TASK, TaskConfig, tasks_of
 
 __all__ = ["Entry", "entries", "run"]
 
@@ -34,11 +34,14 @@ class Entry:
     doc: str
     tp: Any = dataclasses.field(repr=False, compare=False, default=None)
     """The Python type, to descend."""
+    tasks: tuple[str, ...] = dataclasses.field(compare=False, default=())
+    """Tasks whose scene files have the key."""
 
 
-def entries(tp: Any = SceneConfig, path: str = "") -> Iterator[Entry]:
-    """Every key below a config type, depth first."""
+def entries(tp: Any = TaskConfig, path: str = "", tasks: tuple[str, ...] = ()) -> Iterator[Entry]:
+    """Every key below a config type, depth first; tasks that share a key each give it."""
     for cls in members(tp):
+        own = tasks or tasks_of(cls)
         kind = kind_of(cls) if len(members(tp)) > 1 else None
         for field in dataclasses.fields(cls):
             if field.name not in hints_of(cls) or field.name == "kind":
@@ -46,8 +49,8 @@ def entries(tp: Any = SceneConfig, path: str = "") -> Iterator[Entry]:
             hint = hints_of(cls)[field.name]
             below = f"{path}.{field.name}" if path else field.name
             doc = field_docs(cls).get(field.name, "")
-            yield Entry(below, kind, describe(hint), _default(field), doc, hint)
-            yield from entries(item_type(hint) or hint, below)
+            yield Entry(below, kind, describe(hint), _default(field), doc, hint, own)
+            yield from entries(item_type(hint) or hint, below, own)
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -66,11 +69,11 @@ def run(key: str | None, *, schema: bool = False, as_json: bool = False) -> None
         ConfigError: no such key.
     """
     if schema:
-        sys.stdout.write(json.dumps(json_schema(), indent=2) + "\n")
+        sys.stdout.write(json.dumps(json_schema(TaskConfig), indent=2) + "\n")
         return
-    found = find(key) if key else [entry for entry in entries() if "." not in entry.path]
+    found = find(key) if key else _joined(entry for entry in entries() if "." not in entry.path)
     if as_json:
-        names = ("path", "kind", "type", "default", "doc")
+        names = ("path", "kind", "tasks", "type", "default", "doc")
         rows = [{name: getattr(entry, name) for name in names} for entry in found]
         sys.stdout.write(json.dumps(rows) + "\n")
         return
@@ -98,12 +101,27 @@ def find(key: str) -> list[Entry]:
         }
         hint = did_you_mean(wanted, names) or " List the top level with: studio explain"
         raise ConfigError(f"explain: no key {key!r}.{hint}")
-    return found
+    return _joined(found)
+
+
+def _joined(found: Iterable[Entry]) -> list[Entry]:
+    """Keys that mean the same in several tasks, once."""
+    joined: list[Entry] = []
+    for entry in found:
+        if entry in joined:
+            place = joined.index(entry)
+            tasks = dict.fromkeys((*joined[place].tasks, *entry.tasks))
+            joined[place] = dataclasses.replace(joined[place], tasks=tuple(tasks))
+        else:
+            joined.append(entry)
+    return joined
 
 
 def _text(entry: Entry) -> str:
     """Path, type, default and meaning of one key."""
     kind = f"  [kind {entry.kind}]" if entry.kind else ""
+    if DEFAULT_TASK not in entry.tasks:
+        kind = f"  [task {', '.join(entry.tasks)}]{kind}"
     default = "" if entry.default == "required" else f"  default {_short(entry.default)}"
     required = "  required" if entry.default == "required" else ""
     type_words = "" if members(item_type(entry.tp) or entry.tp) else f"  {entry.type}"

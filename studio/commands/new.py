@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
-from studio.config import load_scene
+from studio.config import load_task
 from studio.errors import ConfigError
 from studio.scene_file import did_you_mean, preset_names, preset_path
 
@@ -34,7 +34,7 @@ def _list(as_json: bool) -> None:
     """One line for each preset: its name and the comment at its top."""
     rows = {}
     for name in preset_names():
-        scene = load_scene(name)
+        scene = load_task(name)
         rows[name] = scene.text.split("\n")[0].lstrip("# ").strip()
     if as_json:
         sys.stdout.write(json.dumps(rows) + "\n")

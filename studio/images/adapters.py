@@ -17,7 +17,7 @@ from studio.images.method_configs import (
     UniControlNetMethodConfig,
 )
 
-__all__ = ["adapter_path", "named_adapters", "weights_in"]
+__all__ = ["adapter_path", "find_adapter", "named_adapters"]
 
 SHIPPED = "pocket-"
 SUFFIX = ".safetensors"
@@ -46,12 +46,13 @@ def adapter_path(name: str, key: str) -> Path:
     )
 
 
-def weights_in(path: Path, key: str) -> list[Path]:
-    """The weight files of an adapter: the file itself, or those in its folder.
+def find_adapter(name: str, key: str) -> list[Path]:
+    """The weight files that a scene means by ``name``: one file, or those in its folder.
 
     Raises:
         WeightsMissing: there are none.
     """
+    path = adapter_path(name, key)
     if path.is_file():
         return [path]
     found = sorted(path.glob(f"*{SUFFIX}")) or sorted(path.glob(f"unet/*{SUFFIX}"))

@@ -19,7 +19,7 @@ from image_tools.control.uni_weights import read_uni
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import ddim_steps
 from studio.errors import WeightsMissing
-from studio.images.adapters import adapter_path, weights_in
+from studio.images.adapters import adapter_path, find_adapter
 from studio.images.configs import ControlImageConfig
 from studio.images.method_configs import (
     CannyConditionConfig,
@@ -83,7 +83,7 @@ def _with_adapter(
     prior: DiffusionPrior, config: ControlImageConfig, images: list[Float[Tensor, "1 h w 3"]]
 ) -> UniControlledPrior:
     key, method = "method.model", config.method
-    file = weights_in(adapter_path(method.model, key), key)[0]
+    file = find_adapter(method.model, key)[0]
     local, _ = read_uni(file, prior.unet, prior.dtype)
     if local is None:
         raise WeightsMissing(
