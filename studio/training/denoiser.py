@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from studio.training.conditioning import TextPreconditioner
+from studio.training.contrast import ContrastConfig, WrongViews, contrast_loss
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -62,6 +63,8 @@ class DenoiserConfig:
     """Timesteps have density p (t/T)^(p-1): 1 is uniform, more draws noisy ones more often."""
     text_ridge: float = 1e-2
     """Ridge of the text preconditioner, as a share of the states' mean variance."""
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
+    """Comparison with captions that name a wrong view."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=12_500, learning_rate=6e-4))
     """Length and learning rate (12 500 steps of 16 are 200 000 samples)."""
 
@@ -120,8 +123,17 @@ class LatentCache:
         """Random latents ``[b, 4, 16, 16]`` and text states ``[b, 24, 384]``, float32."""
         index = np.sort(rng.integers(0, len(self.latents), size))
         rows = np.where(rng.random(size) < caption_dropout, 0, self.text_index[index])
-        latents = torch.from_numpy(self.latents[index]).float()
-        return latents, torch.from_numpy(np.stack([self.text[r] for r in rows])).float()
+        return self._latents(index), self._states(rows)
+
+    def at(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The latents of these sorted rows and the states of their captions, likewise."""
+        return self._latents(index), self._states(self.text_index[index])
+
+    def _latents(self, index: np.ndarray) -> Tensor:
+        return torch.from_numpy(self.latents[index]).float()
+
+    def _states(self, rows: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.stack([self.text[row] for row in rows])).float()
 
 
 def _is_fresh(stamp: Path, key: str) -> bool:
@@ -187,6 +199,68 @@ def stratified_timesteps(
     return (share ** (1.0 / tilt) * total).long().clamp(max=total - 1)
 
 
+class _Objective:
+    """The loss of a step: noise at random timesteps, and right view words against wrong ones."""
+
+    def __init__(
+        self,
+        config: DenoiserConfig,
+        cache: LatentCache,
+        views: WrongViews | None,
+        *,
+        seed: int,
+        device: torch.device,
+    ) -> None:
+        self.config, self.cache, self.views = config, cache, views
+        self.seed, self.device = seed, device
+        self.alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
+        self.preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
+
+    def __call__(self, unet: UNet2DConditionModel, step: int) -> Tensor:
+        config, total = self.config, len(self.alphas_cumprod)
+        rng = np.random.default_rng([self.seed, step])
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+        compared = config.contrast.images(config.batch_size) if self.views is not None else 0
+        plain = config.batch_size - 2 * compared
+        latents, text = self.cache.batch(rng, plain, config.caption_dropout)
+        t = stratified_timesteps(plain, total, generator, tilt=config.noise_tilt)
+        if not compared:
+            return self._losses(unet, latents, text, t, generator).mean()
+        index, wrong = self.views.draw(rng, compared)
+        seen, right = self.cache.at(index)
+        noisy = stratified_timesteps(compared, total, generator, tilt=config.contrast.noise_tilt)
+        losses = self._losses(
+            unet,
+            torch.cat([latents, seen, seen]),
+            torch.cat([text, right, wrong.cpu()]),
+            torch.cat([t, noisy, noisy]),
+            generator,
+            repeated=compared,
+        )
+        of_right, of_wrong = losses[plain:].chunk(2)
+        compare = contrast_loss(of_right, of_wrong, config.contrast.temperature)
+        return losses[: plain + compared].mean() + config.contrast.weight * compare
+
+    def _losses(
+        self,
+        unet: UNet2DConditionModel,
+        latents: Tensor,
+        text: Tensor,
+        t: Tensor,
+        generator: torch.Generator,
+        repeated: int = 0,
+    ) -> Tensor:
+        """Mean squared error of v of each row; the last ``repeated`` rows share their noise."""
+        noise = torch.randn(latents[: len(latents) - repeated].shape, generator=generator)
+        noise = torch.cat([noise, noise[len(noise) - repeated :]]).to(self.device)
+        latents, t = latents.to(self.device), t.to(self.device)
+        alpha = self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
+        sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
+        states = self.preconditioner(text.to(self.device))
+        predicted = unet(alpha * latents + sigma * noise, t, encoder_hidden_states=states).sample
+        return (predicted - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
+
+
 def train_denoiser(
     config: DenoiserConfig,
     cache: LatentCache,
@@ -196,6 +270,7 @@ def train_denoiser(
     device: torch.device,
     log: Callable[[str], None],
     start: UNet2DConditionModel | None = None,
+    views: WrongViews | None = None,
 ) -> UNet2DConditionModel:
     """Train (or finish training) the UNet; returns it with averaged weights, in eval mode.
 
@@ -207,31 +282,16 @@ def train_denoiser(
         device: where the network runs.
         log: receives progress lines.
         start: a UNet in single precision to go on from, trained in place.
+        views: captions of the cache's rows that can be made wrong; none are when not given.
     """
     torch.manual_seed(seed)
     unet = (start or build_unet(config)).to(device).requires_grad_(True)
-    preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
+    objective = _Objective(config, cache, views, seed=seed, device=device)
     if start is not None:
-        preconditioner.enter(unet)
+        objective.preconditioner.enter(unet)
     loop = TrainingLoop(unet, config.loop, folder)
-    alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
-
-    def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, step])
-        latents, text = cache.batch(rng, config.batch_size, config.caption_dropout)
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        t = stratified_timesteps(
-            len(latents), len(alphas_cumprod), generator, tilt=config.noise_tilt
-        ).to(device)
-        latents, text = latents.to(device), preconditioner(text.to(device))
-        alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
-        sigma = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
-        predicted = unet(alpha * latents + sigma * noise, t, encoder_hidden_states=text).sample
-        return (predicted - (alpha * noise - sigma * latents)).square().mean()
-
     unet.train()
-    loop.run(loss_at, log=log)
+    loop.run(lambda step: objective(unet, step), log=log)
     loop.load_average()
-    preconditioner.leave(unet)
+    objective.preconditioner.leave(unet)
     return unet.eval().requires_grad_(False)

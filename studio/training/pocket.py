@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ import torch
 
 from scenes.objects.samples import ObjectSampleConfig
 from scenes.toybox.samples import SampleConfig
+from studio.training.contrast import ContrastConfig, WrongViews
 from studio.training.denoiser import (
     DenoiserConfig,
     LatentCache,
@@ -33,7 +35,7 @@ from studio.training.denoiser import (
 from studio.training.image_cache import ImageCache, cache_key, render_cache
 from studio.training.loop import LoopConfig
 from studio.training.start import begin_unet, frozen_parts, unet_digest, vae_digest
-from studio.training.text import build_text_encoder
+from studio.training.text import build_text_encoder, encode_captions
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
 
 if TYPE_CHECKING:
@@ -97,13 +99,14 @@ REFINE_PRESETS: dict[str, PocketConfig] = {
         denoiser=replace(
             preset.denoiser,
             noise_tilt=1.25,
+            contrast=ContrastConfig(share=0.75),
             loop=replace(preset.denoiser.loop, steps=steps, learning_rate=4e-4, warmup=100),
         ),
     )
     for (name, preset), steps in zip(PRESETS.items(), (3000, 20_000))
 }
-"""To go on from a finished model: new images, and more draws of the noisy timesteps, in which a
-sample's layout and side are decided."""
+"""To go on from a finished model: new images, more draws of the noisy timesteps, in which layout
+and side are decided, and view words compared with wrong ones."""
 
 
 def _note_images(config: PocketConfig, work: Path) -> None:
@@ -280,6 +283,11 @@ def refine_pocket(
     unet = begin_unet(start, work)
     digest = unet_digest(start)
     latents = cache_refinement(config, work, start=start, device=device, log=log)
+    vae, encoder, tokenizer = frozen_parts(start, device)
+    views = None
+    if config.denoiser.contrast.share:
+        images, _ = cache_images(config, work, log=log)
+        views = WrongViews(images.captions, partial(encode_captions, encoder, tokenizer))
     unet = train_denoiser(
         config.denoiser,
         latents,
@@ -288,6 +296,7 @@ def refine_pocket(
         device=device,
         log=log,
         start=unet,
+        views=views,
     )
     before = start / "training.json"
     card = json.loads(before.read_text()) if before.is_file() else {}
@@ -300,7 +309,6 @@ def refine_pocket(
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     card["refinements"] = [*card.get("refinements", []), refined]
-    vae, encoder, tokenizer = frozen_parts(start, device)
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 

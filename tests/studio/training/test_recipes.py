@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from studio.training.contrast import ContrastConfig, WrongViews
 from studio.training.denoiser import (
     TEXT_WIDTH,
     DenoiserConfig,
@@ -270,6 +271,31 @@ def test_a_finished_model_s_denoiser_is_trained_on_and_all_else_is_kept(
     assert before.keys() == after.keys()
     change = max((before[name] - after[name]).abs().max().item() for name in before)
     assert 0.0 < change < 0.01, "two steps from where the first training ended, not a new network"
+
+
+def test_a_refinement_compares_right_views_with_wrong_ones(
+    trained: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = []
+    contradict = WrongViews.contradict
+
+    def recorded(caption: str, rng: np.random.Generator) -> str:
+        compared.append((caption, contradict(caption, rng)))
+        return compared[-1][1]
+
+    monkeypatch.setattr(WrongViews, "contradict", staticmethod(recorded))
+    denoiser = replace(TINY.denoiser, batch_size=4, contrast=ContrastConfig(share=0.75))
+    config = replace(TINY, seed=2, denoiser=denoiser)
+    refine_pocket(
+        config,
+        tmp_path / "work",
+        start=trained[1],
+        out=tmp_path / "out",
+        device=torch.device("cpu"),
+        log=quiet,
+    )
+    assert len(compared) == config.denoiser.loop.steps, "one image a step, four rows by 3/4 over 2"
+    assert all(right.rsplit(", ")[0] == wrong.rsplit(", ")[0] != right for right, wrong in compared)
 
 
 def test_the_card_of_a_model_tells_each_training_it_went_through(
