@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from guidance.base import GuidanceRule
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import VSDConfig
+from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.layout_parts import LayoutObject
 from guidance.multiview_configs import MultiViewConfig
 from guidance.original import Original
 from guidance.prompts import ViewPrompts
+from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.rule_configs import GuidanceConfig
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.cameras import Cameras
@@ -25,6 +31,7 @@ def build_guidance(
     seed: int,
     original: Original | None = None,
     dataset: Cameras | None = None,
+    layout: Sequence[LayoutObject] = (),
 ) -> GuidanceRule:
     """The rule for a config.
 
@@ -35,6 +42,7 @@ def build_guidance(
         seed: of the initial values of whatever the rule trains.
         original: the finished scene that is edited, for rules that compare with it.
         dataset: cameras of the views that a rule keeps, if it keeps some.
+        layout: objects with places of their own, for rules that know them; none for plain SDS.
     """
     if isinstance(config, VSDConfig):
         from guidance.vsd import VSDGuidance
@@ -60,6 +68,33 @@ def build_guidance(
         from guidance.instruct_edit_views import DatasetUpdateGuidance
 
         return DatasetUpdateGuidance(config, prior, prompts, original, views=dataset, seed=seed)
+    if isinstance(config, DeltaEditConfig):
+        from guidance.delta_edit import DeltaEditGuidance
+
+        return DeltaEditGuidance(config, prior, prompts, original)
     from guidance.sds import SDSGuidance
 
+    if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig):
+        prompts = _placed_prompts(config, prior, prompts, layout)
+        return SDSGuidance(config.sds, prior, prompts, seed=seed)
     return SDSGuidance(config, prior, prompts, seed=seed)
+
+
+def _placed_prompts(
+    config: RegionalSDSConfig | LayoutGuidedConfig,
+    prior: NoisePrior,
+    prompts: ViewPrompts,
+    layout: Sequence[LayoutObject],
+) -> ViewPrompts:
+    """Prompts that know where objects are; the scene's own where there is nothing to know."""
+    if not layout:
+        return prompts
+    if isinstance(config, RegionalSDSConfig):
+        from guidance.regional_sds import RegionalPrompts
+
+        return RegionalPrompts(config, prior, prompts, layout)
+    if config.scale == 0.0:
+        return prompts
+    from guidance.layout_guided import LayoutPrompts
+
+    return LayoutPrompts(config, prior, prompts, layout)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from guidance.configs import SDSConfig
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import VSDConfig
+from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.multiview_configs import MultiViewConfig
+from guidance.regional_sds_configs import RegionalSDSConfig
 
 __all__ = ["GuidanceConfig"]
 
@@ -19,4 +22,7 @@ GuidanceConfig = (
     | ControlSDSConfig
     | InstructSDSConfig
     | DatasetUpdateConfig
+    | DeltaEditConfig
+    | LayoutGuidedConfig
+    | RegionalSDSConfig
 )

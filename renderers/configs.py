@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from renderers.box_configs import BoxesBlobConfig
 from renderers.camera_configs import (
     CamerasConfig,
     DreamFusionLightConfig,
@@ -143,7 +144,7 @@ class NoBlobConfig:
     """Pre-activation density everywhere."""
 
 
-DensityBlobConfig = Magic3DBlobConfig | DreamFusionBlobConfig | NoBlobConfig
+DensityBlobConfig = Magic3DBlobConfig | DreamFusionBlobConfig | NoBlobConfig | BoxesBlobConfig
 
 
 @dataclass(frozen=True)

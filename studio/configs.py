@@ -18,6 +18,7 @@ from renderers.configs import FieldConfig
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.edit_configs import EditConfig
 from studio.export.configs import ExportConfig
+from studio.layout_configs import ObjectBoxConfig, layout_problems, with_boxes
 from studio.prompt_rules import prompt_problems, seed_problems
 from studio.stage_configs import (
     AdamConfig,
@@ -90,6 +91,8 @@ class SceneConfig:
     """Your own subject, for task dreambooth3d."""
     edit: EditConfig | None = None
     """A finished run to start from and to edit; empty to start from nothing."""
+    layout: tuple[ObjectBoxConfig, ...] = ()
+    """Objects with prompts and places of their own, for guidance that knows them."""
     view_prompts: ViewPromptsConfig = setting(default_factory=DirectionalPromptsConfig)
     """How the prompt depends on the view."""
     debias: DebiasConfig | None = None
@@ -105,12 +108,14 @@ class SceneConfig:
             if index == 0:
                 return self.edit.shape
             index -= 1
-        return self.stages[index].field
+        return with_boxes(self.stages[index].field, self.layout)
 
     @property
     def color_field(self) -> FieldConfig | MeshFileConfig:
         """Settings of the field that holds the colours in all stages."""
-        return self.stages[0].field if self.edit is None else self.edit.field
+        if self.edit is not None:
+            return self.edit.field
+        return with_boxes(self.stages[0].field, self.layout)
 
     def is_mesh(self, index: int) -> bool:
         """Whether stage ``index`` optimises a mesh."""
@@ -133,6 +138,7 @@ class SceneConfig:
         problems = prompt_problems(self.prompt, self.negative_prompt)
         problems += stage_problems(self.stages, self.prior, self.edit)
         problems += subject_problems(self.task, self.subject, self.stages, self.prior, self.prompt)
+        problems += layout_problems(self.layout, self.stages, self.view_prompts, self.debias)
         if self.stages and self.export.particle >= self.stages[-1].particles:
             problems.append(
                 f"export.particle: is {self.export.particle}, and the last stage has "

@@ -30,6 +30,7 @@ from renderers.tet_mesh_renderer import TetMeshRenderer
 from renderers.volume_renderer import VolumeRenderer
 from studio.configs import SceneConfig
 from studio.device import make_generators
+from studio.layout import layout_objects
 
 __all__ = ["SceneRenderer", "build_field", "build_renderer", "build_rule", "hand_over", "work_of"]
 
@@ -93,6 +94,7 @@ def build_rule(
         seed=seed.initial_seed(),
         original=original,
         dataset=dataset,
+        layout=layout_objects(scene, prior),
     )
 
 

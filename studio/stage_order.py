@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.multiview_configs import MultiViewConfig
 from image_tools.configs import (
@@ -57,6 +58,8 @@ def stage_problems(
         if is_file and stage.geometry != "fixed":
             fits.append("geometry: a mesh from a file keeps its shape - expected fixed, got free.")
         fits += _instruction_problems(stage, edit)
+        if isinstance(stage.guidance, DeltaEditConfig) and edit is None:
+            fits.append("guidance: delta_edit edits a finished run - expected edit.run.")
         fits += _view_problems(stage, stage.prior or prior)
         problems += [f"{where}.{text}" for text in fits]
     return problems

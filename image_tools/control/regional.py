@@ -22,6 +22,7 @@ regions. With beta 1 everywhere the prediction is the plain prior's bit for bit.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -38,7 +39,7 @@ from image_tools.diffusion.attention import (
     attention_operations,
 )
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
-from image_tools.diffusion.modified import ModifiedPrior
+from image_tools.diffusion.modified import ModifiedPrior, rows_of
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import ShapeError, check_shape
 
@@ -59,17 +60,16 @@ def rect_masks(rects: Sequence[RegionRect], size: tuple[int, int]) -> Float[Tens
 
 
 def region_weights(
-    masks: Float[Tensor, "regions h w"], base_ratios: Sequence[float], size: tuple[int, int]
-) -> Float[Tensor, "prompts height width"]:
+    masks: Float[Tensor, "*rows regions h w"], base_ratios: Sequence[float], size: tuple[int, int]
+) -> Float[Tensor, "*rows prompts height width"]:
     """Weights of base and regions at a resolution; they sum to 1 everywhere.
 
     Where masks overlap, they share. Where they cover a place in part, the base gets the rest.
     """
-    if masks.shape[1:] != size:
-        masks = F.interpolate(masks[None], size, mode="area")[0]
-    masks = masks / masks.sum(dim=0, keepdim=True).clamp(min=1.0)
+    masks = _resized(masks, size)
+    masks = masks / masks.sum(dim=-3, keepdim=True).clamp(min=1.0)
     regions = masks * (1.0 - masks.new_tensor(base_ratios))[:, None, None]
-    return torch.cat([1.0 - regions.sum(dim=0, keepdim=True), regions])
+    return torch.cat([1.0 - regions.sum(dim=-3, keepdim=True), regions], dim=-3)
 
 
 @dataclass(frozen=True)
@@ -77,14 +77,16 @@ class _Layout:
     """Where regions are: masks of one's own, or rectangles drawn at each layer's resolution."""
 
     rects: tuple[RegionRect, ...]
-    masks: Float[Tensor, "regions h w"] | None
+    masks: Float[Tensor, "_ regions h w"] | None
+    """For all rows of a batch at once, or for each image of it."""
     base_ratios: tuple[float, ...]
 
-    def masks_at(self, size: tuple[int, int]) -> Float[Tensor, "regions h w"]:
-        return rect_masks(self.rects, size) if self.masks is None else self.masks
+    def masks_at(self, size: tuple[int, int], rows: int) -> Float[Tensor, "rows regions h w"]:
+        masks = rect_masks(self.rects, size)[None] if self.masks is None else self.masks
+        return rows_of(masks, rows, "masks")
 
-    def weights(self, size: tuple[int, int]) -> Float[Tensor, "prompts h w"]:
-        return region_weights(self.masks_at(size), self.base_ratios, size)
+    def weights(self, size: tuple[int, int], rows: int) -> Float[Tensor, "rows prompts h w"]:
+        return region_weights(self.masks_at(size, rows), self.base_ratios, size)
 
 
 class RegionalAttention(AttentionOperation):
@@ -122,11 +124,12 @@ class RegionalAttention(AttentionOperation):
         size = call.size
         prompts = 1 + len(self.layout.base_ratios)
         answers = output.unflatten(0, (prompts, -1))
+        rows = answers.shape[1]
         if self.shrinks:
-            regions = _shrink_all(answers[1:], self.layout.masks_at(size), size)
+            regions = _shrink_all(answers[1:], self.layout.masks_at(size, rows), size)
             answers = torch.cat([answers[:1], regions])
-        weights = self.layout.weights(size).to(output).reshape(prompts, 1, -1, 1)
-        return (weights * answers).sum(dim=0)
+        weights = self.layout.weights(size, rows).to(output).transpose(0, 1)
+        return (weights.flatten(2)[..., None] * answers).sum(dim=0)
 
 
 class RegionalPrior(ModifiedPrior):
@@ -137,28 +140,39 @@ class RegionalPrior(ModifiedPrior):
         plain: NoisePrior,
         config: RegionalConfig,
         *,
-        masks: Float[Tensor, "regions h w"] | None = None,
+        masks: Float[Tensor, "*b regions h w"] | None = None,
     ) -> None:
         """Encode the regions' prompts.
 
         Args:
             plain: the prior.
             config: regions and their prompts.
-            masks: soft masks in 0..1 in the place of ``config.ratio``'s rectangles.
+            masks: soft masks in 0..1 in the place of ``config.ratio``'s rectangles, for all images
+                or for each image of a batch.
 
         Raises:
             ShapeError: if there are not as many masks as regions.
         """
         super().__init__(plain)
-        if masks is not None:
-            check_shape("masks", masks, f"{len(config.regions)} H W")
         self.config = config
-        self.layout = _Layout(parse_ratio(config.ratio), masks, config.base_ratios)
+        self.layout = _Layout(parse_ratio(config.ratio), None, config.base_ratios)
+        if masks is not None:
+            self.layout = self._laid_out(masks)
         self.is_on = any(ratio < 1.0 for ratio in config.base_ratios)
         common = f"{config.common}, " if config.common else ""
         prompts = [common + region.prompt for region in config.regions]
         self._regions = plain.encode_prompt(prompts)
         self._tokens = self._regions.tokens.shape[1]
+
+    def showing(self, masks: Float[Tensor, "*b regions h w"]) -> RegionalPrior:
+        """The same regions at other places.
+
+        Raises:
+            ShapeError: if there are not as many masks as regions.
+        """
+        moved = copy.copy(self)
+        moved.layout = self._laid_out(masks)
+        return moved
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
         """Prompts of whole images, each followed by those of the regions."""
@@ -227,6 +241,11 @@ class RegionalPrior(ModifiedPrior):
         with self._regional():
             return super().guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
 
+    def _laid_out(self, masks: Tensor) -> _Layout:
+        regions = f"{len(self.config.regions)} H W"
+        check_shape("masks", masks, regions if masks.ndim == 3 else f"B {regions}")
+        return replace(self.layout, masks=masks[None] if masks.ndim == 3 else masks)
+
     def _regional(self) -> AbstractContextManager:
         if not self.is_on:
             return nullcontext()
@@ -247,11 +266,11 @@ class RegionalPrior(ModifiedPrior):
 
     def _blended(self, latents: Tensor, predictions: Sequence[Callable[[], Tensor]]) -> Tensor:
         """Predictions for base and regions by their weights; those that count are made."""
-        weights = self.layout.weights(tuple(latents.shape[-2:])).to(latents)
+        weights = self.layout.weights(tuple(latents.shape[-2:]), len(latents)).to(latents)
         total = torch.zeros_like(latents)
-        for predict, weight in zip(predictions, weights, strict=True):
+        for predict, weight in zip(predictions, weights.unbind(dim=1), strict=True):
             if weight.any():
-                total = total + weight * predict()
+                total = total + weight[:, None] * predict()
         return total
 
     def _join(self, text: TextEmbedding, regions: Sequence[TextEmbedding]) -> TextEmbedding:
@@ -260,20 +279,31 @@ class RegionalPrior(ModifiedPrior):
         return replace(text, tokens=torch.cat([text.tokens, rows], dim=1))
 
 
+def _resized(
+    masks: Float[Tensor, "*rows h w"], size: tuple[int, int]
+) -> Float[Tensor, "*rows height width"]:
+    """Masks by area at another size."""
+    if masks.shape[-2:] == size:
+        return masks
+    flat = masks.reshape(-1, 1, *masks.shape[-2:])
+    return F.interpolate(flat, size, mode="area").reshape(*masks.shape[:-2], *size)
+
+
 def _shrink_all(
     answers: Float[Tensor, "regions rows n c"],
-    masks: Float[Tensor, "regions h w"],
+    masks: Float[Tensor, "rows regions h w"],
     size: tuple[int, int],
 ) -> Float[Tensor, "regions rows n c"]:
     """Each answer shrunk into the bounding box of its mask, 0 elsewhere."""
-    masks = masks if masks.shape[1:] == size else F.interpolate(masks[None], size, mode="area")[0]
     images = answers.transpose(2, 3).unflatten(3, size)
     result = torch.zeros_like(images)
-    for region, mask in enumerate(masks):
-        places = mask.nonzero()
-        if len(places) == 0:
-            continue
-        (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
-        shrunk = F.interpolate(images[region], (bottom - top, right - left), mode="area")
-        result[region, :, :, top:bottom, left:right] = shrunk
+    for row, own in enumerate(_resized(masks, size)):
+        for region, mask in enumerate(own):
+            places = mask.nonzero()
+            if len(places) == 0:
+                continue
+            (top, left), (bottom, right) = places.amin(0).tolist(), (places.amax(0) + 1).tolist()
+            inside = (bottom - top, right - left)
+            shrunk = F.interpolate(images[region, row][None], inside, mode="area")[0]
+            result[region, row, :, top:bottom, left:right] = shrunk
     return result.flatten(3).transpose(2, 3)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from renderers.box_configs import BoxesBlobConfig
 from renderers.configs import (
     DreamFusionBlobConfig,
     HashVolumeConfig,
@@ -45,6 +46,9 @@ class HashVolumeField(HashField):
             return blob.scale * (1.0 - x.norm(dim=-1) / blob.std)
         if isinstance(blob, DreamFusionBlobConfig):
             return blob.floor + (blob.scale - blob.floor) * self._bump(x)
+        if isinstance(blob, BoxesBlobConfig):
+            radius = _box_radii(blob, x)[0].amin(dim=-1)
+            return (blob.scale * (1.0 - radius)).clamp(min=blob.floor)
         return x.new_full((len(x),), blob.bias)
 
     def initial_gradient(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
@@ -55,7 +59,27 @@ class HashVolumeField(HashField):
         if isinstance(blob, DreamFusionBlobConfig):
             slope = -(blob.scale - blob.floor) / blob.std**2
             return slope * self._bump(x)[:, None] * x
+        if isinstance(blob, BoxesBlobConfig):
+            return _boxes_gradient(blob, x)
         return torch.zeros_like(x)
 
     def _bump(self, x: Tensor) -> Tensor:
         return torch.exp(-0.5 * x.square().sum(-1) / self.blob.std**2)
+
+
+def _box_radii(blob: BoxesBlobConfig, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Distance from the middle of each box, [n, k], 1 on the ellipsoid that fills it; and the
+    positions [n, k, 3] in units of half its edges."""
+    center = x.new_tensor([box.center for box in blob.boxes])
+    half = 0.5 * x.new_tensor([box.size for box in blob.boxes])
+    inside = (x[:, None] - center) / half
+    return inside.norm(dim=-1), inside / half
+
+
+def _boxes_gradient(blob: BoxesBlobConfig, x: Tensor) -> Tensor:
+    """Spatial gradient of the density's start in boxes; zero where it is at its floor."""
+    radii, slopes = _box_radii(blob, x)
+    radius, nearest = radii.min(dim=-1, keepdim=True)
+    slope = slopes.take_along_dim(nearest[..., None], dim=1)[:, 0]
+    rises = blob.scale * (1.0 - radius) > blob.floor
+    return rises * (-blob.scale) * slope / radius.clamp(min=MIN_RADIUS)

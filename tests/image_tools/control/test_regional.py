@@ -137,6 +137,21 @@ def test_masks_of_rectangles_are_the_rectangles(small, mode, size):
     assert torch.isfinite(found).all()
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("mode", MODES)
+def test_masks_for_each_image_are_those_of_its_own_call(small, mode):
+    config = plan(LEFT, RIGHT, mode=mode)
+    halves = rect_masks(parse_ratio("1,1"), (8, 8))
+    both = torch.stack([halves, halves.flip(0)])
+    prior = RegionalPrior(small, config)
+    found = guided(prior.showing(both))
+    for k, masks in enumerate(both):
+        expected = guided(RegionalPrior(small, config, masks=masks))
+        torch.testing.assert_close(found[k], expected[k], atol=1e-5, rtol=1e-5)
+    assert (found[1] - guided(prior)[1]).abs().max() > 1e-3, "the second has its sides swapped"
+    assert torch.equal(guided(prior), guided(RegionalPrior(small, config))), "the prior was moved"
+
+
 def test_weights_sum_to_one_where_masks_overlap_and_where_there_are_none():
     masks = torch.zeros(2, 4, 4)
     masks[0, :, :3], masks[1, :, 2:] = 1.0, 1.0

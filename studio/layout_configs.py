@@ -1,0 +1,104 @@
+"""Objects with prompts and places in a scene file, as a frozen dataclass; without torch.
+
+layout:
+  - {prompt: a red mushroom, center: [0.0, -0.45, 0.0], size: [0.7, 0.7, 1.0]}
+  - {prompt: a blue teapot, center: [0.0, 0.45, 0.0], size: [0.8, 0.8, 0.7]}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from guidance.configs import PerpNegPromptsConfig, ViewPromptsConfig
+from guidance.debiasing_configs import DebiasConfig
+from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.regional_sds_configs import RegionalSDSConfig
+from renderers.box_configs import BoxConfig, BoxesBlobConfig
+from renderers.configs import HashVolumeConfig
+from studio.stage_configs import StageConfig
+
+__all__ = ["ObjectBoxConfig", "layout_problems", "with_boxes"]
+
+
+@dataclass(frozen=True)
+class ObjectBoxConfig(BoxConfig):
+    """An object of the scene: what it is, and the box it stands in."""
+
+    prompt: str
+    """What it is. Guidance of kind layout_guided looks for these words in the scene's prompt."""
+
+    @property
+    def box(self) -> BoxConfig:
+        """The box alone."""
+        return BoxConfig(self.center, self.size)
+
+
+def with_boxes(field: object, layout: Sequence[ObjectBoxConfig]) -> object:
+    """A field's settings, where a start in boxes that names none gets those of the layout."""
+    starts = isinstance(field, HashVolumeConfig) and isinstance(field.blob, BoxesBlobConfig)
+    if not starts or field.blob.boxes:
+        return field
+    return replace(field, blob=replace(field.blob, boxes=tuple(item.box for item in layout)))
+
+
+def layout_problems(
+    layout: Sequence[ObjectBoxConfig],
+    stages: Sequence[StageConfig],
+    view_prompts: ViewPromptsConfig,
+    debias: DebiasConfig | None,
+) -> list[str]:
+    """What is wrong with a scene's layout, each with the key at fault; empty when sound."""
+    rules = [stage.guidance for stage in stages]
+    starts = [_starts_in_boxes(stage) for stage in stages]
+    problems = [
+        f"layout.{k}.prompt: is empty - expected what stands there, such as a red mushroom."
+        for k, item in enumerate(layout)
+        if not item.prompt.strip()
+    ]
+    if not layout:
+        if any(starts):
+            problems.append(
+                "layout: is empty, and field.blob of kind blob_boxes takes its boxes - expected "
+                "objects, each with prompt, center and size."
+            )
+        return problems
+    if not any(starts) and not any(_reads_layout(rule) for rule in rules):
+        problems.append(
+            "layout: no stage reads it - expected guidance of kind regional_sds or layout_guided, "
+            "or field.blob.kind=blob_boxes."
+        )
+    if debias is not None and any(isinstance(rule, LayoutGuidedConfig) for rule in rules):
+        problems.append(
+            "debias: drops words by view, and guidance layout_guided follows the prompt's words - "
+            "expected no debias."
+        )
+    if isinstance(view_prompts, PerpNegPromptsConfig) and any(
+        isinstance(rule, RegionalSDSConfig) for rule in rules
+    ):
+        problems.append(
+            "view_prompts: perp_neg has negatives that belong to no region - expected directional, "
+            "interpolated or plain with guidance regional_sds."
+        )
+    return problems + _places_outside(layout, stages[0] if stages else None)
+
+
+def _places_outside(layout: Sequence[ObjectBoxConfig], first: StageConfig | None) -> list[str]:
+    radius = getattr(first and first.field, "radius", None)
+    if radius is None:  # a mesh, or what another run ended with
+        return []
+    return [
+        f"layout.{k}.center: {list(item.center)} lies outside of the scene - expected numbers "
+        f"from {-radius:g} to {radius:g}, its field's radius."
+        for k, item in enumerate(layout)
+        if max(map(abs, item.center)) > radius
+    ]
+
+
+def _starts_in_boxes(stage: StageConfig) -> bool:
+    blob = getattr(stage.field, "blob", None)
+    return isinstance(blob, BoxesBlobConfig) and not blob.boxes
+
+
+def _reads_layout(rule: object) -> bool:
+    return isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig)

@@ -1,0 +1,178 @@
+"""Delta edits: nothing to do for equal scenes, the formula elsewhere, and where they may act."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from guidance.build import build_guidance
+from guidance.configs import PerpNegPromptsConfig
+from guidance.delta_edit import kept_loss
+from guidance.delta_edit_configs import (
+    BoxMaskConfig,
+    DeltaEditConfig,
+    EverywhereConfig,
+    WordMaskConfig,
+)
+from guidance.delta_edit_mask import build_mask, changed_tokens
+from guidance.noising import draw_noisy_latents
+from guidance.original import Original
+from guidance.prompts import build_view_prompts
+from guidance.sds import sds_weight
+from image_tools.diffusion.loading import load_folder
+from image_tools.errors import UnsupportedModel
+from renderers.boxes import box_masks
+from renderers.errors import StudioError
+from tests.guidance.layouts import LEFT, cameras, prompts_of, renders
+
+BEFORE, AFTER = "a red duck left of a mushroom", "a red fox left of a mushroom"
+MASKS = {"everywhere": EverywhereConfig(), "box": BoxMaskConfig(LEFT), "word": WordMaskConfig()}
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_pipelines):
+    return load_folder(tiny_pipelines["pocket"], torch.device("cpu"))
+
+
+def rule(prior, sources, target=AFTER, word="duck", **settings):
+    original = Original(lambda cameras: sources, prompts_of(prior, BEFORE), word)
+    config = DeltaEditConfig(**settings)
+    return build_guidance(config, prior, prompts_of(prior, target), seed=0, original=original)
+
+
+def guided(delta, images, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    output = delta(images, cameras(len(images)), fraction=0.5, generator=generator)
+    output.loss.backward()
+    return output
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_equal_scenes_and_prompts_have_no_gradient_at_all(prior, mask):
+    images = renders()
+    delta = rule(prior, images.detach().clone(), BEFORE, mask=MASKS[mask], keep=3.0)
+    output = guided(delta, images)
+    assert not images.grad.any()
+    assert output.grad_norm == 0.0
+    latents = prior.encode_images(images.detach())
+    assert torch.equal(output.x0(), prior.decode_latents(latents))
+
+
+@pytest.mark.parametrize("weighting", ["uniform", "sds"])
+def test_gradient_is_the_weighted_difference_of_both_predictions(prior, weighting):
+    images, sources = renders(), renders(seed=5).detach()
+    delta = rule(prior, sources, weighting=weighting, guidance_scale=3.0)
+    config, around = delta.config, cameras()
+    latents = prior.encode_images(images).detach().requires_grad_()
+    noisy = draw_noisy_latents(
+        prior, latents, config.timesteps, fraction=0.5, generator=torch.Generator().manual_seed(0)
+    )
+    with torch.no_grad():
+        source = noisy.alpha * prior.encode_images(sources) + noisy.sigma * noisy.noise
+        texts = [prompts_of(prior, text).at(around) for text in (AFTER, BEFORE)]
+        target, before = (
+            text.guided_noise(prior, z_t, noisy.t, 3.0)
+            for text, z_t in zip(texts, (noisy.z_t, source), strict=True)
+        )
+        expected = sds_weight(noisy.alpha**2, weighting) * (target - before)
+    output = guided(delta, images)
+    torch.testing.assert_close(output.grad_norm, expected.flatten(1).norm(dim=1).mean())
+    (expected_images,) = torch.autograd.grad(
+        (prior.encode_images(images) * expected).sum() / 2, [images]
+    )
+    torch.testing.assert_close(images.grad, expected_images, atol=1e-6, rtol=1e-4)
+
+
+def test_outside_of_a_box_latents_are_left_alone(prior):
+    images, sources, seen = renders(), renders(seed=5).detach(), []
+    delta = rule(prior, sources, mask=BoxMaskConfig(LEFT))
+    encode = prior.encode_images
+
+    def watched(pictures):
+        latents = encode(pictures)
+        if latents.requires_grad:
+            latents.register_hook(seen.append)
+        return latents
+
+    delta.prior.encode_images = watched
+    try:
+        guided(delta, images)
+    finally:
+        del delta.prior.encode_images
+    inside = box_masks([LEFT], cameras(), tuple(seen[0].shape[-2:])) > 0.0
+    outside = (~inside).expand_as(seen[0])
+    assert outside.any()
+    assert not seen[0][outside].any()
+    assert seen[0][~outside].abs().mean() > 0.0
+
+
+def test_kept_pixels_are_pulled_back_to_the_original():
+    images, sources = renders(), renders(seed=5).detach()
+    mask = torch.zeros(2, 1, 8, 8)
+    mask[:, :, :, :4] = 1.0
+    kept_loss(images, sources, mask).backward()
+    expected = (images.detach() - sources) / 2
+    expected[:, :, :8] = 0.0
+    torch.testing.assert_close(images.grad, expected)
+
+
+def test_word_masks_are_of_zeros_and_ones_and_grow_with_a_lower_threshold(prior):
+    original = Original(lambda cameras: None, prompts_of(prior, BEFORE), "duck")
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    sizes = []
+    for threshold in (0.999, 0.5):
+        find = build_mask(
+            WordMaskConfig(threshold=threshold), prior, prompts_of(prior, AFTER), original
+        )
+        mask = find(latents, latents + 0.3, cameras(), torch.Generator().manual_seed(2))
+        assert mask.shape == (2, 1, 8, 8)
+        assert set(mask.unique().tolist()) <= {0.0, 1.0}
+        sizes.append(int(mask.sum()))
+    assert 0 < sizes[0] < sizes[1]
+
+
+def tokens_of(prior, text, *words):
+    """Places of words, by the tokenizer's own offsets."""
+    encoded = prior.text.towers[0].tokenizer(text, return_offsets_mapping=True)
+    spans = [(text.index(word), text.index(word) + len(word)) for word in words]
+    return tuple(
+        k
+        for k, (first, last) in enumerate(encoded.offset_mapping)
+        if last > first and any(low <= first and last <= high for low, high in spans)
+    )
+
+
+def test_what_stands_for_a_word_is_new_or_the_word_itself(prior):
+    # Letters are tokens of the tiny tokenizer, so words that share none are used.
+    before, swapped = "a red duck by the sea", "a red fox by the sea"
+    mine, theirs = changed_tokens(prior, before, swapped, "duck")
+    assert mine == tokens_of(prior, before, "duck")
+    assert set(tokens_of(prior, swapped, "fox")) >= set(theirs)
+    assert theirs
+    added = "a red duck by the sea at noon"
+    mine, theirs = changed_tokens(prior, before, added, "duck")
+    assert set(theirs) == {*tokens_of(prior, added, "duck"), *tokens_of(prior, added, "at", "noon")}
+
+
+def test_a_word_that_is_missing_or_dropped_is_an_error(prior):
+    with pytest.raises(StudioError, match=r"edit\.word is empty"):
+        rule(prior, None, word=" ", mask=WordMaskConfig())
+    with pytest.raises(StudioError, match="'cactus' is not in the prompt"):
+        rule(prior, None, word="cactus", mask=WordMaskConfig())
+    with pytest.raises(StudioError, match="says nothing in the place of 'duck'"):
+        changed_tokens(prior, "a red duck", "a red", "duck")
+
+
+def test_prompts_with_negatives_for_other_views_are_refused(prior):
+    prompts = build_view_prompts(PerpNegPromptsConfig(), prior, AFTER)
+    original = Original(lambda cameras: renders().detach(), prompts_of(prior, BEFORE))
+    delta = build_guidance(DeltaEditConfig(), prior, prompts, seed=0, original=original)
+    with pytest.raises(UnsupportedModel, match="perp_neg"):
+        guided(delta, renders())
+
+
+def test_settings_that_mean_nothing_are_refused():
+    with pytest.raises(ValueError, match=r"threshold is 1\.0"):
+        WordMaskConfig(threshold=1.0)
+    with pytest.raises(ValueError, match="keep"):
+        DeltaEditConfig(keep=-1.0)
