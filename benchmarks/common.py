@@ -22,7 +22,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["Ratio", "arguments", "clock", "interleaved_ratio", "write_results"]
+__all__ = ["Ratio", "arguments", "clock", "commit", "interleaved_ratio", "write_results"]
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PACKAGES = ("torch", "numpy", "numba")
@@ -139,7 +139,7 @@ def write_results(
         "suite": suite,
         "command": "python -m " + _module_name() + " " + " ".join(sys.argv[1:]),
         "machine": f"{_processor(device)}, {os.cpu_count()} cores, {device}",
-        "commit": _commit(),
+        "commit": commit(),
         "load_average": round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None,
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
@@ -167,7 +167,7 @@ def _processor(device: str) -> str:
     return names[0] if names else platform.machine()
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Short hash of the checkout, if this is one."""
     done = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"],
