@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["PlaceholderError", "PlaceholderTokenizer", "check_placeholder", "word_ids"]
 
 WORD = re.compile(r"\w(.*\w)?")
+Token = tuple[int, tuple[int, int], int]
+"""Id, place in the prompt, and 1 for what the tokenizer adds by itself."""
 
 
 class PlaceholderError(StudioError):
@@ -36,7 +38,7 @@ class PlaceholderError(StudioError):
 
 
 class PlaceholderTokenizer:
-    """Called like a transformers tokenizer, as far as ``TextStack`` calls one."""
+    """Called like a transformers tokenizer, as far as ``TextStack`` and ``tokenize_prompt`` do."""
 
     def __init__(self, tokenizer: Any) -> None:
         """Wrap ``tokenizer``, which is only read."""
@@ -58,41 +60,64 @@ class PlaceholderTokenizer:
 
     def __call__(
         self,
-        prompts: Sequence[str],
+        prompts: str | Sequence[str],
         *,
         padding: bool | str = False,
         max_length: int | None = None,
         truncation: bool = False,
         return_tensors: str | None = None,
+        return_offsets_mapping: bool = False,
+        return_special_tokens_mask: bool = False,
         verbose: bool = True,
     ) -> BatchEncoding:
-        """Ids and attention masks; ``padding`` is False or "max_length"."""
+        """Ids and attention masks; ``padding`` is False or "max_length".
+
+        All rows of a placeholder have its place in the prompt.
+        """
         from transformers import BatchEncoding
 
         length = self.model_max_length if max_length is None else max_length
-        rows = [self._ids(prompt) for prompt in prompts]
+        rows = [self._tokens(p) for p in ([prompts] if isinstance(prompts, str) else prompts)]
         if truncation:
-            rows = [self._cut(ids, length) for ids in rows]
-        masks = [[1] * len(ids) for ids in rows]
+            rows = [self._cut(tokens, length) for tokens in rows]
+        counts, pad = [len(tokens) for tokens in rows], (self.plain.pad_token_id, (0, 0), 1)
         if padding == "max_length":
-            masks = [mask + [0] * (length - len(mask)) for mask in masks]
-            pad = self.plain.pad_token_id
-            rows = [ids + [pad] * (length - len(ids)) for ids in rows]
-        content = {"input_ids": rows, "attention_mask": masks}
+            rows = [tokens + [pad] * (length - len(tokens)) for tokens in rows]
+        content: dict[str, Any] = {
+            "input_ids": [[number for number, _, _ in tokens] for tokens in rows],
+            "attention_mask": [
+                [int(place < count) for place in range(len(tokens))]
+                for tokens, count in zip(rows, counts, strict=True)
+            ],
+        }
+        if return_offsets_mapping:
+            content["offset_mapping"] = [[span for _, span, _ in tokens] for tokens in rows]
+        if return_special_tokens_mask:
+            content["special_tokens_mask"] = [[mark for _, _, mark in tokens] for tokens in rows]
+        if isinstance(prompts, str) and return_tensors is None:
+            content = {name: values[0] for name, values in content.items()}
         if return_tensors == "pt":
             content = {name: torch.tensor(values) for name, values in content.items()}
         return BatchEncoding(content)
 
-    def _ids(self, prompt: str) -> list[int]:
-        found = self._copy(prompt, verbose=False).input_ids
-        return [own for number in found for own in self._expansions.get(number, (number,))]
+    def _tokens(self, prompt: str) -> list[Token]:
+        found = self._copy(
+            prompt, return_offsets_mapping=True, return_special_tokens_mask=True, verbose=False
+        )
+        return [
+            (own, tuple(span), mark)
+            for number, span, mark in zip(
+                found.input_ids, found.offset_mapping, found.special_tokens_mask, strict=True
+            )
+            for own in self._expansions.get(number, (number,))
+        ]
 
-    def _cut(self, ids: list[int], length: int) -> list[int]:
-        """The first ids that fit, and the tokens that end every prompt."""
-        if len(ids) <= length:
-            return ids
-        end = len(ids) - self._end_tokens
-        return ids[: length - self._end_tokens] + ids[end:]
+    def _cut(self, tokens: list[Token], length: int) -> list[Token]:
+        """The first tokens that fit, and those that end every prompt."""
+        if len(tokens) <= length:
+            return tokens
+        end = len(tokens) - self._end_tokens
+        return tokens[: length - self._end_tokens] + tokens[end:]
 
     def _rebuild(self) -> None:
         if not self._rows:

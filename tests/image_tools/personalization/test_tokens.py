@@ -10,6 +10,7 @@ import torch
 from image_tools.configs import DdimConfig, DiffusersPriorConfig, PriorMemoryConfig
 from image_tools.diffusion.loading import load_folder, load_prior
 from image_tools.diffusion.sampling import sample_images
+from image_tools.editing.align import tokenize_prompt, word_tokens
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.placeholders import PlaceholderError
 from image_tools.personalization.tokens import TokenEmbedding, attach_tokens, word_embedding
@@ -148,6 +149,17 @@ def test_a_word_of_several_vectors_takes_as_many_places(prior):
     assert [number >= table.num_embeddings for number in ids] == [
         *(False, False, True, True, True, False, False)
     ]
+
+
+def test_edits_by_attention_find_the_word_and_those_behind_it(prior):
+    text = "a red <my-dog>, duck"
+    with attach_tokens(prior, [random_word(vectors=3)]):
+        tokenizer = prior.text.towers[0].tokenizer
+        prompt, ids = tokenize_prompt(tokenizer, text), tokenizer([text]).input_ids[0]
+    assert prompt.ids == tuple(ids)
+    assert word_tokens(prompt, "<my-dog>")[:3] == (3, 4, 5)
+    assert word_tokens(prompt, "red") == (2,)
+    assert [ids[place] for place in word_tokens(prompt, "duck")] == ids[-2:-1]
 
 
 def test_prompts_that_grow_too_long_keep_their_end_token(prior):
