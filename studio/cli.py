@@ -198,7 +198,7 @@ def evaluate(
 
 @verb("train")
 def train(
-    what: Annotated[str, typer.Argument(help="pocket, pocket-mv or judge.", show_default=False)],
+    what: Annotated[str, typer.Argument(help="pocket, pocket-* or judge.", show_default=False)],
     out: Annotated[
         Path, typer.Option(help="Folder (pockets) or file (judge) of the weights.")
     ] = ...,
@@ -208,10 +208,10 @@ def train(
         Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option(help="Pocket model to train on; pocket-mv: the shipped one.")
+        Path | None, typer.Option(help="Pocket model to train on; pocket-*: the shipped one.")
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(help="Work folder of a pocket training, for pocket-mv.")
+        Path | None, typer.Option(help="Work folder of a training whose images are used.")
     ] = None,
     objects_share: Annotated[
         float | None, typer.Option(help="Share of real objects in the images, for pocket.")

@@ -16,9 +16,7 @@ that a training that was killed goes on bit for bit. What is written is a stock 
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +28,7 @@ from torch import Tensor, nn
 from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.control.training_configs import ControlTrainingConfig
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing, write_module
 from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy, min_snr_weights
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
@@ -169,42 +168,19 @@ def train_controlnet(
     )
 
     def checkpoint(step: int) -> None:
-        _write(controlnet, _step_folder(folder, step))
+        write_module(controlnet, _step_folder(folder, step))
         hooks.checkpoint(step)
 
-    with _checkpointing([prior.unet, controlnet], config.checkpointing):
+    with gradient_checkpointing([prior.unet, controlnet], config.checkpointing):
         finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
     controlnet.requires_grad_(False)
     files = [_step_folder(folder, step) for step in config.loop.checkpoint_steps]
     files = [path for path in files if path.exists()]
     if finished:
         files.append(folder / FOLDER_NAME)
-        _write(controlnet, files[-1])
+        write_module(controlnet, files[-1])
     return TrainingResult(finished, loop.step, tuple(files))
-
-
-def _write(controlnet: ControlNetModel, folder: Path) -> None:
-    """Write a stock folder that appears whole or not at all."""
-    partial = folder.with_name(f"{folder.name}.tmp")
-    shutil.rmtree(partial, ignore_errors=True)
-    controlnet.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.replace(folder)
 
 
 def _step_folder(folder: Path, step: int) -> Path:
     return folder / f"{FOLDER_NAME}s" / f"step-{step:06d}"
-
-
-@contextmanager
-def _checkpointing(modules: list[nn.Module], wanted: bool) -> Iterator[None]:
-    """Recompute activations for the time of the training."""
-    if wanted:
-        for module in modules:
-            module.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        if wanted:
-            for module in modules:
-                module.disable_gradient_checkpointing()

@@ -6,14 +6,18 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from studio.errors import ConfigError, WeightsMissing
 from studio.progress import say
 
 __all__ = ["WHAT", "run"]
 
-WHAT = ("pocket", "pocket-mv", "judge")
+CONTROLS = ("depth", "normal", "edge", "seg")
+ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
+WHAT = ("pocket", "pocket-mv", "judge", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
+Recipe = TypeVar("Recipe")
 
 
 def run(
@@ -33,19 +37,23 @@ def run(
     """Train a model; calling again with the same folders continues.
 
     Args:
-        what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views) or
-            "judge" (the networks behind `studio eval`).
+        what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views), "judge"
+            (the networks behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
+            by instructions, "pocket-control-depth", "-normal", "-edge" and "-seg" are ControlNets,
+            "pocket-uni" is a Uni-ControlNet.
         out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge.
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
-        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv, the pocket
-            model to start from, the shipped one when not given.
+        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv and the
+            adapters, the pocket model to start from, the shipped one when not given.
         images: work folder of a pocket training, whose images pocket-mv uses too;
-            `training_runs/pocket`, made where it is missing.
+            `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
+            work folder of another one of them, whose rendered views are used too.
         objects_share: share of training images that shows real objects instead of the toybox's, for
             pocket; the preset's when not given.
-        steps: optimizer steps instead of the preset's (of the denoiser, for pocket).
+        steps: optimizer steps instead of the preset's (of the denoiser, for pocket; of either
+            adapter, for pocket-uni).
         device: auto, cpu, cuda, cuda:1 or mps.
         as_json: print the result as JSON.
 
@@ -75,14 +83,16 @@ def run(
         result = _train_pocket(preset, out, work, text_source, start, objects_share, steps, device)
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
+    elif what in ADAPTERS:
+        result = _train_adapter(what, preset, out, work, start, images, steps, device)
     else:
         result = _train_judge(preset, out, work, steps, device)
     if as_json:
         sys.stdout.write(json.dumps({"out": str(out), "measured": result}) + "\n")
         return
     for name, value in result.items():
-        sys.stdout.write(f"{name:<12} {value:.4f}\n")
-    sys.stdout.write(f"weights      {out}\n")
+        sys.stdout.write(f"{name:<20} {value:.4f}\n")
+    sys.stdout.write(f"{'weights':<20} {out}\n")
 
 
 def _train_pocket(
@@ -147,6 +157,49 @@ def _train_multiview(
         raise ConfigError(str(error)) from error
     say(f"Measure it with: studio eval --prior {out}")
     return {}
+
+
+def _train_adapter(
+    what: str,
+    preset: str,
+    out: Path,
+    work: Path,
+    start: Path | None,
+    images: Path | None,
+    steps: int | None,
+    device: str,
+) -> dict[str, float]:
+    from image_tools.pocket.paths import pocket_folder
+    from studio.device import resolve_device
+    from studio.training import adapters_control, adapters_edit, adapters_uni
+
+    start, place = pocket_folder(start), resolve_device(device)
+    try:
+        if what == "pocket-ip2p":
+            config = _shortened(adapters_edit.PRESETS[preset], ("loop",), steps)
+            return adapters_edit.train_edit(
+                config, work, start=start, out=out, device=place, log=say
+            )
+        if what == "pocket-uni":
+            loops = ("local_loop", "content_loop")
+            config = _shortened(adapters_uni.PRESETS[preset], loops, steps)
+            return adapters_uni.train_uni(
+                config, work, start=start, out=out, device=place, log=say, views=images
+            )
+        name = what.removeprefix("pocket-control-")
+        config = _shortened(adapters_control.PRESETS[preset], ("loop",), steps)
+        return adapters_control.train_control(
+            name, config, work, start=start, out=out, device=place, log=say, views=images
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _shortened(config: Recipe, loops: tuple[str, ...], steps: int | None) -> Recipe:
+    """A recipe whose loops have another number of steps, where one is given."""
+    if steps is None:
+        return config
+    return replace(config, **{name: replace(getattr(config, name), steps=steps) for name in loops})
 
 
 def _train_judge(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["begin_unet", "frozen_parts", "unet_digest", "vae_digest"]
+__all__ = ["begin_unet", "frozen_parts", "note_start", "unet_digest", "vae_digest"]
 
 
 def frozen_parts(
@@ -58,6 +58,18 @@ def begin_unet(start: Path, work: Path) -> UNet2DConditionModel:
     """
     from diffusers import UNet2DConditionModel
 
+    note_start(start, work)
+    return UNet2DConditionModel.from_pretrained(
+        start / "unet", torch_dtype=torch.float32, local_files_only=True
+    )
+
+
+def note_start(start: Path, work: Path) -> None:
+    """Note in ``work`` what its training began from.
+
+    Raises:
+        ValueError: it began from another model.
+    """
     note, digest = work / "start.json", unet_digest(start)
     if note.exists() and json.loads(note.read_text())["unet"] != digest:
         raise ValueError(
@@ -66,6 +78,3 @@ def begin_unet(start: Path, work: Path) -> UNet2DConditionModel:
         )
     work.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps({"unet": digest}) + "\n")
-    return UNet2DConditionModel.from_pretrained(
-        start / "unet", torch_dtype=torch.float32, local_files_only=True
-    )

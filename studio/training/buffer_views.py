@@ -1,0 +1,187 @@
+"""A disk cache of toybox views with exact buffers, for adapters that see what a renderer knows.
+
+Views are those of the pocket prior's own data (``scenes.toybox.samples``). The folder is an image
+cache with one more array, ``buffers.npy``: depth, normals, edges and kinds of each pixel, as bytes.
+From these come the condition images of ``image_tools.control.annotators``:
+
+    depth    inverse, near is bright
+    normal   of the camera
+    edge     outlines and creases of the geometry, not of the pattern
+    seg      one colour for each kind of object, ``palette(len(KIND_NAMES))``
+
+Rendering is resumable, and view k depends only on (seed, k).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from image_tools.control.annotators import (
+    depth_image,
+    line_image,
+    normal_image,
+    palette,
+    segmentation_image,
+)
+from scenes.toybox.captions import caption, spoken_view
+from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
+from scenes.toybox.render import ToyBuffers, ToyGeometry, render_buffers
+from scenes.toybox.samples import SampleConfig, ToySampler, random_background, random_cameras
+from scenes.toybox.scene import SceneSpec, build_scene
+from studio.training.image_cache import ImageCache
+
+__all__ = [
+    "CONDITIONS",
+    "EDGE",
+    "BufferViewCache",
+    "BufferViewConfig",
+    "condition_images",
+    "render_buffer_views",
+    "silhouettes",
+]
+
+CONDITIONS: tuple[str, ...] = ("depth", "normal", "edge", "seg")
+CHUNK = 500  # views between two saves
+DEPTH, NORMAL, EDGE, KIND = 0, slice(1, 4), 4, 5
+CHANNELS = 6
+
+
+@dataclass(frozen=True)
+class BufferViewConfig:
+    """What the views show."""
+
+    views: int = 10_000
+    """Rendered views."""
+    seed: int = 31
+    """Seed of objects, cameras and captions."""
+    samples: SampleConfig = field(default_factory=SampleConfig)
+    """Their distribution."""
+
+
+class BufferViewCache(ImageCache):
+    """Read access to a finished or growing cache.
+
+    Attributes:
+        buffers: ``[n, h, w, 6]`` uint8: grey depth, normals as colours, edges, kind + 1.
+        labels: ``[n, 2]`` int: kind and colour of the first object.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Open ``folder``; only finished views are visible."""
+        super().__init__(folder)
+        state = json.loads((folder / "state.json").read_text())
+        self.labels = np.array(state["labels"], dtype=np.int64)
+        self.buffers = np.load(folder / "buffers.npy", mmap_mode="r")[: len(self.images)]
+
+
+def condition_images(buffers: np.ndarray, name: str) -> Float[Tensor, "b h w 3"]:
+    """The condition images in 0..1 of cached buffers ``[b, h, w, 6]``.
+
+    Raises:
+        ValueError: ``name`` is none of :data:`CONDITIONS`.
+    """
+    values = torch.from_numpy(np.array(buffers))  # a memory map is read-only
+    if name == "depth":
+        return (values[..., DEPTH].float() / 255.0)[..., None].expand(*values.shape[:3], 3)
+    if name == "normal":
+        return values[..., NORMAL].float() / 255.0
+    if name == "edge":
+        return line_image(values[..., EDGE] > 0)
+    if name == "seg":
+        return segmentation_image(values[..., KIND].long(), palette(len(KIND_NAMES)))
+    raise ValueError(f"condition is '{name}' - expected one of {', '.join(CONDITIONS)}.")
+
+
+def silhouettes(buffers: np.ndarray) -> np.ndarray:
+    """Where objects are, ``[b, h, w]`` bool."""
+    return buffers[..., KIND] > 0
+
+
+def render_buffer_views(
+    folder: Path, config: BufferViewConfig, *, log: Callable[[str], None]
+) -> BufferViewCache:
+    """Render the views into ``folder``, continuing where an earlier call stopped.
+
+    Raises:
+        ValueError: ``folder`` holds views of other settings.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state_path = folder / "state.json"
+    key = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:16]
+    is_new = not state_path.exists()
+    state = {"done": 0, "captions": [], "labels": [], "key": key}
+    if not is_new:
+        state = json.loads(state_path.read_text())
+    if state["key"] != key:
+        raise ValueError(
+            f"{folder} holds views of other settings. Name another folder, or delete this one."
+        )
+    images, buffers = _open_arrays(folder, config, is_new=is_new)
+    sampler = ToySampler(config.samples)
+    while state["done"] < config.views:
+        rows = range(state["done"], min(state["done"] + CHUNK, config.views))
+        for k in rows:
+            rng = np.random.default_rng([config.seed, k])
+            scene, said, view = _draw(sampler, rng)
+            images[k] = np.round(view.rgb[0] * 255)
+            buffers[k] = _packed(scene, view)
+            first = scene.objects[0]
+            state["labels"].append([KIND_NAMES.index(first.kind), COLOR_NAMES.index(first.color)])
+            state["captions"].append(said)
+        state["done"] = rows.stop
+        images.flush()
+        buffers.flush()
+        partial = state_path.with_suffix(".tmp")
+        partial.write_text(json.dumps(state))
+        partial.replace(state_path)
+        log(f"views {rows.stop}/{config.views}")
+    return BufferViewCache(folder)
+
+
+def _open_arrays(
+    folder: Path, config: BufferViewConfig, *, is_new: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    size, open_array = config.samples.image_size, np.lib.format.open_memmap
+    paths = (folder / "images.npy", folder / "buffers.npy")
+    if not is_new:
+        return open_array(paths[0], "r+"), open_array(paths[1], "r+")
+    shapes = [(config.views, size, size, channels) for channels in (3, CHANNELS)]
+    images, buffers = (open_array(p, "w+", np.uint8, s) for p, s in zip(paths, shapes))
+    return images, buffers
+
+
+def _draw(sampler: ToySampler, rng: np.random.Generator) -> tuple[SceneSpec, str, ToyBuffers]:
+    """A scene, what is said of it, and one view with its buffers."""
+    config = sampler.config
+    scene = sampler.scene(rng)
+    camera = random_cameras(
+        rng,
+        image_size=config.image_size,
+        elevation_deg=config.elevation_deg,
+        front=len(scene.objects) > 1,
+    )
+    background = random_background(rng, config.white_background)
+    angles = float(camera.azimuth_deg[0]), float(camera.elevation_deg[0])
+    told = spoken_view(*angles, rng) if rng.random() < config.caption_view else None
+    geometry = ToyGeometry(build_scene(scene))
+    return scene, caption(scene, told, rng), render_buffers(geometry, camera, background=background)
+
+
+def _packed(scene: SceneSpec, view: ToyBuffers) -> np.ndarray:
+    """Buffers of the first camera as bytes ``[h, w, 6]``."""
+    hit = torch.from_numpy(view.instance > 0).float()
+    depth = depth_image(torch.from_numpy(view.depth), hit)[0, ..., :1]
+    normal = normal_image(torch.from_numpy(view.normal), hit)[0]
+    edges = view.edges[0, ..., None] * 255
+    kinds = np.array([0, *(KIND_NAMES.index(o.kind) + 1 for o in scene.objects)])
+    parts = [np.round(depth.numpy() * 255), np.round(normal.numpy() * 255), edges]
+    return np.concatenate([*parts, kinds[view.instance[0]][..., None]], -1).astype(np.uint8)
