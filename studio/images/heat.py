@@ -21,9 +21,8 @@ from studio.images.picture import Picture, noise_of
 
 __all__ = ["HeatRow", "check_words", "heat_sheet", "overlay"]
 
-GREY = 0.45  # brightness of the picture below its map
-STRENGTH = 0.9  # of the map's colour where it is highest
-COLD, WARM, HOT = (0.15, 0.25, 0.65), (0.95, 0.45, 0.15), (1.0, 0.95, 0.55)
+GREY = 0.55  # brightness of the picture below its map, so that the map glows
+WARM, HOT = (0.85, 0.15, 0.1), (1.0, 0.95, 0.5)
 ABSENT = 0.96  # grey of a cell whose prompt has no such word
 
 
@@ -77,7 +76,7 @@ def heat_sheet(
         rows=[row.name for row in rows],
         columns=["picture", *words],
         title=title,
-        subtitle="attention to words in the finished pictures",
+        subtitle="attention to words in the finished pictures; empty: not in the prompt",
     )
 
 
@@ -87,11 +86,9 @@ def overlay(
     """A map in colour over a picture in grey."""
     large = F.interpolate(heat[None, None], image.shape[:2], mode="bicubic", antialias=True)
     share = large[0, 0].clamp(0.0, 1.0)[..., None].to(image)
-    cold, warm, hot = (image.new_tensor(color) for color in (COLD, WARM, HOT))
-    low = torch.lerp(cold, warm, (2.0 * share).clamp(max=1.0))
-    color = torch.lerp(low, hot, (2.0 * share - 1.0).clamp(min=0.0))
+    color = torch.lerp(image.new_tensor(WARM), image.new_tensor(HOT), share)
     grey = image.mean(dim=-1, keepdim=True).expand_as(image)
-    return torch.lerp(GREY + (1.0 - GREY) * grey, color, STRENGTH * (0.25 + 0.75 * share))
+    return torch.lerp(GREY * grey, color, share)
 
 
 def _has(prior: DiffusionPrior, prompt: str, word: str) -> bool:

@@ -99,9 +99,7 @@ def plan_picture(
     return torch.from_numpy(np.array(image, dtype=np.float32) / 255.0)
 
 
-def _write(
-    draw: ImageDraw.ImageDraw, place: Tensor, text: str, font: ImageFont.FreeTypeFont
-) -> None:
+def _write(draw: ImageDraw.ImageDraw, place: Tensor, text: str) -> None:
     """A prompt in the middle of its place, wrapped at its width."""
     found = place.nonzero().float()
     if len(found) == 0:
