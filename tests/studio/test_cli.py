@@ -114,7 +114,7 @@ def test_explain_shows_kinds_types_and_schema(capsys):
     assert "probability = 1.0" in text
     explain.run(None, schema=True)
     schema = json.loads(capsys.readouterr().out)
-    assert schema["title"] == SceneConfig.__name__
+    assert SceneConfig.__name__ in schema["$defs"]
     explain.run("steps", as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["default"] == "required"

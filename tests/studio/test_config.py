@@ -18,6 +18,7 @@ from studio.config import (
     dump_yaml,
     json_schema,
     load_scene,
+    load_task,
     split_arguments,
     validate,
 )
@@ -143,10 +144,10 @@ def test_merge(under, over, expected):
 
 @pytest.mark.parametrize("name", preset_names())
 def test_presets_are_complete_and_survive_a_round_trip(name, tmp_path):
-    config = load_scene(name).config
+    config = load_task(name).config
     path = tmp_path / "resolved.yaml"
     path.write_text(dump_yaml(config), encoding="utf-8")
-    again = load_scene(path)
+    again = load_task(path)
     assert again.config == config
     assert again.changes == ()
 
