@@ -130,7 +130,9 @@ class _Editor:
         """The edits among the images of source and edits."""
         return [
             self._after(number, _edit_caption(edit, self.config.prompt), image[0], edit.prompt)
-            for number, (edit, image) in enumerate(zip(self.method.edits, images[1:]), start=1)
+            for number, (edit, image) in enumerate(
+                zip(self.method.edits, images[1:], strict=True), start=1
+            )
         ]
 
 

@@ -110,13 +110,15 @@ def _draw_all(draw: Draw, config: ImageTaskConfig, run: RunFolder) -> dict[int, 
         drawn[seed] = draw(seed)
         for picture in drawn[seed]:
             settings = _settings(config, seed) | {"prompt": picture.prompt or picture.caption}
-            save_png(_file(run, picture, seed), picture.image, settings)
+            save_png(run.path / _file(picture, seed), picture.image, settings)
         say(f"seed {seed}: {format_seconds(time.monotonic() - started)}")
     return drawn
 
 
-def _file(run: RunFolder, picture: Picture, seed: int) -> Path:
-    return run.images_dir / f"{picture.name}-s{seed}.png"
+def _file(picture: Picture, seed: int) -> str:
+    """Where a picture lies in the run folder; conditions and plans are the same for every seed."""
+    stem = f"{picture.name}-s{seed}" if picture.is_compared else picture.name
+    return f"images/{stem}.png"
 
 
 def _rows(drawn: dict[int, list[Picture]], config: ImageTaskConfig) -> list[dict[str, Any]]:
@@ -127,7 +129,7 @@ def _rows(drawn: dict[int, list[Picture]], config: ImageTaskConfig) -> list[dict
             "caption": picture.caption,
             "prompt": picture.prompt,
             "seed": seed,
-            "file": f"images/{picture.name}-s{seed}.png",
+            "file": _file(picture, seed),
             "difference": _difference(pictures[0], picture),
         }
         for seed, pictures in drawn.items()

@@ -183,6 +183,18 @@ def test_weight_1_changes_nothing_and_others_do(plain):
     assert (more[1] - same[1]).abs().max() > 1e-4
 
 
+def test_a_mask_lets_edits_act_where_it_is_true(plain):
+    config = PromptToPromptConfig(SOURCE, (EditedPromptConfig(TARGET),), steps=STEPS)
+    left = torch.zeros(8, 8, dtype=torch.bool)
+    left[:, :4] = True
+    prior = PromptToPromptPrior(plain, config, mask=left)
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    blended = prior.after_step(0, latents)
+    assert torch.equal(blended[0], latents[0])
+    assert torch.equal(blended[1, :, :, :4], latents[1, :, :, :4])
+    assert torch.equal(blended[1, :, :, 4:], latents[0, :, :, 4:])
+
+
 def test_the_prior_is_left_as_it_was(plain):
     before = dict(plain.unet.attn_processors)
     edited(plain, config(edit()))

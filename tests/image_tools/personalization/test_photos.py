@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from image_tools.personalization.photos import PhotosError, load_photos
+from image_tools.personalization.photos import PhotosError, load_photo, load_photos
 from image_tools.personalization.photos_configs import PhotosConfig
 
 SIZE = 16
@@ -245,6 +245,14 @@ def test_damaged_photos_alone_are_an_error_that_names_one(tmp_path, kind):
     (tmp_path / "broken.jpg").write_bytes(damaged(kind))
     with pytest.raises(PhotosError, match=r"'broken.jpg' is .*damaged.*Replace the file"):
         load_photos(tmp_path, size=SIZE)
+
+
+def test_a_single_file_is_read_as_in_a_folder(tmp_path):
+    quarters(40, 30).save(tmp_path / "a.png")
+    alone = load_photo(tmp_path / "a.png", size=SIZE)
+    assert torch.equal(alone, load_photos(tmp_path, size=SIZE).images[0])
+    with pytest.raises(PhotosError, match=r"The image '.*b\.png' cannot be opened .* Correct the"):
+        load_photo(tmp_path / "b.png", size=SIZE)
 
 
 def test_one_photo_is_enough_but_warned_about(tmp_path, caplog):

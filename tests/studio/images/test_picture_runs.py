@@ -161,7 +161,7 @@ def test_a_control_acts_by_its_strength(studio, scene, prior, tmp_path):
     net = {"weights": "net", "condition": condition, "window": {"kind": "steps", "end": 0.7}}
     method = {"kind": "controlnet", "nets": [net]}
     run = make(studio, scene, task="control_image", method=method)
-    assert set(np.unique(read(run, "condition1-s0"))) <= {0, 255}
+    assert set(np.unique(read(run, "condition1"))) <= {0, 255}
     assert not np.array_equal(read(run, "plain-s0"), read(run, "controlled-s0"))
     off = make(studio, scene, "method.nets.0.strength=0", task="control_image", method=method)
     assert np.array_equal(read(off, "plain-s0"), read(off, "controlled-s0"))
