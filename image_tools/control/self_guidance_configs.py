@@ -31,7 +31,8 @@ class MoveConfig:
     weight: float = 1.0
     """Of the moved thing's shape and centre; the reference code's 0.5 to 3."""
     keep_weight: float = 1.0
-    """Of everything else's shape; words attract each other's things, so all must be held."""
+    """Of everything else's shape; words attract each other's things, so all must be held. 0 where
+    the prompt names one thing: its other words lie on that thing too, and hold it in place."""
     appearance_weight: float = 0.1
     """Of how everything looks; depends on the model's features."""
 
@@ -49,7 +50,7 @@ class ResizeConfig:
     weight: float = 1.0
     """Of the resized thing's shape and size."""
     keep_weight: float = 1.0
-    """Of everything else's shape."""
+    """Of everything else's shape; 0 where the prompt names one thing."""
     appearance_weight: float = 0.1
     """Of how everything looks."""
 
@@ -106,8 +107,8 @@ class SelfGuidanceStrengthConfig:
     """How strongly self-guidance acts, in which steps, and where it looks."""
 
     scale: float = 500.0
-    """v of v sigma_t grad g; 0 switches it off. 500 to 7500 for Stable Diffusion; depends on the
-    model's latents."""
+    """v of v sigma_t grad g; 0 switches it off. Depends on the model's latents: 500 to 7500 for
+    Stable Diffusion; for pocket 1500 to resize and 3000 to move."""
     sigma_weight: Literal["none", "sigma", "one_minus_alpha_bar"] = "sigma"
     """Weight of the gradient at timestep t: the paper's sigma, none, or 1 - alpha_bar."""
     full_steps: float = 0.1875
