@@ -1,0 +1,154 @@
+"""The result files of the editing benchmark: figures as JSON, tables as Markdown, a picture a row.
+
+The JSON file is also what a later call goes on from: a row is kept while prior, settings, number of
+cases and the row's own weights are those of now.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import commit
+from benchmarks.editing.bench import Figure, Found, Row
+from benchmarks.text_to_3d.results import machine
+from studio.evaluation.intervals import Estimate
+from studio.evaluation.sheets import comparison_sheet
+from studio.previews import save_png
+from studio.run_folder import write_atomic
+
+__all__ = ["Entry", "markdown", "read_entries", "save_picture", "write_entries"]
+
+SCHEMA = "editing/1"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What is known of a row."""
+
+    name: str
+    about: str
+    baseline: str
+    key: Mapping[str, Any]
+    """What the figures depend on."""
+    cases: int = 0
+    seconds: float = 0.0
+    figures: tuple[Figure, ...] = ()
+    reason: str | None = None
+    """Why it was not measured."""
+    targets: Mapping[str, str] = field(default_factory=dict)
+    """What its figures should reach, for rows that wait."""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether all figures with a target reach it; None without any."""
+        marks = [figure.passed for figure in self.figures if figure.passed is not None]
+        return all(marks) if marks else None
+
+
+def read_entries(path: Path) -> dict[str, Entry]:
+    """Rows of an earlier call, by name; none where there was none."""
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    if document.get("schema") != SCHEMA:
+        return {}
+    return {one["name"]: _entry(one) for one in document["rows"]}
+
+
+def write_entries(
+    folder: Path, name: str, entries: Sequence[Entry], settings: Mapping[str, Any]
+) -> list[Path]:
+    """Write the JSON and the Markdown file."""
+    document = {
+        "schema": SCHEMA,
+        "command": shlex.join(["python", "-m", "benchmarks.editing.run", *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+        "commit": commit(),
+        "machine": machine(),
+        **settings,
+        "rows": [asdict(entry) for entry in entries],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"editing--{name}.{kind}" for kind in ("json", "md")]
+    write_atomic(paths[0], json.dumps(document, indent=1) + "\n")
+    write_atomic(paths[1], markdown(name, document, entries))
+    return paths
+
+
+def save_picture(folder: Path, name: str, row: Row, found: Found) -> None:
+    """The first cases of a row, one in each line; red where the last one failed."""
+    path = folder / f"editing--{name}" / f"{row.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    enlarged = [
+        [image.repeat_interleave(2, 0).repeat_interleave(2, 1) for image in images]
+        for images in found.pictures
+    ]
+    right = [
+        [True] * (len(images) - 1) + [is_good]
+        for images, is_good in zip(enlarged, found.good, strict=True)
+    ]
+    sheet = comparison_sheet(enlarged, rows=found.labels, columns=found.columns, right=right)
+    save_png(path, sheet, {"row": row.about})
+
+
+def markdown(name: str, document: Mapping[str, Any], entries: Sequence[Entry]) -> str:
+    """Tables of all rows."""
+    sampler = document["sampler"]
+    lines = [
+        f"# Editing and control: {name}",
+        f"`{document['command']}`",
+        f"{document['date']}, {document['machine']['processor']}, prior "
+        f"`{document['prior']['fingerprint']}`. {sampler['steps']} DDIM steps, guidance scale "
+        f"{sampler['guidance_scale']:g}. Means over cases with bootstrapped 95 % intervals; the "
+        "difference is paired. Silhouettes and overlaps are from 0 to 1, differences of colours in "
+        "0..255, distances in pixels of 64.",
+    ]
+    for entry in entries:
+        lines.append(f"## {entry.name}")
+        if entry.reason is not None:
+            lines.append(f"{entry.about} **Skipped:** {entry.reason}.")
+            continue
+        picture = f"editing--{name}/{entry.name}.png"
+        lines.append(
+            f"{entry.about} Baseline: {entry.baseline}. {entry.cases} cases, "
+            f"{entry.seconds:.0f} s. [Picture]({picture})"
+        )
+        lines.append(_table(entry))
+    return "\n\n".join(lines) + "\n"
+
+
+def _table(entry: Entry) -> str:
+    rows = ["| figure | tool | baseline | difference | n | target |", "|---|---|---|---|---|---|"]
+    for figure in entry.figures:
+        texts = [_text(e) for e in (figure.ours, figure.baseline, figure.difference)]
+        target = figure.target or ""
+        if figure.passed is not None:
+            target += ", met" if figure.passed else ", **not met**"
+        label = figure.name.replace("_", " ")
+        rows.append(f"| {label} | {' | '.join(texts)} | {figure.ours.n} | {target} |")
+    return "\n".join(rows)
+
+
+def _text(estimate: Estimate | None) -> str:
+    return "" if estimate is None else estimate.text()
+
+
+def _entry(values: dict[str, Any]) -> Entry:
+    figures = tuple(
+        Figure(
+            **{**figure, **{k: _estimate(figure[k]) for k in ("ours", "baseline", "difference")}}
+        )
+        for figure in values.pop("figures")
+    )
+    return Entry(**values, figures=figures)
+
+
+def _estimate(values: dict[str, Any] | None) -> Estimate | None:
+    return None if values is None else Estimate(**values)

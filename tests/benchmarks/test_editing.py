@@ -1,0 +1,275 @@
+"""The editing benchmark: its cases, its oracles against exact truth, its figures and its files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+
+from benchmarks.editing import run
+from benchmarks.editing.adapters import paired_figures
+from benchmarks.editing.bench import Bench, Found, Target, figures_of
+from benchmarks.editing.cases import VIVID, pair_cases, render, single_cases
+from benchmarks.editing.oracles import (
+    byte_difference,
+    centre,
+    cut_out,
+    halves,
+    overlap,
+    psnr,
+    read_objects,
+    silhouette,
+)
+from benchmarks.editing.pointing import Shown, maps_at
+from benchmarks.editing.results import read_entries
+from image_tools.configs import DdimConfig, PocketPriorConfig
+from image_tools.diffusion.loading import load_prior
+from scenes.toybox.splits import is_held_out
+from studio.errors import StudioError
+from studio.evaluation.intervals import Estimate
+from studio.evaluation.judge import load_judge
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_judge()
+
+
+@pytest.fixture(scope="module")
+def bench(judge):
+    prior = load_prior(PocketPriorConfig(), torch.device("cpu"))
+    return Bench(prior, judge, DdimConfig(steps=2, guidance_scale=3.0))
+
+
+def disc(x: float, y: float, radius: float, size: int = 64) -> torch.Tensor:
+    """A mask with its centre at a column and a row."""
+    places = torch.arange(size) + 0.5
+    return (places - x).square()[None] + (places - y).square()[:, None] <= radius**2
+
+
+def painted(*discs: tuple[torch.Tensor, tuple[float, float, float]]) -> torch.Tensor:
+    """Masks of one colour each over white."""
+    image = torch.ones(64, 64, 3)
+    for mask, color in discs:
+        image[mask] = torch.tensor(color)
+    return image
+
+
+def test_more_cases_keep_the_ones_before_and_are_trained_combinations():
+    assert single_cases(9, seed=3)[:4] == single_cases(4, seed=3)
+    assert pair_cases(5, seed=3)[:2] == pair_cases(2, seed=3)
+    assert single_cases(4, seed=3) != single_cases(4, seed=4)
+    for case in [*single_cases(40, seed=0), *pair_cases(20, seed=0)]:
+        spec = case.spec
+        assert {spec.color, case.other_color} <= set(VIVID)
+        for one in (case, case.recolored, case.swapped):
+            assert not is_held_out(one.spec.kind, one.spec.color)
+            assert one.spec.individual % 2 == 1
+        assert len(case.prompt.split()) == len(case.recolored.prompt.split())
+        assert len(case.prompt.split()) == len(case.swapped.prompt.split())
+        assert len(case.patterned.prompt.split()) == len(case.prompt.split()) + 1
+        assert set(case.words()) <= set(case.prompt.replace(",", "").split())
+    for case in pair_cases(20, seed=0):
+        first, second = case.scene.objects
+        assert first.kind != second.kind
+        assert second.color not in (first.color, case.other_color)
+
+
+def test_silhouettes_and_halves_are_the_true_ones_of_renders():
+    for case in single_cases(6, seed=0):
+        drawn = render(case, size=64)
+        assert overlap(silhouette(drawn.rgb), drawn.instances[0]) > 0.85
+    for case in pair_cases(6, seed=0):
+        drawn = render(case, size=64)
+        for found, true in zip(halves(drawn.rgb), drawn.instances, strict=True):
+            assert overlap(found, true) > 0.75
+
+
+def test_a_part_over_the_middle_is_split_and_one_beside_it_is_not():
+    beside = painted((disc(20, 32, 10), (1, 0, 0)), (disc(38, 32, 8), (0, 0, 1)))
+    left, right = halves(beside)
+    assert torch.equal(left, disc(20, 32, 10))
+    assert torch.equal(right, disc(38, 32, 8) & ~left)
+    left, right = halves(painted((disc(32, 32, 12), (1, 0, 0))))
+    assert not left[:, 32:].any()
+    assert not right[:, :32].any()
+
+
+def test_objects_of_pairs_are_read_alone(judge):
+    """The judge names most objects of true renders of pairs once they are cut out."""
+    right = []
+    for case in pair_cases(12, seed=0):
+        image = render(case, size=64).rgb
+        reads = read_objects(judge, image, halves(image))
+        right += [read.shows(spec) for read, spec in zip(reads, case.scene.objects, strict=True)]
+    assert sum(right) / len(right) > 0.7
+
+
+def test_what_is_cut_out_is_centred_and_enlarged_over_white():
+    mask = disc(16, 40, 6)
+    image = painted((mask, (0.2, 0.4, 0.6)), (disc(50, 20, 6), (1, 0, 0)))
+    alone = cut_out(image, mask)
+    found = silhouette(alone)
+    assert centre(found) == pytest.approx((32.0, 32.0), abs=1.0)
+    assert found.sum() > 9 * mask.sum()
+    assert alone[0, 0].tolist() == [1.0, 1.0, 1.0]
+    assert alone[32, 32].tolist() == pytest.approx([0.2, 0.4, 0.6], abs=1e-5)
+    assert torch.equal(cut_out(image, torch.zeros(64, 64, dtype=torch.bool)), torch.ones(64, 64, 3))
+
+
+def test_measures_have_their_closed_forms():
+    assert centre(disc(20.0, 41.0, 9.0)) == pytest.approx((20.0, 41.0))
+    assert centre(torch.zeros(8, 8, dtype=torch.bool)) == (4.0, 4.0)
+    left, right = torch.zeros(2, 4, 4, dtype=torch.bool)
+    left[:, :2], right[:, 1:3] = True, True
+    assert overlap(left, right) == pytest.approx(1 / 3)
+    assert overlap(~left & left, ~left & left) == 1.0
+    a, b = torch.zeros(4, 4, 3), torch.full((4, 4, 3), 0.1)
+    assert byte_difference(a, b, left) == pytest.approx(25.5)
+    assert byte_difference(a, b, ~left & left) == 0.0
+    assert psnr(a, b) == pytest.approx(20.0)
+
+
+def test_figures_are_paired_and_know_their_targets():
+    found = Found(("a",))
+    for k in range(4):
+        found.add({"success": (k > 0, k > 1), "error": 0.1 * k})
+    targets = {"success": Target(0.7), "error": Target(0.1, is_least=False)}
+    success, error = figures_of(found, targets)
+    assert (success.ours.value, success.baseline.value, success.difference.value) == (
+        *(0.75, 0.5, 0.25),
+    )
+    assert (success.target, success.passed, success.ours.n) == ("at least 0.7", True, 4)
+    assert error.baseline is error.difference is None
+    assert (error.target, error.passed) == ("at most 0.1", False)
+
+
+def test_ready_figures_stand_beside_their_baselines():
+    estimates = {
+        name: Estimate(value, 0.0, 1.0, 8)
+        for name, value in (("plain_color", 0.9), ("depth_color", 0.8), ("depth_gain", 0.3))
+    }
+    figures = paired_figures(
+        estimates, lambda name: f"plain_{name.partition('_')[2]}", {"depth_color": Target(0.9)}
+    )
+    assert [(f.name, f.ours.value, f.passed) for f in figures] == [
+        ("depth_color", 0.8, False),
+        ("depth_gain", 0.3, None),
+    ]
+    assert [f.baseline and f.baseline.value for f in figures] == [0.9, None]
+
+
+def test_a_word_s_map_is_its_own_and_no_neighbour_s(bench):
+    """Maps do not depend on what else is in the batch."""
+    case = single_cases(1, seed=0)[0]
+    drawn = render(case, size=64)
+    words = (case.words(), (case.spec.color,))
+    shown = [Shown("noun", drawn.rgb, case, word, drawn.instances[0]) for word in words]
+    both = maps_at(bench, shown, 0, 0.4)
+    assert both.shape == (2, 16, 16)
+    assert not torch.allclose(both[0], both[1])
+    torch.testing.assert_close(maps_at(bench, shown[1:], 0, 0.4)[0], both[1])
+
+
+@pytest.fixture
+def options(tmp_path):
+    return run.parser().parse_args(["--n", "4", "--results", str(tmp_path)])
+
+
+def counted(calls: list[int], name: str = "gate", **settings):
+    """A row that remembers for how many cases it was measured."""
+
+    def measure(bench, count):
+        calls.append(count)
+        found = Found(("image",))
+        for k in range(count):
+            found.add({"success": (k % 2, 0.0)})
+            found.show(f"case {k}", [torch.rand(8, 8, 3)], is_good=bool(k % 2))
+        return found
+
+    (row,) = run.chosen_rows(name)
+    return replace(row, measure=measure, targets={"success": Target(0.8)}, **settings)
+
+
+def test_rows_are_measured_once_and_anew_when_something_changed(bench, options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run", "--n", "4"])
+    calls: list[int] = []
+    row, half = counted(calls), counted(calls, "p2p-swap", share=0.5)
+    assert run.measure_all(bench, options, [row, half]) == []
+    assert run.measure_all(bench, options, [row, half]) == []
+    assert calls == [4, 2]
+    path = options.results / "editing--pocket.json"
+    assert list(read_entries(path)) == ["gate", "p2p-swap"]
+    options.n = 6
+    run.measure_all(bench, options, [row])
+    assert calls == [4, 2, 6]
+    run.measure_all(replace(bench, seed=1), options, [row])
+    assert calls == [4, 2, 6, 6]
+    assert list(read_entries(path)) == ["gate"]  # the other row's noise was another one
+    options.again = True
+    run.measure_all(replace(bench, seed=1), options, [row])
+    assert calls == [4, 2, 6, 6, 6]
+
+
+def test_no_row_begins_after_its_time(bench, options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    calls: list[int] = []
+    row = counted(calls)
+    options.minutes = -1.0
+    assert run.measure_all(bench, options, [row]) == [row]
+    assert calls == []
+
+
+def test_a_row_without_weights_is_skipped_and_says_why(bench, options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run"])
+    calls: list[int] = []
+    lacking = counted(calls, "uni-controlnet", weights=options.results / "pocket-uni")
+    assert run.measure_all(bench, options, [counted(calls), lacking]) == []
+    assert calls == [4]
+    entries = read_entries(options.results / "editing--pocket.json")
+    assert entries["uni-controlnet"].reason == "the weights pocket-uni are not trained yet"
+    assert entries["uni-controlnet"].targets == {"success": "at least 0.8"}
+    text = (options.results / "editing--pocket.md").read_text()
+    assert "**Skipped:** the weights pocket-uni are not trained yet." in text
+    (options.results / "pocket-uni").mkdir()
+    run.measure_all(bench, options, [lacking])
+    assert calls == [4, 4]
+
+
+def test_the_files_say_what_was_measured(bench, options, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["run", "--n", "4"])
+    run.measure_all(bench, options, [counted([])])
+    document = json.loads((options.results / "editing--pocket.json").read_text())
+    assert document["prior"]["fingerprint"] == bench.prior.fingerprint
+    assert document["command"] == "python -m benchmarks.editing.run --n 4"
+    assert document["rows"][0]["key"]["cases"] == 4
+    text = (options.results / "editing--pocket.md").read_text()
+    assert "| success | 0.50" in text
+    assert "at least 0.8, **not met** |" in text
+    assert (options.results / "editing--pocket" / "gate.png").exists()
+
+
+def test_rows_are_chosen_by_name():
+    assert [row.name for row in run.chosen_rows("p2p-swap,gate")] == ["gate", "p2p-swap"]
+    assert run.chosen_rows(None) == run.ROWS
+    names = [row.name for row in run.ROWS]
+    assert len(set(names)) == len(names)
+    with pytest.raises(StudioError, match="--rows has nothing - expected some of: gate, p2p"):
+        run.chosen_rows("nothing")
+    assert run.main(["--rows", "nothing"]) == StudioError.exit_code
+
+
+@pytest.mark.slow
+def test_every_row_of_the_prior_itself_can_be_measured(bench, options):
+    options.n = 2
+    rows = [row for row in run.ROWS if row.weights is None]
+    assert run.measure_all(bench, options, rows) == []
+    entries = read_entries(options.results / "editing--pocket.json")
+    assert list(entries) == [row.name for row in rows]
+    for row in rows:
+        names = {figure.name for figure in entries[row.name].figures}
+        assert set(row.targets) <= names
+        assert (options.results / "editing--pocket" / f"{row.name}.png").exists()
