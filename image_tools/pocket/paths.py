@@ -63,13 +63,13 @@ def adapter_path(name: str, *, role: str) -> Path:
         WeightsMissing: there is nothing.
     """
     path = Path(name).expanduser()
-    if not path.exists() and path.name == name and name.startswith(SHIPPED_PREFIX):
+    is_name = path.name == name and name.startswith(SHIPPED_PREFIX)
+    if is_name and not path.exists():
         path = WEIGHTS / name
     if not path.exists():
-        shipped = sorted(folder.name for folder in WEIGHTS.glob(f"{SHIPPED_PREFIX}*"))
+        remedy = f"train it with: studio train {name}" if is_name else "correct the path"
         raise WeightsMissing(
-            f"Weights for the {role} are missing: '{name}' is neither at '{path}' nor among the "
-            f"models that ship ({', '.join(shipped) or 'none'}). Expected a folder in diffusers "
-            "layout, a .safetensors file, or the name of one that ships; name another."
+            f"Weights for the {role} are missing: '{name}' is not there, nor at '{path}'. Expected "
+            f"a folder in diffusers layout, or a .safetensors file; {remedy}."
         )
     return path
