@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.personalization.features import SubjectFeatures
-from benchmarks.personalization.subjects import Ask, Case
+from benchmarks.personalization.subjects import Ask, Case, border_color
 from renderers.cameras import orbit_cameras
 from scenes.objects.colors import RECOLORS, WORDS, color_words
 from scenes.objects.pack import default_pack
@@ -37,7 +37,6 @@ __all__ = ["check_accuracy", "obeyed"]
 
 THING_SHARE = 0.04
 """A thing beside the subject covers at least this share of its half of the picture."""
-BORDER = 3
 
 
 def obeyed(
@@ -55,7 +54,7 @@ def obeyed(
         elif ask.group == "relation":
             found.append(_stands_there(image, *ask.wanted.split()))
         else:
-            found.append(ask.group == "plain" or _border_color(image) == ask.wanted)
+            found.append(ask.group == "plain" or border_color(image) == ask.wanted)
     return found
 
 
@@ -66,14 +65,6 @@ def _stands_there(image: np.ndarray, half: str, color: str) -> bool:
     left, right = has_it[:, : width // 2].mean(), has_it[:, width // 2 :].mean()
     there, elsewhere = (left, right) if half == "left" else (right, left)
     return bool(there > elsewhere and there >= THING_SHARE)
-
-
-def _border_color(image: np.ndarray) -> str:
-    """The most frequent colour word along the border."""
-    inner = np.zeros(image.shape[:2], bool)
-    inner[BORDER:-BORDER, BORDER:-BORDER] = True
-    words = np.bincount(color_words(image[~inner]), minlength=len(WORDS))
-    return WORDS[int(words.argmax())]
 
 
 def check_accuracy(cases: Sequence[Case], features: SubjectFeatures) -> dict[str, Estimate]:

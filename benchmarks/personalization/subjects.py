@@ -1,8 +1,7 @@
 """The twelve subjects of the benches: their photos, and what is asked of a model that learned one.
 
 Photos and truth come from ``scenes.objects.subjects``; no training of ours has seen these objects.
-Captions name the side that a photo shows, which is all of a photo that a prior of this world has
-words for.
+Captions name the side that a photo shows, and the colour of what stands around the subject.
 
     case = case_of("rabbit")
     write_photos(case, Path("photos/rabbit"))  # five photos and captions.json
@@ -12,18 +11,31 @@ words for.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from scenes.objects.colors import WORDS, color_words
 from scenes.objects.naming import is_plural
-from scenes.objects.subjects import SUBJECTS, subject_photos, write_subject_set
+from scenes.objects.subjects import SUBJECTS, SubjectPhoto, subject_photos, write_subject_set
 from scenes.toybox.captions import view_word
 from studio.errors import ConfigError
 
-__all__ = ["CAPTIONS", "CASES", "Ask", "Case", "asks_of", "case_of", "cases_of", "write_photos"]
+__all__ = [
+    "CAPTIONS",
+    "CASES",
+    "Ask",
+    "Case",
+    "asks_of",
+    "border_color",
+    "case_of",
+    "cases_of",
+    "write_photos",
+]
 
 CAPTIONS = "captions.json"
+SIDES = ("front", "side", "back")
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ def asks_of(case: Case, *, each: int = 2) -> list[Ask]:
     one, (paint, other) = case.template, case.colors
     asks = [Ask("plain", one)] * 2
     if case.has_front:
-        asks += [Ask("view", f"{one}, {side} view", f"{side} view") for side in _SIDES]
+        asks += [Ask("view", f"{one}, {side} view", f"{side} view") for side in SIDES]
     asks += [Ask("color", one.replace("{}", f"{color} {{}}"), color) for color in case.colors]
     asks += [
         Ask("relation", f"{one} left of a {other} apple", f"right {other}"),
@@ -119,25 +131,33 @@ def asks_of(case: Case, *, each: int = 2) -> list[Ask]:
     return [ask for ask in asks for _ in range(each)]
 
 
-_SIDES = ("front", "side", "back")
-
-
 def write_photos(case: Case, folder: Path, *, image_size: int = 256) -> None:
-    """Write the photos, and captions for DCO that say which side each shows."""
+    """Write the photos, and captions for DCO that say what each shows beside the subject."""
     files = write_subject_set(case.name, folder, image_size=image_size)
-    cameras = [photo.camera for photo in subject_photos(case.name, image_size=8)]
-    views = [view_word(float(c.azimuth_deg[0]), float(c.elevation_deg[0])) for c in cameras]
+    photos = subject_photos(case.name, image_size=image_size)
     content = {
         "images": [file.name for file in files],
-        "prompts": _captions(case, f"<my-{case.name}>", views),
-        "base_prompts": _captions(case, case.word, views),
+        "prompts": [_caption(case, f"<my-{case.name}>", photo) for photo in photos],
+        "base_prompts": [_caption(case, case.word, photo) for photo in photos],
         "inserting_tokens": [f"<my-{case.name}>"],
         "initializer_tokens": [case.word],
     }
     (folder / CAPTIONS).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def _captions(case: Case, subject: str, views: Sequence[str]) -> list[str]:
-    """One caption for each photo; a subject without a front shows no side."""
-    text = case.template.replace("{}", subject)
-    return [f"{text}, {view}" if case.has_front else text for view in views]
+def _caption(case: Case, subject: str, photo: SubjectPhoto) -> str:
+    """One photo in words; a subject without a front shows no side."""
+    camera = photo.camera
+    view = view_word(float(camera.azimuth_deg[0]), float(camera.elevation_deg[0]))
+    text = f"{case.template} in front of a {border_color(photo.rgb)} wall".replace("{}", subject)
+    return f"{text}, {view}" if case.has_front else text
+
+
+def border_color(image: np.ndarray) -> str:
+    """The most frequent colour word along the border of a picture ``[h, w, 3]``."""
+    height, width = image.shape[:2]
+    inner = np.zeros((height, width), bool)
+    margin = max(1, height // 20)
+    inner[margin:-margin, margin:-margin] = True
+    words = np.bincount(color_words(image[~inner]), minlength=len(WORDS))
+    return WORDS[int(words.argmax())]

@@ -1,0 +1,241 @@
+"""The 2D bench of personalization: what is asked, what is measured, and which rows are made."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.personalization import run_2d
+from benchmarks.personalization.checks import check_accuracy, obeyed
+from benchmarks.personalization.drift import (
+    accuracy,
+    class_prompts,
+    noised_predictions,
+    unrelated_prompts,
+)
+from benchmarks.personalization.features import SubjectFeatures
+from benchmarks.personalization.methods import VARIANTS, training_config, variants_of
+from benchmarks.personalization.results_2d import page, sheet_of
+from benchmarks.personalization.rows_2d import PHOTOS, PRIOR, Bench, Cell, DrawSettings
+from benchmarks.personalization.subjects import (
+    CAPTIONS,
+    CASES,
+    Ask,
+    asks_of,
+    case_of,
+    write_photos,
+)
+from image_tools.configs import DdimConfig, PocketPriorConfig
+from image_tools.diffusion.loading import load_prior
+from image_tools.personalization.captions import read_captions
+from scenes.objects.subjects import SUBJECTS, subject_photos
+from scenes.toybox.objects import ObjectSpec
+from studio.errors import ConfigError
+from studio.evaluation.comparison import Result
+from studio.evaluation.judge import load_judge
+from studio.evaluation.views import eval_cameras, render_toy
+
+RABBIT, TRAIN = case_of("rabbit"), case_of("toy-train")
+
+
+@pytest.fixture(scope="module")
+def features() -> SubjectFeatures:
+    """Two subjects are enough to be told apart."""
+    return SubjectFeatures(load_judge(), ["rabbit", "toy-train"])
+
+
+@pytest.fixture(scope="module")
+def prior():
+    """The shipped one."""
+    return load_prior(PocketPriorConfig(), torch.device("cpu"))
+
+
+def photos_of(name: str, seed: int) -> torch.Tensor:
+    """Photos that are neither references nor the scale."""
+    photos = subject_photos(name, image_size=64, seed=seed)
+    return torch.stack([torch.from_numpy(photo.rgb) for photo in photos])
+
+
+# --- what is asked --------------------------------------------------------------------------------
+
+
+def test_there_is_a_case_for_every_subject():
+    assert tuple(case.name for case in CASES) == SUBJECTS
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_every_prompt_speaks_of_the_subject_and_views_are_asked_where_there_are_some(case):
+    asks = asks_of(case, each=2)
+    assert all("<x>" in ask.prompt("<x>") and "{}" not in ask.prompt("<x>") for ask in asks)
+    assert any(ask.group == "view" for ask in asks) == case.has_front
+    assert len(asks) == 2 * (10 if case.has_front else 7)
+
+
+def test_captions_say_which_side_each_photo_shows(tmp_path):
+    write_photos(RABBIT, tmp_path, image_size=16)
+    names = sorted(path.name for path in tmp_path.glob("*.png"))
+    captions = read_captions(tmp_path / CAPTIONS, names=names)
+    assert len(names) == 5
+    assert captions.prompts[2].startswith("a <my-rabbit> in front of a ")
+    assert captions.prompts[2].endswith(" wall, front view")
+    assert captions.base_prompts[0] == captions.prompts[0].replace("<my-rabbit>", "rabbit")
+    assert (captions.tokens, captions.initializers) == (("<my-rabbit>",), ("rabbit",))
+
+
+def test_unrelated_prompts_leave_out_the_class_and_class_prompts_name_it():
+    assert all("train" not in p.prompt for p in unrelated_prompts(TRAIN, 60))
+    assert class_prompts(TRAIN, 2)[0].kind == "train"
+    assert class_prompts(case_of("dog"), 1)[0].kind is None
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def test_photos_are_like_their_subject_and_not_like_another(features):
+    own, other = photos_of("rabbit", 8), photos_of("toy-train", 8)
+    assert features.fidelity(own, "rabbit") > 0.7
+    assert features.fidelity(other, "rabbit") < 0.3
+    assert features.identified(own, "rabbit").float().mean() >= 0.8
+    assert not features.identified(other, "rabbit").any()
+
+
+def test_the_measure_of_likeness_says_how_far_it_can_be_trusted(features):
+    found = features.retrieval(["rabbit", "toy-train"])
+    assert found.photos.n == 20
+    assert found.photos.value > 0.8
+    assert found.renders.value > 0.9
+    assert found.views.value > 0.8
+
+
+def test_checks_see_what_is_there_and_not_what_is_not(features):
+    found = check_accuracy([RABBIT, TRAIN], features)
+    assert found["relation"].value == 1.0
+    assert found["background"].value == 1.0
+    chair = render_toy(ObjectSpec("chair", "white"), eval_cameras(1)).rgb
+    asks = [Ask("relation", "", "left blue"), Ask("background", "", "red"), Ask("color", "", "red")]
+    assert obeyed(chair.expand(3, -1, -1, -1), asks, RABBIT, features) == [False] * 3
+    assert obeyed(chair, [Ask("plain", "")], RABBIT, features) == [True]
+
+
+def test_a_thing_on_the_wrong_side_does_not_count(features):
+    image = np.ones((64, 64, 3), np.float32)
+    image[20:50, 40:60] = (0.1, 0.28, 0.85)
+    images = torch.from_numpy(image)[None]
+    for half, right in (("right", True), ("left", False)):
+        assert obeyed(images, [Ask("relation", "", f"{half} blue")], RABBIT, features) == [right]
+
+
+def test_drift_is_zero_of_the_prior_itself_and_accuracy_one_of_true_objects(prior):
+    prompts = class_prompts(RABBIT, 4)
+    images = torch.cat(
+        [render_toy(ObjectSpec("rabbit", prompt.color), eval_cameras(1)).rgb for prompt in prompts]
+    )
+    texts = [prompt.prompt for prompt in prompts]
+    once = noised_predictions(prior, prior, images, texts)
+    assert torch.equal(once, noised_predictions(prior, prior, images, texts))
+    assert not torch.equal(once, noised_predictions(prior, prior, images, texts[::-1]))
+    assert accuracy(load_judge(), images, prompts) == 1.0
+
+
+# --- which rows are made --------------------------------------------------------------------------
+
+
+def options(*arguments: str, runs):
+    """The parsed command line."""
+    found = run_2d.parser().parse_args(arguments)
+    found.runs = runs
+    return found
+
+
+def test_rows_go_subject_by_subject_and_references_come_first(tmp_path):
+    cells = run_2d.cells_of(
+        options("--subjects", "rabbit,dog", "--methods", "dco", "--steps", "7", runs=tmp_path)
+    )
+    assert [(cell.case.name, cell.name) for cell in cells] == [
+        (name, row) for name in ("rabbit", "dog") for row in (PHOTOS, PRIOR, "dco", "dco+cg")
+    ]
+    assert {cell.config.method.loop.steps for cell in cells if cell.config} == {7}
+    assert cells[2].config is cells[3].config
+    assert cells[2].config.token == "<my-rabbit>"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--subjects", "rabit"], "No subject 'rabit' - expected some of dog, cat"),
+        (["--subjects", ","], "expected some of dog"),
+        (["--methods", "dco,sdxl"], "expected some of dco, dco\\+cg"),
+        (["--set", "lora:method.beta=3"], "no system 'lora'"),
+        (["--set", "dco:method.betta=3"], "betta"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_made(arguments, message, tmp_path):
+    with pytest.raises(ConfigError, match=message):
+        run_2d.cells_of(options(*arguments, runs=tmp_path))
+
+
+def test_a_variant_can_be_chosen_alone():
+    assert [variant.name for variant in variants_of("dco+cg")] == ["dco+cg"]
+    assert variants_of(",".join(variant.method for variant in VARIANTS)) == list(VARIANTS)
+
+
+@pytest.fixture
+def bench(prior, features, tmp_path) -> Bench:
+    """Pictures of one step each."""
+    settings = DrawSettings(each=1, drift=2, sampler=DdimConfig(steps=1, guidance_scale=5.0))
+    write_photos(RABBIT, tmp_path / "rabbit" / PHOTOS, image_size=64)
+    return Bench(prior, features, settings, tmp_path)
+
+
+def trained(bench: Bench, method: str) -> list[Cell]:
+    """The rows of a training of one step."""
+    steps = ("method.loop.steps=1", "method.batch.size=1")
+    config = training_config(method, RABBIT, bench.runs / "rabbit" / PHOTOS, steps)
+    return [Cell(RABBIT, v.name, v, config) for v in variants_of(method)]
+
+
+def test_rows_are_made_once_and_anew_when_settings_change(bench):
+    references = [Cell(RABBIT, name, None, None) for name in (PHOTOS, PRIOR)]
+    cells = [*references, *trained(bench, "textual_inversion"), *trained(bench, "dreambooth_lora")]
+    rows = [bench.row(cell) for cell in cells]
+    photos, plain, word, lora, guided = rows
+    assert photos.metrics["fidelity"] > 0.5
+    assert plain.metrics["class_right"] == word.metrics["class_right"]
+    assert word.metrics["class_change"] == 0.0, "a new word changes no other prompt"
+    assert lora.metrics["class_change"] == guided.metrics["class_change"] > 0.0
+    assert len(list(bench.runs.glob("rabbit/rabbit/*/run.json"))) == 2, "variants share trainings"
+    before = {path: path.stat().st_mtime_ns for path in bench.runs.glob("rows/*")}
+    assert [bench.row(cell) for cell in cells] == rows
+    assert {path: path.stat().st_mtime_ns for path in bench.runs.glob("rows/*")} == before
+    bench.settings = replace(bench.settings, consistency=5.0)
+    assert bench.pictures(cells[3]) is not None
+    assert bench.pictures(cells[4]) is None, "only consistency guidance has such a weight"
+    sheet = sheet_of(bench, list(zip(cells, rows, strict=True)))
+    assert sheet.shape[2] == 3
+    assert sheet.std() > 0.05
+
+
+def test_the_page_names_the_prior_and_pairs_subjects():
+    rows = [
+        Result(system, name, 0, "done", {"fidelity": base + more, "prompt": 0.5}, prior="abc")
+        for system, more in (("dreambooth_lora", 0.0), ("dco", 0.25))
+        for name, base in (("rabbit", 0.25), ("dog", 0.5))
+    ]
+    document = {
+        "command": "x",
+        "date": "y",
+        "machine": {"processor": "z"},
+        "priors": ["abc"],
+        "steps": 7,
+        "trust": {"photos": {"value": 0.95, "n": 20}},
+    }
+    text = page("n", document, rows)
+    assert "prior abc. 7 optimiser steps" in text
+    assert "photos 0.95 (20)" in text
+    assert "| **dco** | 2 | 0.62 [0.50, 0.75]" in text
+    assert "| **dco** | +0.25 [+0.25, +0.25] |" in text
+    assert json.dumps(document)
