@@ -31,6 +31,7 @@ __all__ = ["Shown", "maps_at", "measure_gate"]
 
 NOISE = (0.2, 0.4, 0.6, 0.8)
 """Timesteps as shares of the training length."""
+COARSE_NOISE = 0.4
 LEVELS = (0, 1)
 PICTURES = 4
 HIT = 0.25
@@ -50,7 +51,9 @@ class Shown:
 
 def measure_gate(bench: Bench, count: int) -> Found:
     """Hits of nouns and colours on single objects, on pairs and on samples."""
-    found = Found(("image", *(f"16 x 16, t {share:g}" for share in NOISE), "8 x 8, t 0.4"))
+    found = Found(
+        ("image", *(f"16 x 16, t {share:g}" for share in NOISE), f"8 x 8, t {COARSE_NOISE:g}")
+    )
     shown = _shown(bench, count)
     maps = {
         (level, share): torch.cat(
@@ -60,13 +63,17 @@ def measure_gate(bench: Bench, count: int) -> Found:
             ]
         )
         for level in LEVELS
-        for share in (NOISE if level == 0 else (0.4,))
+        for share in (NOISE if level == 0 else (COARSE_NOISE,))
     }
-    for (level, share), stack in maps.items():
-        for one, word_map in zip(shown, stack, strict=True):
-            side = "16" if level == 0 else "8"
-            name = f"{one.kind}_{side}" + (f"_t{share:g}" if one.kind == "noun" else "")
-            found.add({name: _hit(word_map, one.mask)})
+    for index, one in enumerate(shown):
+        hits = {key: _hit(stack[index], one.mask) for key, stack in maps.items()}
+        fine = [hits[0, share] for share in NOISE]
+        if one.kind == "noun":
+            found.add({f"noun_16_t{share:g}": hits[0, share] for share in NOISE})
+        else:
+            ours, drawn = zip(*fine, strict=True)
+            found.add({f"{one.kind}_16": (sum(ours) / len(ours), sum(drawn) / len(drawn))})
+        found.add({f"{one.kind}_8": hits[1, COARSE_NOISE]})
     single = [k for k, one in enumerate(shown) if one.kind == "noun"][:PICTURES]
     paired = [k for k, one in enumerate(shown) if one.kind in ("left", "right")][:PICTURES]
     for index in (*single, *paired):
