@@ -83,19 +83,20 @@ def parser() -> argparse.ArgumentParser:
 
 
 def chosen_rows(names: str | None) -> tuple[Row, ...]:
-    """Rows by their names, in the order in which they are measured.
+    """Rows by their names, which are measured in the order of the names.
 
     Raises:
         StudioError: a name is not known.
     """
     if names is None:
         return ROWS
-    wanted = names.split(",")
-    unknown = sorted(set(wanted) - {row.name for row in ROWS})
+    known, wanted = {row.name: row for row in ROWS}, list(dict.fromkeys(names.split(",")))
+    unknown = sorted(set(wanted) - set(known))
     if unknown:
-        have = ", ".join(row.name for row in ROWS)
-        raise StudioError(f"--rows has {', '.join(unknown)} - expected some of: {have}.")
-    return tuple(row for row in ROWS if row.name in wanted)
+        raise StudioError(
+            f"--rows has {', '.join(unknown)} - expected some of: {', '.join(known)}."
+        )
+    return tuple(known[name] for name in wanted)
 
 
 def key_of(row: Row, bench: Bench, asked: int) -> dict[str, Any]:
