@@ -13,6 +13,7 @@ from image_tools.control.control_configs import ControlConfig
 from image_tools.control.planner_configs import (
     EndpointPlannerConfig,
     FilePlannerConfig,
+    LocalPlannerConfig,
     RulePlannerConfig,
 )
 from image_tools.control.regional_configs import RegionalConfig, RegionError
@@ -278,7 +279,11 @@ class ExplicitRegionsConfig(RegionalConfig):
 
 
 RegionsConfig = (
-    RulePlannerConfig | FilePlannerConfig | EndpointPlannerConfig | ExplicitRegionsConfig
+    RulePlannerConfig
+    | FilePlannerConfig
+    | EndpointPlannerConfig
+    | LocalPlannerConfig
+    | ExplicitRegionsConfig
 )
 
 
