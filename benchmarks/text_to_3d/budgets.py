@@ -3,9 +3,14 @@
 An evaluation is one row through a denoiser: one latent, once. That is what methods spend alike,
 whatever the machine. With b views, a step costs
 
-    guided prediction        2 b;  b at a guidance scale of 1;  4 b with Perp-Neg's two negatives
+    guided prediction        2 b;  b at a guidance scale of 1;  4 b with Perp-Neg's two negatives;
+                             (2 + n) b at any scale with consistency guidance by n students
     critic's prediction      b;  2 b if the critic is guided itself
     critic's training        b for each of its updates
+    an edit model's          3 b, for both scales and neither; with views that are kept, so many for
+                             each denoising step of an update, on the average of noise levels
+
+A ControlNet beside the denoiser is not counted.
 
 A scene is scaled by its steps. Schedules, milestones and annealed timesteps are fractions of a
 stage and stretch with it. What counts steps is scaled along: DreamFlow's timesteps, so that each
@@ -19,15 +24,22 @@ from __future__ import annotations
 
 import math
 
-from guidance.configs import PerpNegPromptsConfig, ViewPromptsConfig
+from guidance.configs import PerpNegPromptsConfig
+from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import CriticConfig, VSDConfig
 from guidance.dreamflow_configs import DreamFlowConfig
+from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.rule_configs import GuidanceConfig
+from guidance.schedules import value_at
+from image_tools.configs import PersonalizedPriorConfig
 from studio.configs import SceneConfig, StageConfig
+from studio.subject.configs import ConsistencySubjectConfig
 
 __all__ = ["scaled", "scene_rows", "stage_rows"]
 
+EDIT_ROWS = 3  # with instruction and image, with the image, with neither
+NOISE_LEVELS = 32  # for averages
 PERP_NEG_ROWS = 4  # without prompt, with it, and two negatives; at every scale
 
 
@@ -39,8 +51,10 @@ def scene_rows(scene: SceneConfig) -> int:
 def stage_rows(scene: SceneConfig, index: int) -> int:
     """Rows that the steps of stage ``index`` send through denoisers."""
     stage = scene.stages[index]
-    rule = stage.guidance
-    rows = _guided_rows(rule, scene.view_prompts)
+    rule = _inner(stage.guidance)
+    if isinstance(rule, DatasetUpdateConfig):
+        return round(stage.steps * _updated_rows(rule))
+    rows = _guided_rows(scene, index)
     if isinstance(rule, (VSDConfig, DreamFlowConfig)):
         rows += _critic_rows(rule.critic)
     return rows * _views(stage)
@@ -62,11 +76,46 @@ def scaled(scene: SceneConfig, evaluations: int) -> tuple[str, ...]:
     return tuple(overrides)
 
 
-def _guided_rows(rule: GuidanceConfig, prompts: ViewPromptsConfig) -> int:
+def _guided_rows(scene: SceneConfig, index: int) -> int:
     """Rows for each view of the prior's guided prediction."""
-    if isinstance(prompts, PerpNegPromptsConfig) and not isinstance(rule, MultiViewConfig):
-        return PERP_NEG_ROWS
+    rule = _inner(scene.stages[index].guidance)
+    if isinstance(rule, InstructSDSConfig):
+        return EDIT_ROWS
+    if isinstance(scene.view_prompts, PerpNegPromptsConfig) and not isinstance(
+        rule, MultiViewConfig
+    ):
+        return PERP_NEG_ROWS  # which asks the first student alone
+    students = _students(scene, index)
+    if students:
+        return 2 + students
     return 1 if rule.guidance_scale == 1.0 else 2
+
+
+def _inner(rule: GuidanceConfig) -> GuidanceConfig:
+    """The rule that a ControlNet stands beside."""
+    return rule.rule if isinstance(rule, ControlSDSConfig) else rule
+
+
+def _updated_rows(rule: DatasetUpdateConfig) -> float:
+    """Rows for each step of the updates of kept views, on average."""
+    shares = [(2 * k + 1) / (2 * NOISE_LEVELS) for k in range(NOISE_LEVELS)]
+    levels = [
+        low + share * max(value_at(rule.max_t, fraction) - low, 0.0)
+        for fraction in shares
+        for low in [value_at(rule.min_t, fraction)]
+        for share in shares
+    ]
+    steps = [max(1, round(level * rule.sampler.steps)) for level in levels if level > 0.0]
+    return EDIT_ROWS * rule.views_per_step / rule.every * sum(steps) / len(levels)
+
+
+def _students(scene: SceneConfig, index: int) -> int:
+    """Students of consistency guidance; 0 where a stage has none."""
+    if isinstance(scene.stages[index].subject, ConsistencySubjectConfig):
+        return 1
+    prior = scene.prior_of(index)
+    is_consistent = isinstance(prior, PersonalizedPriorConfig) and prior.guidance == "consistency"
+    return len(prior.subjects) if is_consistent else 0
 
 
 def _critic_rows(critic: CriticConfig) -> int:
@@ -97,9 +146,11 @@ def _overrides(key: str, stage: StageConfig, steps: int) -> list[str]:
     """The settings of a stage of another number of steps."""
     rule, ratio = stage.guidance, steps / stage.steps
     found = [f"{key}.steps={steps}"]
+    where = f"{key}.guidance.rule" if isinstance(rule, ControlSDSConfig) else f"{key}.guidance"
+    rule = _inner(rule)
     if isinstance(rule, DreamFlowConfig):
-        found.append(f"{key}.guidance.timesteps={max(1, round(ratio * rule.timesteps))}")
+        found.append(f"{where}.timesteps={max(1, round(ratio * rule.timesteps))}")
     if isinstance(rule, (VSDConfig, DreamFlowConfig)) and rule.critic.warmup_steps:
         warmup = round(ratio * rule.critic.warmup_steps)
-        found.append(f"{key}.guidance.critic.warmup_steps={warmup}")
+        found.append(f"{where}.critic.warmup_steps={warmup}")
     return found

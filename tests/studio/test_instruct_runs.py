@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.text_to_3d.budgets import scene_rows
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from image_tools.diffusion.loading import load_folder
 from studio.config import load_scene
@@ -77,6 +78,10 @@ def test_an_edit_resumes_bit_for_bit(form, tiny_scene, source, edit_model, tmp_p
             runner.step()
         runner.save()
     assert_equal_bits(expected, run_to_the_end(scene, parts))
+    counted = parts.read_info()["denoiser_evaluations"]
+    assert counted == whole.read_info()["denoiser_evaluations"] > 0
+    if form == "sds":
+        assert counted == scene_rows(scene) == 3 * 2 * 5
 
 
 @pytest.mark.parametrize("form", FORMS)
