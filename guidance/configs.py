@@ -174,8 +174,12 @@ class SDSConfig:
     """How timesteps are chosen."""
     grad_clip: ScheduleValue | None = None
     """Largest absolute value of each entry of the latent gradient; empty does not clip."""
+    consistency: ScheduleValue = 1.0
+    """Factor of the subjects' consistency_scale (w_con), for a prior with consistency guidance;
+    [[0, 0.3], [0.5, 1]] lets the subject in once the shape stands."""
 
     def __post_init__(self) -> None:
-        """Refuse a clip value below 0."""
+        """Refuse a clip value or a factor below 0."""
+        check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

@@ -75,10 +75,13 @@ class VSDConfig:
     """How timesteps of the gradient are chosen; the critic's are uniform over all."""
     grad_clip: ScheduleValue | None = None
     """Largest absolute value of each entry of the latent gradient; empty does not clip."""
+    consistency: ScheduleValue = 1.0
+    """Factor of the subjects' consistency_scale (w_con), for a prior with consistency guidance."""
     critic: CriticConfig = CriticConfig()
     """The model of the renders that takes the place of the noise."""
 
     def __post_init__(self) -> None:
-        """Refuse a clip value below 0."""
+        """Refuse a clip value or a factor below 0."""
+        check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

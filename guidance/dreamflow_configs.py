@@ -37,11 +37,13 @@ class DreamFlowConfig:
     by orders of magnitude over a stage; unit leaves that weight out. Ours."""
     grad_clip: ScheduleValue | None = None
     """Largest absolute value of each entry of the latent gradient; empty does not clip."""
+    consistency: ScheduleValue = 1.0
+    """Factor of the subjects' consistency_scale (w_con), for a prior with consistency guidance."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The model of the renders. It learns at the timestep of the flow. Ours: as for VSD."""
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that does not fall and a clip value below 0."""
+        """Refuse a schedule that does not fall, and a clip value or a factor below 0."""
         if not 0.0 <= self.end_t < self.start_t <= 1.0:
             raise ValueError(
                 f"start_t is {self.start_t} and end_t is {self.end_t}. "
@@ -49,5 +51,6 @@ class DreamFlowConfig:
             )
         if self.timesteps < 1:
             raise ValueError(f"timesteps is {self.timesteps} - expected at least 1.")
+        check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

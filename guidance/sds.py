@@ -26,6 +26,7 @@ from guidance.configs import SDSConfig, Weighting
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.prompts import ViewPrompts
 from guidance.schedules import value_at
+from guidance.students import weigh_students
 from guidance.timesteps import choose_timesteps
 from guidance.views import CameraAngles
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma
@@ -83,6 +84,7 @@ class SDSGuidance(GuidanceRule):
         self, latents: Tensor, cameras: CameraAngles, fraction: float, generator: torch.Generator
     ) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
         config, prior = self.config, self.prior
+        weigh_students(prior, config.consistency, fraction)
         t = choose_timesteps(
             config.timesteps,
             len(latents),

@@ -32,6 +32,7 @@ from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.prompts import ViewPrompts
 from guidance.schedules import value_at
 from guidance.sds import sds_weight
+from guidance.students import weigh_students
 from image_tools.diffusion.camera_embedding import camera_vector
 from image_tools.diffusion.prior import DiffusionPrior
 from renderers.cameras import Cameras
@@ -93,6 +94,7 @@ class VSDGuidance(GuidanceRule):
         latents = self.prior.encode_images(images)
         self._encoded = images.detach(), images._version, latents.detach()
         noisy = self.draw_noise(latents, fraction=fraction, generator=generator)
+        weigh_students(self.prior, self.config.consistency, fraction)
         with torch.no_grad():
             difference, x0 = self._difference(noisy, cameras)
             gradient = self.weight(noisy, fraction=fraction) * difference

@@ -40,9 +40,10 @@ from image_tools.diffusion.lora_apply import Modules, active_loras, loras_active
 from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.parametrization import classifier_free_guidance, rescale_guidance
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import StudioError
 
-__all__ = ["ConsistencyPrior", "Student", "consistency_guidance"]
+__all__ = ["ConsistencyPrior", "Student", "consistency_guidance", "consistency_of"]
 
 # Below this squared length the prompt has no direction.
 MIN_SQUARED_NORM = 1e-20
@@ -102,8 +103,9 @@ class ConsistencyPrior(WrappedPrior):
             raise StudioError("Consistency guidance got no student - expected at least one.")
         super().__init__(prior)
         self.students, self.parallel = tuple(students), parallel
-        self.scales = [student.scale for student in students]
-        """w_i of each student; may be changed between calls, such as raised as a scene forms."""
+        """May be changed between calls, such as to raise w_i as a scene forms."""
+        self.strength = 1.0
+        """Factor of all w_i; may be changed between calls too."""
         prior.pin_text_encoder()
         words: dict[str, str] = {}
         for student in students:
@@ -114,6 +116,11 @@ class ConsistencyPrior(WrappedPrior):
                         "class word for each placeholder."
                     )
         self._words = words
+
+    @property
+    def scales(self) -> list[float]:
+        """w_i of each student."""
+        return [self.strength * student.scale for student in self.students]
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
         """Each prompt as the base and as every student reads it, side by side."""
@@ -214,6 +221,15 @@ class ConsistencyPrior(WrappedPrior):
             replace(text, tokens=tokens[k].contiguous(), pooled=pooled[k]) for k in range(count)
         ]
         return [replace(condition, text=each) for each in texts]
+
+
+def consistency_of(prior: NoisePrior) -> ConsistencyPrior | None:
+    """The consistency guidance in a prior, below whatever modifies it; None where there is none."""
+    while isinstance(prior, WrappedPrior):
+        if isinstance(prior, ConsistencyPrior):
+            return prior
+        prior = prior.plain
+    return None
 
 
 def _replaced(prompt: str, words: Mapping[str, str]) -> str:

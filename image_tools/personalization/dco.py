@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from image_tools.diffusion.lora_deltas import LoraFile
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.captioned import (
     CaptionedImages,
@@ -39,7 +40,11 @@ from image_tools.personalization.captions import SubjectCaptions
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TextSource, TrainingResult, identity_of
 from image_tools.personalization.dreambooth_configs import DcoConfig
-from image_tools.personalization.dreambooth_lora import run_lora_training, trained_lora
+from image_tools.personalization.dreambooth_lora import (
+    run_lora_training,
+    start_digest,
+    trained_lora,
+)
 from image_tools.personalization.embedding_files import write_embedding
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop, batch_generator
 from image_tools.personalization.tokens import (
@@ -110,6 +115,7 @@ def train_dco(
     folder: Path,
     *,
     hooks: LoopHooks | None = None,
+    start: LoraFile | None = None,
 ) -> TrainingResult:
     """Train a LoRA, and new words where the captions insert some; the same call goes on.
 
@@ -122,6 +128,8 @@ def train_dco(
         config: settings.
         folder: the training's own.
         hooks: progress, samples, a stop request.
+        start: a LoRA to go on from, for instance that of a partial training; its own shapes count,
+            and the prior's pass is without it.
 
     Raises:
         StudioError: the folder holds another training, or words or layers do not fit the prior.
@@ -129,10 +137,10 @@ def train_dco(
     subject = CaptionedImages(images, captions.prompts)
     base = CaptionedImages(images, captions.base_prompts)
     words = dict(zip(captions.tokens, captions.initializers, strict=True))
-    identity = identity_of(config, prior, [subject, base], words)
+    identity = identity_of(config, prior, [subject, base], {**words, **start_digest(start)})
     generator = batch_generator(config.loop.seed, WORD_DRAW)
     embeddings = [_first_rows(prior, *pair, generator) for pair in words.items()]
-    with _attached(prior, embeddings) as tokens, trained_lora(prior, config, None) as lora:
+    with _attached(prior, embeddings) as tokens, trained_lora(prior, config, start) as lora:
         is_text_trained = lora.changes_text or tokens is not None
         loss = DcoLoss(
             lora, subject, captions.base_prompts, config, is_text_trained=is_text_trained

@@ -27,7 +27,13 @@ from image_tools.personalization.dreambooth_configs import DreamBoothLoraConfig
 from image_tools.personalization.loop import LoopHooks, TuningLoop, batch_generator
 from image_tools.personalization.trainable_lora import TrainableLora
 
-__all__ = ["LORA_NAME", "run_lora_training", "train_dreambooth_lora", "trained_lora"]
+__all__ = [
+    "LORA_NAME",
+    "run_lora_training",
+    "start_digest",
+    "train_dreambooth_lora",
+    "trained_lora",
+]
 
 LORA_NAME = "subject"
 # Number of the generator that draws the deltas; far from those of batches.
@@ -58,7 +64,7 @@ def train_dreambooth_lora(
     Raises:
         StudioError: the folder holds another training, or no layer fits the config.
     """
-    identity = identity_of(config, prior, [subject, class_set], _start_digest(start))
+    identity = identity_of(config, prior, [subject, class_set], start_digest(start))
     with trained_lora(prior, config, start) as lora:
         loss = SubjectLoss(
             prior,
@@ -117,7 +123,7 @@ def _step_file(folder: Path, step: int) -> Path:
     return folder / "lora" / f"step-{step:06d}" / LORA_WEIGHT_NAME
 
 
-def _start_digest(start: LoraFile | None) -> dict[str, str]:
+def start_digest(start: LoraFile | None) -> dict[str, str]:
     """What tells one start from another."""
     if start is None:
         return {}

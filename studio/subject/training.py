@@ -6,7 +6,6 @@ of them with photos and pseudo views together, whose captions say from where eac
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -20,20 +19,16 @@ from image_tools.diffusion.lora_files import LoraFile, read_lora, write_lora
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.captioned import CaptionedImages
 from image_tools.personalization.captions import SubjectCaptions
-from image_tools.personalization.dco import DcoLoss, train_dco
-from image_tools.personalization.dreambooth import TrainingResult, identity_of, train_dreambooth
+from image_tools.personalization.dco import train_dco
+from image_tools.personalization.dreambooth import TrainingResult, train_dreambooth
 from image_tools.personalization.dreambooth_configs import (
     DcoConfig,
     DreamBoothConfig,
     DreamBoothLoraConfig,
 )
-from image_tools.personalization.dreambooth_lora import (
-    run_lora_training,
-    train_dreambooth_lora,
-    trained_lora,
-)
+from image_tools.personalization.dreambooth_lora import train_dreambooth_lora
 from image_tools.personalization.extraction import extract_deltas
-from image_tools.personalization.loop import LoopHooks, TuningLoop
+from image_tools.personalization.loop import LoopHooks
 from image_tools.personalization.personalized import attach_subjects
 from image_tools.personalization.personalized_configs import SubjectConfig
 from image_tools.personalization.textual_inversion import train_textual_inversion
@@ -176,42 +171,18 @@ def _train(
     start: Path | None = None,
 ) -> TrainingResult:
     """A training of any kind, from the prior or from weights of the same kind."""
+    is_lora = not isinstance(config, DreamBoothConfig)
+    lora = read_lora(start) if is_lora and start is not None else None
     if isinstance(config, DcoConfig):
-        if start is None:
-            return train_dco(prior, data.images, data.captions, config, folder, hooks=hooks)
-        return _continue_dco(prior, data, config, folder, hooks, start)
+        return train_dco(prior, data.images, data.captions, config, folder, hooks=hooks, start=lora)
     photos = CaptionedImages(data.images, data.captions.prompts)
     if isinstance(config, DreamBoothLoraConfig):
-        lora = None if start is None else read_lora(start)
         return train_dreambooth_lora(
             prior, photos, data.class_set, config, folder, hooks=hooks, start=lora
         )
     if start is not None:
         attach_subjects(prior, [SubjectConfig(weights=str(start))])
     return train_dreambooth(prior, photos, data.class_set, config, folder, hooks=hooks)
-
-
-def _continue_dco(
-    prior: DiffusionPrior,
-    data: SubjectSet,
-    config: DcoConfig,
-    folder: Path,
-    hooks: LoopHooks,
-    start: Path,
-) -> TrainingResult:
-    """DCO from a LoRA; the plain prior stays what it compares with."""
-    captions = data.captions
-    student = CaptionedImages(data.images, captions.prompts)
-    base = CaptionedImages(data.images, captions.base_prompts)
-    digest = hashlib.sha256(start.read_bytes()).hexdigest()
-    identity = identity_of(config, prior, [student, base], {"start": digest})
-    with trained_lora(prior, config, read_lora(start)) as lora:
-        loss = DcoLoss(
-            lora, student, captions.base_prompts, config, is_text_trained=lora.changes_text
-        )
-        groups = lora.groups(text_learning_rate=config.text_learning_rate)
-        loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
-        return run_lora_training(lora, loop, loss, hooks)
 
 
 def _extracted(prior: DiffusionPrior, weights: Path) -> LoraFile:

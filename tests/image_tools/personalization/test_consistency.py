@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +14,7 @@ from guidance.prompts import build_view_prompts
 from guidance.sds import SDSGuidance
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.lora_apply import attach_to_prior, loras_active, prior_modules
+from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.parametrization import classifier_free_guidance
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
@@ -19,6 +22,7 @@ from image_tools.personalization.consistency import (
     ConsistencyPrior,
     Student,
     consistency_guidance,
+    consistency_of,
 )
 from image_tools.personalization.dreambooth_configs import LoraShapeConfig
 from image_tools.personalization.loop import batch_generator
@@ -99,12 +103,30 @@ def test_a_scale_may_change_between_calls(tiny_pipelines):
     prior = ConsistencyPrior(plain, [Student({"subject": 1.0}, WORDS, scale=0.0)])
     results = []
     for scale in (0.0, 2.0, 4.0):
-        prior.scales[0] = scale
+        prior.students = (replace(prior.students[0], scale=scale),)
         results.append(_guided(prior, "a <pet>", 7.5))
     assert not torch.equal(results[0], results[1])
     torch.testing.assert_close(
         results[2] - results[0], 2.0 * (results[1] - results[0]), atol=1e-4, rtol=1e-3
     )
+
+
+@torch.no_grad()
+def test_strength_is_a_factor_of_all_scales(tiny_pipelines):
+    plain = _with_loras(tiny_pipelines, names=("subject", "style"))
+    students = [Student({"subject": 1.0}, WORDS, 3.0), Student({"style": 0.6}, STYLES, 2.0)]
+    prior = ConsistencyPrior(plain, students)
+    prior.strength = 0.5
+    assert prior.scales == [1.5, 1.0]
+    halved = ConsistencyPrior(plain, [replace(one, scale=one.scale / 2) for one in students])
+    assert torch.equal(_guided(prior, SUBJECT, 7.5), _guided(halved, SUBJECT, 7.5))
+
+
+def test_it_is_found_below_what_modifies_it(tiny_pipelines):
+    plain = _with_loras(tiny_pipelines)
+    prior = ConsistencyPrior(plain, [Student({"subject": 1.0}, WORDS)])
+    assert consistency_of(prior) is consistency_of(WrappedPrior(WrappedPrior(prior))) is prior
+    assert consistency_of(plain) is consistency_of(WrappedPrior(plain)) is None
 
 
 @torch.no_grad()

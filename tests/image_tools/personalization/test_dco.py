@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from image_tools.diffusion.lora_apply import attach_to_prior, loras_active, prior_modules
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.personalization.captioned import CaptionedImages, rows_of_batch
 from image_tools.personalization.captions import SubjectCaptions
@@ -18,6 +19,7 @@ from image_tools.personalization.embedding_files import read_embeddings
 from image_tools.personalization.loop import LoopHooks, batch_generator
 from image_tools.personalization.tokens import attach_tokens
 from image_tools.personalization.trainable_lora import TrainableLora
+from renderers.errors import StudioError
 from tests.file_bits import bits_of
 from tests.image_tools.personalization.subjects import (
     SHORT,
@@ -154,6 +156,73 @@ def test_stopped_training_goes_on_bit_for_bit(tiny_pipelines, tmp_path):
     resumed = train("b")
     for one, other in zip(whole.files, resumed.files, strict=True):
         assert bits_of(one) == bits_of(other)
+
+
+def _started(tiny_pipelines, tmp_path, *, seed=5, is_still=False, **settings):
+    """A training from a LoRA with numbers in it, the LoRA, and predictions after each step."""
+    prior, seen = load_tiny(tiny_pipelines), []
+    start = _trained_lora(tiny_pipelines, seed)
+    still = replace(SHORT, learning_rate=0.0, weight_decay=0.0)
+    config = replace(CONFIG, loop=still, text_learning_rate=0.0) if is_still else CONFIG
+    hooks = LoopHooks(after_step=lambda _: seen.append(predict(prior)), **settings)
+    captions = SubjectCaptions(BASE, BASE)
+    result = train_dco(prior, images_of(3), captions, config, tmp_path, hooks=hooks, start=start)
+    return result, start, seen
+
+
+def _trained_lora(tiny_pipelines, seed):
+    lora = TrainableLora(
+        load_tiny(tiny_pipelines), CONFIG.lora, name="s", generator=batch_generator(seed, 9)
+    )
+    train_numbers(lora.parameters.values(), seed=seed, std=0.05)
+    return lora.file()
+
+
+def test_a_lora_to_go_on_from_is_where_the_training_starts(tiny_pipelines, tmp_path):
+    result, start, seen = _started(tiny_pipelines, tmp_path, is_still=True)
+    prior = load_tiny(tiny_pipelines)
+    attach_to_prior(prior, start, name="start")
+    with loras_active(prior_modules(prior), {"start": 1.0}):
+        torch.testing.assert_close(predict(prior), seen[0])
+    assert not torch.isclose(predict(load_tiny(tiny_pipelines)), seen[0]).all()
+    kept = dict(_flat(read_lora(result.files[-1], layers_per_block=1)))
+    for key, delta in _flat(start):
+        assert torch.equal(kept[key].up, delta.up), "learning rate 0 leaves it as it was"
+
+
+def _flat(lora):
+    return [((section, name), delta) for section, name, delta in lora.deltas()]
+
+
+@torch.no_grad()
+def test_what_it_starts_from_is_no_part_of_the_reference(tiny_pipelines):
+    untrained, _ = _loss(load_tiny(tiny_pipelines))
+    expected = untrained.errors(0, batch_generator(0, 0))[1]
+    prior = load_tiny(tiny_pipelines)
+    lora = TrainableLora(
+        prior,
+        CONFIG.lora,
+        name="s",
+        generator=batch_generator(0, 9),
+        start=_trained_lora(tiny_pipelines, 5),
+    )
+    subject = CaptionedImages(images_of(3), BASE)
+    loss = DcoLoss(lora, subject, BASE, CONFIG, is_text_trained=True)
+    student, reference = loss.errors(0, batch_generator(0, 0))
+    assert torch.equal(reference, expected)
+    assert not torch.isclose(student, expected).any()
+
+
+def test_a_started_training_goes_on_bit_for_bit_and_only_from_the_same_start(
+    tiny_pipelines, tmp_path
+):
+    whole, _, _ = _started(tiny_pipelines, tmp_path / "a")
+    stopped, _, _ = _started(tiny_pipelines, tmp_path / "b", should_stop=lambda: True)
+    assert not stopped.finished
+    resumed, _, _ = _started(tiny_pipelines, tmp_path / "b")
+    assert bits_of(whole.files[-1]) == bits_of(resumed.files[-1])
+    with pytest.raises(StudioError, match="a training with other settings"):
+        _started(tiny_pipelines, tmp_path / "a", seed=6)
 
 
 def test_min_snr_weights_have_no_place_in_the_loss():

@@ -251,7 +251,7 @@ def test_a_lora_guides_consistently_and_loads_in_stock_diffusers(
     runner = Runner(scene, run)
     runner.step()
     runner.step()
-    assert runner.prior.students[0].scale == pytest.approx(1 + 4 / 3)
+    assert runner.prior.scales == [pytest.approx(1 + 4 / 3)]
     runner.optimise()
     assert run.read_info()["preparations"]["views"]["denoiser_evaluations"] == 5 * 3 * 3
     path = folder_of(run).lora
