@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from image_tools.configs import PriorMemoryConfig
+
 __all__ = [
     "EndpointPlannerConfig",
     "FilePlannerConfig",
@@ -71,7 +73,8 @@ class LocalPlannerConfig:
     """Number format; auto is that of the files."""
 
     def __post_init__(self) -> None:
-        """Refuse an answer of nothing."""
+        """Refuse an answer of nothing, and a device that no machine has."""
+        PriorMemoryConfig(device=self.device)
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {self.max_new_tokens} - expected 1 or more.")
 

@@ -65,8 +65,6 @@ RELATION = re.compile(rf"\s*(?:(?<!\w)(?:to the |on the )?({_WORDS})(?!\w)|(,))\
 RATIO_LINE = re.compile(r"final split ratio\W*?([\d.,;\s]*\d)", re.IGNORECASE)
 PROMPT_LINE = re.compile(r"regional prompt\W*?(\w.*?)(?=\n\s*\n|\Z)", re.IGNORECASE | re.DOTALL)
 
-LOCAL_ROLE = "planner's language model"
-
 INSTRUCTIONS = """You plan pictures. Divide the picture that the user describes into rectangular \
 regions, one for each thing or group that must not be mixed up with others, and describe each \
 region in one phrase with all of its attributes. Layout: rows are separated by ';', columns by \
@@ -208,69 +206,26 @@ class EndpointPlanner:
 
 
 class LocalPlanner:
-    """Asks a language model of this machine, which is read for each plan and forgotten again."""
+    """Asks a language model in a folder of this machine."""
 
     def __init__(self, config: LocalPlannerConfig) -> None:
         """Plan by ``config``."""
         self.config = config
-        self.folder = Path(config.path).expanduser()
 
     def plan(self, prompt: str) -> RegionalConfig:
         """The model's likeliest answer as a plan; the same prompt, the same plan.
 
         Raises:
-            PlanError: the answer is no plan.
-            WeightsMissing: there is no model in the folder; UnsafeWeights if it is pickled.
+            PlanError: the answer is no plan; StudioError if the model cannot be read or run.
         """
+        from image_tools.control.local_model import answer_of
+
         return _first_plan(
-            lambda: self._ask(prompt),
+            lambda: answer_of(self.config, INSTRUCTIONS, prompt),
             model=self.config.path,
             attempts=1,  # it would say the same again
             base_ratio=self.config.base_ratio,
         )
-
-    def _ask(self, prompt: str) -> str:
-        import torch
-        from transformers import GenerationConfig
-
-        tokenizer, model = self._read()
-        told = _told(tokenizer, prompt).to(model.device)
-        asked = told["input_ids"].shape[1]
-        room = model.config.max_position_embeddings - asked
-        if room < 1:
-            raise PlanError(
-                f"The model '{self.folder}' reads {asked + room} tokens and the question has "
-                f"{asked} - expected room for the answer. Name a model that reads more."
-            )
-        end = model.generation_config.eos_token_id
-        end = tokenizer.eos_token_id if end is None else end
-        # Nothing of the folder's own settings: they may ask for samples.
-        likeliest = GenerationConfig(
-            max_new_tokens=min(self.config.max_new_tokens, room),
-            do_sample=False,
-            eos_token_id=end,
-            pad_token_id=end[0] if isinstance(end, list) else end,
-        )
-        with torch.inference_mode():
-            tokens = model.generate(**told, generation_config=likeliest)
-        answer = tokens[0, asked:]
-        return tokenizer.decode(answer, skip_special_tokens=True)
-
-    def _read(self) -> tuple[Any, Any]:
-        """Tokenizer and model, from files of the folder alone."""
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        from image_tools.diffusion.loading import quiet_libraries, readable_weights
-        from image_tools.diffusion.weights import find_weights, read_json
-
-        read_json(self.folder / "config.json", role=LOCAL_ROLE)
-        find_weights(self.folder, "model", role=LOCAL_ROLE)
-        with readable_weights(self.folder, LOCAL_ROLE), quiet_libraries():
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_pretrained(
-                self.folder, local_files_only=True, use_safetensors=True, dtype=self.config.dtype
-            )
-        return tokenizer, model.to(self.config.device).eval()
 
 
 def build_planner(config: PlannerConfig) -> Planner:
@@ -318,21 +273,6 @@ def _first_plan(
         f"The model '{model}' gave no plan in {attempts} answer{'s' * (attempts > 1)}. The last "
         f"one: {wrong} Try a larger model, or write the plan into a file."
     ) from wrong
-
-
-def _told(tokenizer: Any, prompt: str) -> Any:
-    """What a local model reads: a chat where it knows chats, and otherwise a text to continue.
-
-    One message of the user, since not every template knows another one of the system.
-    """
-    if tokenizer.chat_template is None:
-        return tokenizer(f"{INSTRUCTIONS}\n\nPicture: {prompt}\n\nPlan:\n", return_tensors="pt")
-    return tokenizer.apply_chat_template(
-        [{"role": "user", "content": f"{INSTRUCTIONS}\n\nPicture: {prompt}"}],
-        add_generation_prompt=True,
-        return_dict=True,
-        return_tensors="pt",
-    )
 
 
 def _content(body: bytes) -> str:

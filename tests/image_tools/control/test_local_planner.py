@@ -7,7 +7,8 @@ import torch
 
 from image_tools.control.planner_configs import LocalPlannerConfig
 from image_tools.control.planners import INSTRUCTIONS, PlanError, build_planner
-from image_tools.errors import UnsafeWeights, WeightsMissing
+from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
+from renderers.errors import BackendMissing
 
 PROMPT = "a red ball left of a blue cube"
 PLAN = (
@@ -133,7 +134,7 @@ def test_nonsense_is_refused_as_an_endpoint_s_is(tmp_path, template):
 def test_a_question_that_is_too_long_for_a_model_is_told(tmp_path):
     tokenizer = tiny_tokenizer(None)
     folder = written(tmp_path, tiny_model(tokenizer, max_position_embeddings=16), tokenizer)
-    with pytest.raises(PlanError, match=r"reads 16 tokens and the question has \d+"):
+    with pytest.raises(UnsupportedModel, match=r"reads 16 tokens and the question has \d+"):
         planner(folder).plan(PROMPT)
 
 
@@ -147,5 +148,18 @@ def test_only_local_folders_of_safetensors_are_read(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"broken")
     with pytest.raises(WeightsMissing, match="planner's language model cannot be read"):
         planner(tmp_path).plan(PROMPT)
+
+
+def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="max_new_tokens is 0"):
         LocalPlannerConfig("folder", max_new_tokens=0)
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        LocalPlannerConfig("folder", device="gpu")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_gpu_that_is_not_there_is_told(tmp_path):
+    tokenizer = tiny_tokenizer(None)
+    folder = written(tmp_path, tiny_model(tokenizer), tokenizer)
+    with pytest.raises(BackendMissing, match="device of the planner is 'cuda'"):
+        planner(folder, device="cuda").plan(PROMPT)
