@@ -21,13 +21,15 @@ from image_tools.diffusion.sampling import ddim_steps
 from studio.errors import WeightsMissing
 from studio.images.adapters import adapter_path, find_adapter
 from studio.images.configs import ControlImageConfig
+from studio.images.looks import look_embedding
 from studio.images.method_configs import (
     CannyConditionConfig,
     ConditionConfig,
     ControlNetMethodConfig,
+    UniControlNetMethodConfig,
 )
 from studio.images.picture import Draw, Picture, draw_plainly
-from studio.images.reading import conditions_of, read_condition
+from studio.images.reading import conditions_of, read_condition, read_picture
 
 __all__ = ["make_controlled"]
 
@@ -44,15 +46,12 @@ def make_controlled(prior: DiffusionPrior, config: ControlImageConfig) -> Draw:
         key: read_condition(one, key, size=prior.image_size).to(prior.device)
         for key, one in conditions_of(config)
     }
+    shown = _shown(config, conditions, prior.image_size)
     if isinstance(config.method, ControlNetMethodConfig):
         tool = _with_nets(prior, config, list(conditions.values()))
         steps = [step.t for step in ddim_steps(prior, config.sampler.steps)]
     else:
         tool, steps = _with_adapter(prior, config, list(conditions.values())), None
-    shown = [
-        Picture(f"condition{k + 1}", _caption(one), conditions[key][0], is_compared=False)
-        for k, (key, one) in enumerate(conditions_of(config))
-    ]
 
     def draw(seed: int) -> list[Picture]:
         plain = draw_plainly(prior, config, seed)
@@ -84,13 +83,44 @@ def _with_adapter(
 ) -> UniControlledPrior:
     key, method = "method.model", config.method
     file = find_adapter(method.model, key)[0]
-    local, _ = read_uni(file, prior.unet, prior.dtype)
-    if local is None:
-        raise WeightsMissing(
-            f"{key}: '{file}' holds no local adapter - expected one, which sees the conditions."
-        )
+    local, content = read_uni(file, prior.unet, prior.dtype)
+    wanted = {"maps": (method.maps, local), "content": (method.content, content)}
+    for name, (given, adapter) in wanted.items():
+        if given and adapter is None:
+            raise WeightsMissing(
+                f"{key}: '{file}' holds no adapter for {name} - expected one. Leave method.{name} "
+                "out, or name a file that has it."
+            )
     maps = {one.name: image for one, image in zip(method.maps, images, strict=True)}
-    return UniControlledPrior(prior, local.to(prior.device), maps=maps, strength=method.strength)
+    embedding, strength = None, 1.0
+    if method.content is not None:
+        width, strength = content.settings.width, method.content.strength
+        embedding = look_embedding(method.content, "method.content", width=width)
+    return UniControlledPrior(
+        prior,
+        None if local is None else local.to(prior.device),
+        None if content is None else content.to(prior.device),
+        maps=maps,
+        embedding=embedding,
+        strength=method.strength,
+        content_strength=strength,
+    )
+
+
+def _shown(
+    config: ControlImageConfig, conditions: dict[str, Float[Tensor, "1 h w 3"]], size: int
+) -> list[Picture]:
+    """The conditions, and the picture whose look is copied."""
+    shown = [
+        Picture(f"condition{k}", _caption(one), conditions[key][0], is_compared=False)
+        for k, (key, one) in enumerate(conditions_of(config), start=1)
+    ]
+    method = config.method
+    if isinstance(method, UniControlNetMethodConfig) and method.content is not None:
+        look = read_picture(method.content.path, "method.content.path", size=size)[0]
+        name = Path(method.content.path).name
+        shown.append(Picture("content", f"look of {name}", look, is_compared=False))
+    return shown
 
 
 def _caption(condition: ConditionConfig) -> str:

@@ -44,6 +44,7 @@ __all__ = [
     "PromptToPromptMethodConfig",
     "RegionsConfig",
     "SelfGuidanceMethodConfig",
+    "UniContentConfig",
     "UniControlNetMethodConfig",
     "UniMapConfig",
 ]
@@ -231,21 +232,37 @@ class UniMapConfig:
 
 
 @dataclass(frozen=True)
+class UniContentConfig:
+    """A picture whose look is copied, by the adapter's global part."""
+
+    path: str
+    """The picture."""
+    encoder: str | None = None
+    """Folder of the CLIP vision model whose embeddings the adapter reads; empty for the colours of
+    the picture alone, which pocket-uni reads."""
+    strength: float = 1.0
+    """Factor of the words that the adapter makes of it; 0 switches it off."""
+
+
+@dataclass(frozen=True)
 class UniControlNetMethodConfig:
     """Uni-ControlNet (arXiv 2305.16322): one adapter for all kinds of conditions, any of which may
-    be given. Its global adapter, which copies the look of a picture, is not part of this."""
+    be given, and one for the look of a picture."""
 
-    maps: tuple[UniMapConfig, ...]
+    maps: tuple[UniMapConfig, ...] = ()
     """The conditions that are given."""
     kind: Literal["uni_controlnet"] = "uni_controlnet"
+    content: UniContentConfig | None = None
+    """A picture whose look is copied."""
     model: str = "pocket-uni"
-    """A .safetensors file with the adapter, or the name of one that ships with the package."""
+    """A .safetensors file with the adapters, or the name of one that ships with the package."""
     strength: float = 1.0
-    """Factor of its residuals; 0 switches it off."""
+    """Factor of the conditions' residuals; 0 switches them off."""
 
     def __post_init__(self) -> None:
         """Refuse no condition, and one that is given twice."""
-        _check_some("maps", self.maps, "{name: canny, condition: {kind: canny, path: FILE}}")
+        if self.content is None:
+            _check_some("maps", self.maps, "{name: edge, condition: {kind: canny, path: FILE}}")
         names = [one.name for one in self.maps]
         if len(set(names)) < len(names):
             raise ValueError(f"maps are named {', '.join(names)} - expected each name once.")

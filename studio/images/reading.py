@@ -20,6 +20,7 @@ from studio.images.method_configs import (
     ControlNetMethodConfig,
     NullTextMethodConfig,
     PromptToPromptMethodConfig,
+    UniControlNetMethodConfig,
 )
 
 __all__ = [
@@ -87,6 +88,9 @@ def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
     """Every picture that a scene names, with its key."""
     if isinstance(config, ControlImageConfig):
         yield from ((f"{key}.path", one.path) for key, one in conditions_of(config))
+        is_uni = isinstance(config.method, UniControlNetMethodConfig)
+        if is_uni and config.method.content is not None:
+            yield "method.content.path", config.method.content.path
     elif isinstance(config, EditImageConfig):
         if config.image is not None:
             yield "image", config.image

@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
+from image_tools.configs import PocketPriorConfig
+from image_tools.diffusion.loading import load_prior
 from studio.cli import main
 
 SIZE = 32  # pixels of what the tiny prior draws
@@ -80,6 +83,12 @@ def scene(tiny_prior, tmp_path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def prior(tiny_prior):
+    """The tiny prior itself."""
+    return load_prior(PocketPriorConfig(path=str(tiny_prior)), torch.device("cpu"))
 
 
 def write_picture(path: Path, *, size: tuple[int, int] = (SIZE, SIZE), seed: int = 0) -> str:

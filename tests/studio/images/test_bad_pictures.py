@@ -8,8 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from image_tools.configs import PocketPriorConfig
-from image_tools.diffusion.loading import load_prior
 from tests.image_tools.control.test_planners import Server
 from tests.image_tools.control.tiny_controls import tiny_controlnet
 from tests.studio.images.conftest import SIZE, write_picture
@@ -133,17 +131,14 @@ def test_masks_of_another_shape(studio, scene, tmp_path):
     Image.new("L", (SIZE, SIZE + 8)).save(tmp_path / "tall.png")
     done = studio("run", scene(**method(mask="tall.png")))
     assert done.code == 2
-    assert (
-        f"method.mask: 'tall.png' is {SIZE}x{SIZE + 8} pixels - expected {SIZE}x{SIZE}"
-        in done.error
-    )
+    words = f"'tall.png' is {SIZE}x{SIZE + 8} pixels - expected {SIZE}x{SIZE}"
+    assert f"method.mask: {words}" in done.error
     layout = {"kind": "explicit", "ratio": "1", "regions": [{"prompt": "a"}], "masks": ["tall.png"]}
     done = studio("run", scene(task="regional_image", regions=layout))
     assert f"regions.masks.0: {words}" in done.error
 
 
-def test_a_condition_of_another_size(studio, scene, tiny_prior, tmp_path):
-    prior = load_prior(PocketPriorConfig(path=str(tiny_prior)), "cpu")
+def test_a_condition_of_another_size(studio, scene, prior, tmp_path):
     tiny_controlnet(prior).save_pretrained(tmp_path / "net")
     small = write_picture(tmp_path / "small.png", size=(16, 16))
     net = {"weights": "net", "condition": {"kind": "image", "path": small}}

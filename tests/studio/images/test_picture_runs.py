@@ -11,12 +11,14 @@ import torch
 import yaml
 from PIL import Image
 
-from image_tools.configs import PocketPriorConfig
 from image_tools.control.uni_weights import write_uni
-from image_tools.diffusion.loading import load_prior
 from studio.images.heat import overlay
 from studio.images.regions import plan_picture
-from tests.image_tools.control.tiny_controls import tiny_controlnet, tiny_local_adapter
+from tests.image_tools.control.tiny_controls import (
+    tiny_controlnet,
+    tiny_global_adapter,
+    tiny_local_adapter,
+)
 from tests.image_tools.editing.tiny_editors import tiny_edit_unet
 from tests.studio.images.conftest import SIZE, read, write_picture
 
@@ -34,12 +36,6 @@ def run_of(done) -> Path:
 def make(studio, scene, *overrides: str, **settings) -> Path:
     """Run a scene with these settings."""
     return run_of(studio("run", scene(**settings), *overrides, "--out", "runs", "--json"))
-
-
-@pytest.fixture(scope="module")
-def prior(tiny_prior):
-    """The tiny prior itself."""
-    return load_prior(PocketPriorConfig(path=str(tiny_prior)), torch.device("cpu"))
 
 
 EDITS = {
@@ -180,6 +176,42 @@ def test_any_of_an_adapters_conditions_may_be_given(studio, scene, prior, tmp_pa
     assert not np.array_equal(read(run, "plain-s0"), read(run, "controlled-s0"))
     rows = json.loads((run / "results.json").read_text())["pictures"]
     assert [row["difference"] is None for row in rows] == [False, True, False]
+
+
+def test_the_look_of_a_picture_is_copied_by_what_its_adapter_reads(studio, scene, prior, tmp_path):
+    """Of pocket's adapter colours; of the authors' what a CLIP vision model sees."""
+    width = prior.unet.config.cross_attention_dim
+    tiny_clip(width).save_pretrained(tmp_path / "clip")
+    write_uni(tmp_path / "uni.safetensors", None, tiny_global_adapter(prior))
+    content = {"path": write_picture(tmp_path / "photo.png"), "encoder": "clip"}
+    method = {"kind": "uni_controlnet", "model": "uni.safetensors", "content": content}
+    run = make(studio, scene, task="control_image", method=method)
+    assert (run / "images" / "content.png").is_file()
+    assert not np.array_equal(read(run, "plain-s0"), read(run, "controlled-s0"))
+    other = content | {"path": write_picture(tmp_path / "other.png", seed=1)}
+    there = make(studio, scene, task="control_image", method=method | {"content": other})
+    assert not np.array_equal(read(there, "controlled-s0"), read(run, "controlled-s0"))
+    off = make(studio, scene, "method.content.strength=0", task="control_image", method=method)
+    assert np.array_equal(read(off, "plain-s0"), read(off, "controlled-s0"))
+    done = studio("run", scene(task="control_image", method=method), "method.content.encoder=null")
+    assert done.code == 2
+    assert f"makes 384 numbers of a picture, the adapter reads {width} - expected" in done.error
+    maps = [{"name": "edge", "condition": {"kind": "canny", "path": content["path"]}}]
+    done = studio("run", scene(task="control_image", method=method | {"maps": maps}))
+    assert done.code == 3
+    assert "holds no adapter for maps - expected one" in done.error
+
+
+def tiny_clip(width: int):
+    """A CLIP vision model with random weights."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2}
+    config = CLIPVisionConfig(
+        **sizes, num_hidden_layers=1, image_size=32, patch_size=8, projection_dim=width
+    )
+    return CLIPVisionModelWithProjection(config)
 
 
 def test_a_plan_is_kept_and_can_be_used_again(studio, scene):
