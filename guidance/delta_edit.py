@@ -12,6 +12,9 @@ of it the renders may be held at the original's,
 
     loss += keep / 2 sum over pixels (1 - M) |x - x_0|^2 / B.
 
+With ``attention`` the first prediction shares attention with the second, as in Prompt-to-Prompt.
+Words are then paired as in the prompts without words for views, which follow them.
+
     guidance = DeltaEditGuidance(DeltaEditConfig(), prior, prompts, original)
     guided = guidance(output.comp_rgb, cameras, fraction=0.3, generator=generator)
 """
@@ -24,7 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
-from guidance.delta_edit_configs import DeltaEditConfig
+from guidance.delta_edit_configs import DeltaEditConfig, SharedAttentionConfig
 from guidance.delta_edit_mask import build_mask
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.noising import NoisyLatents, draw_noisy_latents
@@ -33,7 +36,13 @@ from guidance.prompts import ViewCondition, ViewPrompts
 from guidance.schedules import value_at
 from guidance.sds import sds_weight
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.editing.dds import DeltaBranch, delta_denoising_gradient
+from image_tools.editing.dds import (
+    DeltaBranch,
+    delta_denoising_gradient,
+    shared_delta_denoising_gradient,
+)
+from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
+from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.errors import UnsupportedModel
 from renderers.cameras import Cameras
 
@@ -65,6 +74,11 @@ class DeltaEditGuidance(GuidanceRule):
         """
         self.config, self.prior, self.prompts, self.original = config, prior, prompts, original
         self.mask = build_mask(config.mask, prior, prompts, original)
+        self.sharing = None
+        if config.attention is not None:
+            self.sharing = _sharing(
+                config.attention, prior, original.prompts.prompt, prompts.prompt
+            )
 
     def __call__(
         self,
@@ -117,18 +131,45 @@ class DeltaEditGuidance(GuidanceRule):
                 "Delta edits got view prompts of kind perp_neg, which have no paired prediction. "
                 "Expected view_prompts.kind: directional, interpolated or plain."
             )
+        scale = self.config.guidance_scale
         target, before = (
             DeltaBranch(z, text.positive, text.uncond)
             for z, text in zip((latents, source), texts, strict=True)
         )
-        return delta_denoising_gradient(
-            self.prior,
-            target,
-            before,
-            t=noisy.t,
-            noise=noisy.noise,
-            guidance_scale=self.config.guidance_scale,
-        )
+        if self.sharing is None:
+            return delta_denoising_gradient(
+                self.prior, target, before, t=noisy.t, noise=noisy.noise, guidance_scale=scale
+            )
+        delta = torch.zeros_like(latents)
+        for value in noisy.t.unique():  # which attention is shared depends on the timestep
+            rows = (noisy.t == value).nonzero()[:, 0]
+            delta[rows] = shared_delta_denoising_gradient(
+                self.sharing,
+                _rows_of(target, rows),
+                _rows_of(before, rows),
+                t=noisy.t[rows],
+                noise=noisy.noise[rows],
+                guidance_scale=scale,
+            )
+        return delta
+
+
+def _sharing(
+    config: SharedAttentionConfig, prior: DiffusionPrior, source: str, target: str
+) -> PromptToPromptPrior:
+    """A prior whose rows [source, target] share attention."""
+    edit = EditedPromptConfig(
+        target,
+        align=config.align,
+        cross_steps=(0.0, config.cross),
+        self_steps=(0.0, config.own),
+    )
+    return PromptToPromptPrior(prior, PromptToPromptConfig(source, (edit,)))
+
+
+def _rows_of(branch: DeltaBranch, rows: Tensor) -> DeltaBranch:
+    """Some views of a branch; its unconditional text is that of all."""
+    return DeltaBranch(branch.latents[rows], branch.cond.select(rows), branch.uncond)
 
 
 def kept_loss(

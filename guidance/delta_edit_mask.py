@@ -115,9 +115,15 @@ class WordMask:
         """
         self.config, self.prior, self.prompts, self.original = config, prior, prompts, original
         check_word_places(prompts)
-        self.source, self.target = changed_tokens(
-            prior, original.prompts.prompt, prompts.prompt, original.word
-        )
+        texts = (original.prompts.prompt, prompts.prompt)
+        self.words = changed_tokens(prior, *texts, original.word)
+        self.kept: tuple[Tokens, Tokens] = ((), ())
+        if config.keep_word.strip():
+            tokenizer = prior.text.towers[0].tokenizer
+            source, target = (
+                word_tokens(tokenize_prompt(tokenizer, text), config.keep_word) for text in texts
+            )
+            self.kept = (source, target)
 
     @torch.no_grad()
     def __call__(
@@ -131,26 +137,41 @@ class WordMask:
         t = torch.full((len(edited),), int(self.config.t * len(self.prior.alphas_cumprod)))
         noisy = noisy_latents(self.prior, source, t, generator=generator)
         shift = noisy.alpha * (edited.detach() - source.detach())
-        views = (
-            (noisy.z_t, self.original.prompts.at(cameras).positive, self.source),
-            (noisy.z_t + shift, self.prompts.at(cameras).positive, self.target),
+        texts = [prompts.at(cameras) for prompts in (self.original.prompts, self.prompts)]
+        maps = [
+            self._map(z_t, noisy.t, text.positive, words, kept)
+            for z_t, text, words, kept in zip(
+                (noisy.z_t, noisy.z_t + shift), texts, self.words, self.kept, strict=True
+            )
+        ]
+        found = word_masks(
+            torch.stack(maps),
+            tuple(edited.shape[-2:]),
+            threshold=self.config.threshold,
+            pool=2 * self.config.widen + 1,
         )
-        maps = torch.stack([self._map(z_t, noisy.t, *view) for z_t, *view in views])
-        size = tuple(edited.shape[-2:])
-        found = word_masks(maps, size, threshold=self.config.threshold, pool=3)
         return found.any(dim=0)[:, None].to(edited)
 
     def _map(
-        self, z_t: Tensor, t: Tensor, text: TextEmbedding, tokens: Tokens
+        self, z_t: Tensor, t: Tensor, text: TextEmbedding, words: Tokens, kept: Tokens
     ) -> Float[Tensor, "b s s"]:
-        """Attention to tokens, as a mean over layers at the latents' size."""
+        """Attention to words, where there is more of it than to those that are kept."""
         watcher = WordAttention(self.config.levels)
         with attention_operations(self.prior.unet, [watcher]):
             self.prior.predict_output(z_t, t, text)
         size = tuple(z_t.shape[-2:])
-        layers = [maps[:, list(tokens)].mean(dim=1, keepdim=True) for maps in watcher.seen()]
-        large = [F.interpolate(layer, size, mode="bilinear") for layer in layers]
-        return torch.cat(large, dim=1).mean(dim=1)
+        layers = [F.interpolate(maps, size, mode="bilinear") for maps in watcher.seen()]
+        attention = torch.stack(layers).mean(dim=0)
+        mine = _relative(attention, words)
+        if not kept:
+            return mine
+        return torch.where(mine > _relative(attention, kept), mine, 0.0)
+
+
+def _relative(attention: Float[Tensor, "b length s s"], tokens: Tokens) -> Float[Tensor, "b s s"]:
+    """Attention to tokens over its mean in each view."""
+    maps = attention[:, list(tokens)].mean(dim=1)
+    return maps / maps.mean(dim=(1, 2), keepdim=True)
 
 
 def changed_tokens(

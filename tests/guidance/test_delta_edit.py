@@ -12,6 +12,7 @@ from guidance.delta_edit_configs import (
     BoxMaskConfig,
     DeltaEditConfig,
     EverywhereConfig,
+    SharedAttentionConfig,
     WordMaskConfig,
 )
 from guidance.delta_edit_mask import build_mask, changed_tokens
@@ -83,6 +84,29 @@ def test_gradient_is_the_weighted_difference_of_both_predictions(prior, weightin
     torch.testing.assert_close(images.grad, expected_images, atol=1e-6, rtol=1e-4)
 
 
+def shared(prior, images, sources, target=AFTER, **settings):
+    """The rule with shared attention, and what it does."""
+    delta = rule(prior, sources, target, attention=SharedAttentionConfig(**settings))
+    guided(delta, images)
+    return images.grad
+
+
+def test_attention_that_is_shared_never_changes_nothing(prior):
+    sources = renders(seed=5).detach()
+    plain = renders()
+    guided(rule(prior, sources), plain)
+    off = shared(prior, renders(), sources, cross=0.0, own=0.0)
+    torch.testing.assert_close(off, plain.grad, atol=1e-5, rtol=1e-3)
+    on = shared(prior, renders(), sources, cross=1.0, own=1.0)
+    assert (on - off).abs().max() > 10 * (off - plain.grad).abs().max()
+
+
+def test_equal_scenes_and_prompts_that_share_attention_differ_by_rounding(prior):
+    images = renders()
+    sources = images.detach().clone()
+    assert shared(prior, images, sources, BEFORE, cross=1.0, own=1.0).abs().max() < 1e-5
+
+
 def test_outside_of_a_box_latents_are_left_alone(prior):
     images, sources, seen = renders(), renders(seed=5).detach(), []
     delta = rule(prior, sources, mask=BoxMaskConfig(LEFT))
@@ -121,14 +145,29 @@ def test_word_masks_are_of_zeros_and_ones_and_grow_with_a_lower_threshold(prior)
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     sizes = []
     for threshold in (0.999, 0.5):
-        find = build_mask(
-            WordMaskConfig(threshold=threshold), prior, prompts_of(prior, AFTER), original
-        )
+        config = WordMaskConfig(threshold=threshold, widen=0)
+        find = build_mask(config, prior, prompts_of(prior, AFTER), original)
         mask = find(latents, latents + 0.3, cameras(), torch.Generator().manual_seed(2))
         assert mask.shape == (2, 1, 8, 8)
         assert set(mask.unique().tolist()) <= {0.0, 1.0}
         sizes.append(int(mask.sum()))
     assert 0 < sizes[0] < sizes[1]
+
+
+def test_places_that_see_more_of_what_stays_are_left_out(prior):
+    original = Original(lambda cameras: None, prompts_of(prior, BEFORE), "duck")
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+
+    def mask(**settings):
+        config = WordMaskConfig(threshold=0.5, widen=0, **settings)
+        find = build_mask(config, prior, prompts_of(prior, AFTER), original)
+        return find(latents, latents, cameras(), torch.Generator().manual_seed(2)).bool()
+
+    less = mask(keep_word="mushroom")
+    assert 0 < less.sum() < mask().sum()
+    assert not (less & ~mask()).any()
+    with pytest.raises(StudioError, match="'teapot' is not in the prompt"):
+        mask(keep_word="teapot")
 
 
 def tokens_of(prior, text, *words):
@@ -174,5 +213,9 @@ def test_prompts_with_negatives_for_other_views_are_refused(prior):
 def test_settings_that_mean_nothing_are_refused():
     with pytest.raises(ValueError, match=r"threshold is 1\.0"):
         WordMaskConfig(threshold=1.0)
+    with pytest.raises(ValueError, match=r"cross is 1\.5"):
+        SharedAttentionConfig(cross=1.5)
+    with pytest.raises(ValueError, match="widen is -1"):
+        WordMaskConfig(widen=-1)
     with pytest.raises(ValueError, match="keep"):
         DeltaEditConfig(keep=-1.0)

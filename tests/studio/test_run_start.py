@@ -129,6 +129,8 @@ def test_edit_of_a_mesh_starts_with_the_mesh_and_a_volume_may_become_one(
     torch.testing.assert_close(made, expected, rtol=0, atol=0)
     runner.optimise()
     assert load_stage(run).step == 3
+    with pytest.raises(ConfigError, match=r"does not fit the run .*expected \{kind: volume\}"):
+        edited(tiny_scene, tmp_path / "wrong", source, *as_mesh)
     turn = ("stages.0.field={kind: grid_tets, resolution: 8}", *as_mesh)
     scene, run = edited(tiny_scene, tmp_path / "turned", source, *turn)
     runner = Runner(scene, run)
