@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.text_to_3d.budgets import scaled, scene_rows, stage_rows
+from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.lora_files import write_lora
+from image_tools.personalization.dreambooth_configs import LoraShapeConfig
+from image_tools.personalization.trainable_lora import new_lora
 from studio.config import load_scene, load_task, preset_names
 from studio.configs import SceneConfig
 from studio.runner import Runner
+from studio.subject.configs import PlainSubjectConfig
 from tests.image_tools.tiny_unets import tiny_multiview_unet
 from tests.studio.conftest import start, tiny_prior, tiny_scene  # noqa: F401 - fixtures
 
@@ -40,6 +47,41 @@ def test_rows_are_those_that_a_run_records(variant, tiny_scene, tmp_path):  # no
     scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *VARIANTS[variant])
     Runner(scene, run).optimise()
     assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+@pytest.mark.parametrize("students", [1, 2])
+@pytest.mark.parametrize("variant", ["sds", "sds without guidance", "perp-neg", "vsd", "dreamflow"])
+def test_rows_of_consistency_guidance_are_those_that_a_run_records(
+    variant,
+    students,
+    tiny_scene,  # noqa: F811
+    tiny_prior,  # noqa: F811
+    tmp_path,
+):
+    files = [lora_file(tiny_prior, tmp_path / f"{k}.safetensors", seed=k) for k in range(students)]
+    subjects = ", ".join(f"{{loras: [{{path: {file}}}]}}" for file in files)
+    prior = (
+        f"prior={{kind: personalized, base: {{kind: pocket, path: {tiny_prior}}}, "
+        f"guidance: consistency, subjects: [{subjects}]}}"
+    )
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *VARIANTS[variant], prior)
+    Runner(scene, run).optimise()
+    assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+def lora_file(prior_folder: Path, path: Path, *, seed: int) -> Path:
+    """A LoRA of the prior in a file."""
+    prior = load_folder(prior_folder, torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    write_lora(path, new_lora(prior, LoraShapeConfig(rank=2), generator), layout="diffusers")
+    return path
+
+
+def test_a_subject_s_own_consistency_guidance_is_one_more_row_a_view():
+    stage = load_scene("dreambooth3d-dco", ["subject.images=photos", "subject.word=dog"]).config
+    plain = replace(stage.stages[0], subject=PlainSubjectConfig(weights="full"))
+    without = replace(stage, stages=(plain, *stage.stages[1:]))
+    assert stage_rows(stage, 0) / stage_rows(without, 0) == 3 / 2
 
 
 def test_rows_of_a_multiview_run_are_those_that_it_records(
