@@ -92,8 +92,16 @@ class ObjectSampler:
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def sample(self, rng: np.random.Generator) -> ObjectSample:
-        """Draw one view."""
-        info, geometry, colors, painted = self._object(rng)
+        """Draw one view of any object."""
+        return self.view(self._name(rng), rng)
+
+    def view(self, name: str, rng: np.random.Generator) -> ObjectSample:
+        """Draw one view of the object ``name``, of whichever split.
+
+        Raises:
+            UnknownObject: there is none of this name.
+        """
+        info, geometry, colors, painted = self._object(name, rng)
         camera = random_cameras(
             rng, image_size=self.config.image_size, elevation_deg=self.config.elevation_deg
         )
@@ -115,7 +123,7 @@ class ObjectSampler:
 
     def view_set(self, rng: np.random.Generator, views: int) -> ObjectViewSet:
         """Draw ``views`` views around an object, the first at any azimuth."""
-        info, geometry, colors, _ = self._object(rng)
+        info, geometry, colors, _ = self._object(self._name(rng), rng)
         cameras = random_cameras(
             rng,
             image_size=self.config.image_size,
@@ -125,12 +133,14 @@ class ObjectSampler:
         rgb, _ = self._render(geometry, cameras, rng)
         return ObjectViewSet(rgb, caption(info.noun, colors, None, rng), info.name, cameras)
 
-    def _object(
-        self, rng: np.random.Generator
-    ) -> tuple[ObjectInfo, ObjectGeometry, tuple[str, ...], str | None]:
+    def _name(self, rng: np.random.Generator) -> str:
         index = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
-        info = self.pack.info(self._names[min(index, len(self._names) - 1)])
-        mesh = self.pack.load(info.name)
+        return self._names[min(index, len(self._names) - 1)]
+
+    def _object(
+        self, name: str, rng: np.random.Generator
+    ) -> tuple[ObjectInfo, ObjectGeometry, tuple[str, ...], str | None]:
+        info, mesh = self.pack.info(name), self.pack.load(name)
         if not info.recolor or rng.random() >= self.config.recolor:
             return info, ObjectGeometry(mesh), info.colors, None
         word = list(RECOLORS)[int(rng.integers(len(RECOLORS)))]
