@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from studio.training.conditioning import TextPreconditioner
-from studio.training.contrast import ContrastConfig, WrongViews, contrast_loss
+from studio.training.contrast import ContrastConfig, WrongViews, contrast_loss, open_share
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -226,7 +226,8 @@ class _Objective:
         t = stratified_timesteps(plain, total, generator, tilt=config.noise_tilt)
         if not compared:
             return self._losses(unet, latents, text, t, generator).mean()
-        index, wrong = self.views.draw(rng, compared)
+        opened = open_share(step / config.loop.steps, config.contrast.widening)
+        index, wrong = self.views.draw(rng, compared, opened)
         seen, right = self.cache.at(index)
         noisy = stratified_timesteps(compared, total, generator, tilt=config.contrast.noise_tilt)
         losses = self._losses(

@@ -5,8 +5,8 @@ text encoder, cache latents and text states, train the denoiser, write the folde
 Everything is seeded; ``cpu`` needs hours on two cores, ``gpu`` minutes on one card.
 
 Images are of the toybox and, for ``objects_share`` of them, of the training split of the pack of
-real objects, seen by the same cameras and told in the same words. Each has a cache of its own, so
-that another share leaves the toybox's images as they are.
+real objects, seen by the same cameras and told in the same words. Each has caches of its own, so
+that another share leaves the toybox's images and latents as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from scenes.toybox.samples import SampleConfig
 from studio.training.contrast import ContrastConfig, WrongViews
 from studio.training.denoiser import (
     DenoiserConfig,
-    LatentCache,
     build_scheduler,
     cache_latents,
     cache_text,
@@ -34,6 +33,7 @@ from studio.training.denoiser import (
 )
 from studio.training.image_cache import ImageCache, cache_key, render_cache
 from studio.training.loop import LoopConfig
+from studio.training.mixed_latents import MixedLatents
 from studio.training.start import begin_unet, frozen_parts, unet_digest, vae_digest
 from studio.training.text import build_text_encoder, encode_captions
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
@@ -126,9 +126,7 @@ def _note_images(config: PocketConfig, work: Path) -> None:
     note.write_text(json.dumps(asked) + "\n")
 
 
-def cache_images(
-    config: PocketConfig, work: Path, *, log: Callable[[str], None]
-) -> tuple[ImageCache, str]:
+def cache_images(config: PocketConfig, work: Path, *, log: Callable[[str], None]) -> ImageCache:
     """Render the training images of both worlds, or finish it, and open them as one cache.
 
     Args:
@@ -137,7 +135,7 @@ def cache_images(
         log: receives progress lines.
 
     Returns:
-        The images, toybox first, and what to add to the key of whatever is made of them.
+        The images, toybox first.
 
     Raises:
         ValueError: ``work`` holds other images, or a denoiser trained on others.
@@ -154,8 +152,29 @@ def cache_images(
             seed=config.seed,
             log=lambda done, count: log(f"rendered {done}/{count}"),
         )
-    key = f"/{cache_key(work / 'objects')}" if config.object_images else ""
-    return ImageCache(*folders), key
+    return ImageCache(*folders)
+
+
+def _encode(
+    config: PocketConfig,
+    work: Path,
+    vae: AutoencoderKL,
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: str,
+    log: Callable[[str], None],
+) -> MixedLatents:
+    """Latents and text states of the cached images, each world's in a folder of its own."""
+    folders = {work / "latents": (work / "images", key)}
+    if config.object_images:
+        objects = work / "objects"
+        folders[work / "object_latents"] = (objects, f"{key}/{cache_key(objects)}")
+    for folder, (source, own_key) in folders.items():
+        images = ImageCache(source)
+        cache_text(folder, images, encoder, tokenizer, log=log)
+        cache_latents(folder, images, vae, key=own_key, log=log)
+    return MixedLatents(*folders)
 
 
 def _vae(config: PocketConfig, images: ImageCache, work: Path, device, log):
@@ -202,13 +221,11 @@ def train_pocket(
     Raises:
         ValueError: the training in ``work`` saw other images.
     """
-    images, objects_key = cache_images(config, work, log=log)
+    images = cache_images(config, work, log=log)
     encoder, tokenizer = _text(text_source, work, device)
-    cache_text(work / "latents", images, encoder, tokenizer, log=log)
     vae = _vae(config, images, work, device, log)
-    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor]) + objects_key
-    cache_latents(work / "latents", images, vae, key=key, log=log)
-    latents = LatentCache(work / "latents")
+    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
+    latents = _encode(config, work, vae, encoder, tokenizer, key=key, log=log)
     unet = train_denoiser(
         config.denoiser, latents, work / "unet", seed=config.seed, device=device, log=log
     )
@@ -245,17 +262,15 @@ def cache_refinement(
     start: Path,
     device: torch.device,
     log: Callable[[str], None],
-) -> LatentCache:
+) -> MixedLatents:
     """Render and encode what :func:`refine_pocket` trains on, or finish it, without training.
 
     The arguments are those of :func:`refine_pocket`.
     """
     vae, encoder, tokenizer = frozen_parts(start, device)
-    images, objects_key = cache_images(config, work, log=log)
-    cache_text(work / "latents", images, encoder, tokenizer, log=log)
-    key = f"refine/{vae_digest(start)}{objects_key}"
-    cache_latents(work / "latents", images, vae, key=key, log=log)
-    return LatentCache(work / "latents")
+    cache_images(config, work, log=log)
+    key = f"refine/{vae_digest(start)}"
+    return _encode(config, work, vae, encoder, tokenizer, key=key, log=log)
 
 
 def refine_pocket(
@@ -286,8 +301,13 @@ def refine_pocket(
     vae, encoder, tokenizer = frozen_parts(start, device)
     views = None
     if config.denoiser.contrast.share:
-        images, _ = cache_images(config, work, log=log)
-        views = WrongViews(images.captions, partial(encode_captions, encoder, tokenizer))
+        images = cache_images(config, work, log=log)
+        views = WrongViews(
+            images.captions,
+            latents.latents,
+            partial(encode_captions, encoder, tokenizer),
+            config.denoiser.contrast.least_difference,
+        )
     unet = train_denoiser(
         config.denoiser,
         latents,

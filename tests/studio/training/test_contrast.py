@@ -1,4 +1,4 @@
-"""Right view words against wrong ones: what is wrong, and what the comparison rewards."""
+"""Right view words against wrong ones: what is compared, in which order, and what it rewards."""
 
 from __future__ import annotations
 
@@ -9,18 +9,25 @@ import pytest
 import torch
 
 from studio.training.contrast import (
-    CONTRARY_VIEWS,
+    OPPOSITE_VIEWS,
     ContrastConfig,
     WrongViews,
     contrast_loss,
+    open_share,
 )
 
-CAPTIONS = [
-    "a red duck",
-    "a blue car, left side view",
-    "a car, a bus, front view",
-    "mug, side view",
-]
+SIDES = tuple(OPPOSITE_VIEWS)
+CAPTIONS = [f"a red {kind}, {view}" for kind in ("mug", "duck", "apple") for view in SIDES]
+CAPTIONS += ["a duck", "a blue duck, overhead view", "a mug left of a duck, front view"]
+
+
+def latents() -> np.ndarray:
+    """Sides of the duck differ by 1, of the mug by a half, of the apple not at all."""
+    values = np.zeros((len(CAPTIONS), 4, 2, 2), dtype=np.float16)
+    for row, caption in enumerate(CAPTIONS):
+        size = 1.0 if "duck" in caption else 0.5 if "mug" in caption else 0.0
+        values[row] = size * caption.endswith(("left side view", "front view"))
+    return values
 
 
 def lengths(captions: list[str]) -> torch.Tensor:
@@ -28,35 +35,56 @@ def lengths(captions: list[str]) -> torch.Tensor:
     return torch.tensor([[[float(len(caption))]] for caption in captions])
 
 
-def test_no_view_is_contrary_to_itself_and_no_side_to_the_plain_side():
-    for view, wrong in CONTRARY_VIEWS.items():
-        assert view not in wrong
-        assert set(wrong) <= set(CONTRARY_VIEWS)
-        assert not (view.endswith("side view") and view != "side view" and "side view" in wrong)
-    assert not any(w.endswith(" side view") for w in CONTRARY_VIEWS["side view"])
+def test_opposites_are_mutual():
+    assert all(
+        OPPOSITE_VIEWS[OPPOSITE_VIEWS[view]] == view != OPPOSITE_VIEWS[view] for view in SIDES
+    )
 
 
 def test_only_the_view_of_a_caption_is_exchanged():
+    assert WrongViews.contradict("a car, a bus, front view") == "a car, a bus, back view"
+    assert WrongViews.contradict("left, left side view") == "left, right side view"
+
+
+def test_kinds_come_in_the_order_of_how_their_sides_differ_and_flat_ones_not_at_all():
+    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.1)
+    assert [rows.tolist() for rows in views.kinds] == [[4, 5, 6, 7], [0, 1, 2, 3]]
+
+
+def test_captions_of_two_objects_or_from_above_are_not_compared():
+    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.0)
+    assert set(np.concatenate(views.kinds).tolist()) == set(range(12))
+
+
+def test_synonyms_are_of_the_same_kind():
+    captions = [f"a {noun}, {v}" for noun, v in zip(("duck", "rubber duck") * 2, SIDES)]
+    values = np.arange(4, dtype=np.float16).reshape(4, 1, 1, 1)
+    assert [r.tolist() for r in WrongViews(captions, values, lengths, 0.1).kinds] == [[0, 1, 2, 3]]
+
+
+def test_draws_widen_from_the_first_kind_to_all():
+    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.1)
     rng = np.random.default_rng(0)
-    seen = {WrongViews.contradict("a car, a bus, front view", rng) for _ in range(64)}
-    assert seen == {f"a car, a bus, {view}" for view in CONTRARY_VIEWS["front view"]}
+    for share, expected in ((0.0, {4, 5, 6, 7}), (0.5, {4, 5, 6, 7}), (0.51, set(range(8)))):
+        rows, states = views.draw(rng, 64, share)
+        assert set(rows.tolist()) == expected
+        assert (np.diff(rows) >= 0).all()
+        wrong = [len(WrongViews.contradict(CAPTIONS[row])) for row in rows]
+        assert states.flatten().tolist() == wrong
 
 
-def test_drawn_rows_are_those_that_name_a_view():
-    views = WrongViews(CAPTIONS, lengths)
-    rows, states = views.draw(np.random.default_rng(0), 40)
-    assert set(rows.tolist()) == {1, 2, 3}
-    assert states.shape == (40, 1, 1)
-    assert (np.diff(rows) >= 0).all()
-    front = states[rows == 2].flatten()
-    assert set(front.tolist()) <= {
-        float(len(f"a car, a bus, {view}")) for view in CONTRARY_VIEWS["front view"]
-    }
+@pytest.mark.parametrize(
+    ("progress", "share"), [(0.0, 0.0), (0.1, 0.0), (0.2, 0.5), (0.3, 1.0), (1.0, 1.0)]
+)
+def test_kinds_open_evenly_between_two_moments(progress: float, share: float):
+    assert open_share(progress, (0.1, 0.3)) == pytest.approx(share)
 
 
-def test_captions_without_views_are_refused():
-    with pytest.raises(ValueError, match=r"contrast\.share"):
-        WrongViews(["a red duck", "a view of a duck"], lengths)
+def test_objects_without_sides_are_refused():
+    with pytest.raises(ValueError, match=r"contrast\.share to 0"):
+        WrongViews(CAPTIONS, np.zeros_like(latents()), lengths, least_difference=0.1)
+    with pytest.raises(ValueError, match="opposite sides"):
+        WrongViews(["a red duck, front view"], latents()[:1], lengths, least_difference=0.1)
 
 
 def test_equal_losses_cost_tau_log_2_and_pull_both_ways_alike():

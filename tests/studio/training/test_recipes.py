@@ -23,6 +23,7 @@ from studio.training.denoiser import (
 )
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig
+from studio.training.mixed_latents import MixedLatents
 from studio.training.pocket import (
     PRESETS,
     PocketConfig,
@@ -148,13 +149,14 @@ def test_whitening_decorrelates_latents_and_changes_no_reconstruction() -> None:
 
 def test_latents_have_unit_scale_by_the_stored_factor(trained: tuple[Path, Path]) -> None:
     cache = LatentCache(trained[0] / "latents")
-    assert cache.latents.shape == (50, 4, 16, 16)
+    assert cache.latents.shape == (40, 4, 16, 16)
     assert cache.latents.astype(np.float32).std() == pytest.approx(1.0, abs=0.02)
 
 
 def test_a_finished_recipe_is_not_repeated(trained: tuple[Path, Path], text_source: Path) -> None:
     work, out = trained
-    before = {path: path.stat().st_mtime_ns for path in (work / "latents").iterdir()}
+    caches = [*(work / "latents").iterdir(), *(work / "object_latents").iterdir()]
+    before = {path: path.stat().st_mtime_ns for path in caches}
     lines: list[str] = []
     train_pocket(
         TINY,
@@ -279,23 +281,22 @@ def test_a_refinement_compares_right_views_with_wrong_ones(
     compared = []
     contradict = WrongViews.contradict
 
-    def recorded(caption: str, rng: np.random.Generator) -> str:
-        compared.append((caption, contradict(caption, rng)))
-        return compared[-1][1]
+    def recorded(caption: str) -> str:
+        compared.append(caption)
+        return contradict(caption)
 
     monkeypatch.setattr(WrongViews, "contradict", staticmethod(recorded))
-    denoiser = replace(TINY.denoiser, batch_size=4, contrast=ContrastConfig(share=0.75))
-    config = replace(TINY, seed=2, denoiser=denoiser)
+    contrast = ContrastConfig(share=0.75, least_difference=0.0)
+    denoiser = replace(TINY.denoiser, batch_size=4, contrast=contrast)
     refine_pocket(
-        config,
+        replace(TINY, seed=2, denoiser=denoiser),
         tmp_path / "work",
         start=trained[1],
         out=tmp_path / "out",
         device=torch.device("cpu"),
         log=quiet,
     )
-    assert len(compared) == config.denoiser.loop.steps, "one image a step, four rows by 3/4 over 2"
-    assert all(right.rsplit(", ")[0] == wrong.rsplit(", ")[0] != right for right, wrong in compared)
+    assert len(compared) == denoiser.loop.steps, "of four rows three quarters, for one image each"
 
 
 def test_the_card_of_a_model_tells_each_training_it_went_through(
@@ -330,6 +331,40 @@ def test_a_refinement_s_denoiser_goes_on_only_with_the_images_it_has_seen(
     (tmp_path / "images.json").unlink()
     with pytest.raises(ValueError, match=r"has seen .*'object_images': 0.* is asked for"):
         refine(trained[1], tmp_path)
+
+
+def test_latents_of_both_worlds_are_drawn_as_one_with_their_captions(
+    trained: tuple[Path, Path],
+) -> None:
+    toys, objects = (LatentCache(trained[0] / name) for name in ("latents", "object_latents"))
+    mixed = MixedLatents(trained[0] / "latents", trained[0] / "object_latents")
+    assert mixed.latents.shape == (50, 4, 16, 16)
+    for row, (cache, own) in {
+        0: (toys, 0),
+        39: (toys, 39),
+        40: (objects, 0),
+        49: (objects, 9),
+    }.items():
+        latents, text = mixed.at(np.array([row]))
+        expected, states = cache.at(np.array([own]))
+        assert torch.equal(latents, expected)
+        assert torch.equal(text, states)
+    latents, _ = mixed.batch(np.random.default_rng(0), 2000, 1.0)
+    own = torch.from_numpy(np.array(objects.latents)).float()
+    is_object = (latents[:, None] == own).flatten(2).all(2).any(1)
+    assert is_object.float().mean().item() == pytest.approx(0.2, abs=0.03)
+
+
+def test_another_share_leaves_the_toybox_s_latents_as_they_are(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    cpu, before = torch.device("cpu"), {}
+    for share in (0.0, 0.2):
+        config = replace(TINY, seed=2, objects_share=share)
+        cache_refinement(config, tmp_path, start=trained[1], device=cpu, log=quiet)
+        files = {path: path.stat().st_mtime_ns for path in (tmp_path / "latents").iterdir()}
+        assert not before or files == before
+        before = files
 
 
 def test_without_objects_the_recipe_reads_caches_of_the_toybox_alone(
