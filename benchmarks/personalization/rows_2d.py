@@ -102,7 +102,7 @@ class Bench:
     def row(self, cell: Cell) -> Result:
         """The figures of a cell: those that stand in its file, or new ones."""
         path, key = self._path(cell).with_suffix(".json"), self._key(cell)
-        if path.is_file():
+        if path.is_file() and self.pictures(cell) is not None:
             found = json.loads(path.read_text(encoding="utf-8"))
             if found.pop("made_of") == key:
                 return Result(**found)
@@ -168,7 +168,9 @@ class Bench:
 
     def _changed(self, prior: NoisePrior, case: Case) -> tuple[Pictures, dict[str, float]]:
         """What a trained prior draws without its subject, and how far its predictions moved."""
-        before = self.pictures(Cell(case, PRIOR, None, None)) or {}
+        reference = Cell(case, PRIOR, None, None)
+        self.row(reference)
+        before = self.pictures(reference) or {}
         drawn, change = {}, {}
         for group, prompts in self._drift_prompts(case).items():
             texts = [prompt.prompt for prompt in prompts]
