@@ -65,6 +65,8 @@ def test_every_edit_ends_in_files(kind, given, is_own, studio, scene, tmp_path):
     assert sorted(path.stem for path in (run / "images").iterdir()) == sorted(
         f"{name}-s0" for name in names
     )
+    folders = [path.name for path in run.iterdir() if path.is_dir()]
+    assert folders == ["images"]
     info = json.loads((run / "run.json").read_text())
     assert (info["status"], info["task"], info["seed"]) == ("done", "edit_image", 0)
     assert info["files"]["sheet"] == "sheet.png"
