@@ -97,7 +97,7 @@ class Found:
     figures: list[Figure] = field(default_factory=list)
     """Figures that come ready from an evaluation of its own."""
     labels: list[str] = field(default_factory=list)
-    good: list[bool] = field(default_factory=list)
+    good: list[list[bool]] = field(default_factory=list)
     pictures: list[list[Float[Tensor, "h w 3"]]] = field(default_factory=list)
 
     def add(self, values: Mapping[str, float | tuple[float, float]]) -> None:
@@ -108,13 +108,11 @@ class Found:
             if other:
                 self.baseline.setdefault(name, []).append(float(other[0]))
 
-    def show(
-        self, label: str, images: Sequence[Float[Tensor, "h w 3"]], *, is_good: bool = True
-    ) -> None:
-        """A case's pictures, if it is among the first ones; the last one is good or not."""
+    def show(self, label: str, images: Sequence[Float[Tensor, "h w 3"]], *good: bool) -> None:
+        """A case's pictures, if it is among the first ones; ``good`` marks the last of them."""
         if len(self.pictures) < SHOWN:
             self.labels.append(label)
-            self.good.append(is_good)
+            self.good.append([True] * (len(images) - len(good)) + list(good))
             self.pictures.append([image.clamp(0.0, 1.0) for image in images])
 
 

@@ -1,9 +1,9 @@
 """What an image shows, by means that no prior was trained with: silhouettes, places, and the judge.
 
-An object is what differs from the colour of the image's border. Of two objects side by side, each
-connected part belongs to the half in which its centre lies; a part that reaches over both is split
-at the middle. The judge was trained on single objects that fill the image, so an object of a pair
-is cut out, put over white and enlarged before it is judged.
+An object is what differs from the colour of the image's border. Two objects side by side meet in
+the lowest column of the image's middle half; each connected part belongs to the side that holds
+more of it, and a part of both sides is split there. The judge was trained on single objects that
+fill the image, so an object of a pair is cut out, put over white and enlarged before it is judged.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 MARGIN = 0.12
 """Free border of a cut-out object, as a share of its side."""
 SPANNING = 0.2
-"""A part with at least this share of its pixels on either side reaches over both halves."""
+"""A part with at least this share of its pixels on either side is a part of both."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,11 @@ def silhouette(image: Float[Tensor, "h w 3"]) -> Bool[Tensor, "h w"]:
 def halves(image: Float[Tensor, "h w 3"]) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
     """Where the left and the right object of a pair are."""
     found = silhouette(image).numpy()
-    middle = found.shape[1] // 2
-    is_left = np.broadcast_to(np.arange(found.shape[1]) < middle, found.shape)
+    width = found.shape[1]
+    between = range(width // 4, width - width // 4)
+    heights = found.sum(0)
+    border = min(between, key=lambda column: (heights[column], abs(column - width // 2)))
+    is_left = np.broadcast_to(np.arange(width) < border, found.shape)
     parts, count = ndimage.label(found)
     left = np.zeros_like(found)
     for part in range(1, count + 1):

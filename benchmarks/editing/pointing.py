@@ -81,7 +81,7 @@ def measure_gate(bench: Bench, count: int) -> Found:
         views = [_picture(stack[index], one.image) for stack in maps.values()]
         hits = [_hit(stack[index], one.mask)[0] for stack in maps.values()]
         label = f"{one.case.prompt}: {' '.join(one.words)}"
-        found.show(label, [one.image, *views], is_good=all(hits))
+        found.show(label, [one.image, *views], *map(bool, hits))
     _read_samples(bench, shown, found)
     return found
 

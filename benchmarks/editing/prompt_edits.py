@@ -84,7 +84,7 @@ class _WordEdit:
             found.show(
                 f"{case.prompt} -> {goal.prompt}",
                 [source, alone, ours],
-                is_good=self.succeeds(seen, goal),
+                self.succeeds(seen, goal),
             )
         return found
 
@@ -150,7 +150,7 @@ def _measure_blend(bench: Bench, count: int) -> Found:
         found.show(
             f"{case.prompt} -> {goal.prompt}",
             [source, alone, free, ours],
-            is_good=reads[0][0].color == goal.spec.color,
+            reads[0][0].color == goal.spec.color,
         )
     return found
 

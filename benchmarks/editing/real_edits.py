@@ -76,7 +76,7 @@ def compare_edits(
             }
         )
         label = f"{edit.case.prompt} -> {edit.goal.prompt}"
-        found.show(label, pictures, is_good=reads[0].shows(edit.goal.spec))
+        found.show(label, pictures, reads[0].shows(edit.goal.spec))
 
 
 def redrawn(

@@ -60,7 +60,7 @@ class _Regions:
                 }
             )
             is_good = _share(case, reads[0], Seen.shows) == 1.0
-            found.show(case.prompt, [true, alone, ours], is_good=is_good)
+            found.show(case.prompt, [true, alone, ours], is_good)
         return found
 
 

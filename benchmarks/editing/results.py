@@ -83,18 +83,14 @@ def write_entries(
 
 
 def save_picture(folder: Path, name: str, row: Row, found: Found) -> None:
-    """The first cases of a row, one in each line; red where the last one failed."""
+    """The first cases of a row, one in each line; red where it failed."""
     path = folder / f"editing--{name}" / f"{row.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     enlarged = [
         [image.repeat_interleave(2, 0).repeat_interleave(2, 1) for image in images]
         for images in found.pictures
     ]
-    right = [
-        [True] * (len(images) - 1) + [is_good]
-        for images, is_good in zip(enlarged, found.good, strict=True)
-    ]
-    sheet = comparison_sheet(enlarged, rows=found.labels, columns=found.columns, right=right)
+    sheet = comparison_sheet(enlarged, rows=found.labels, columns=found.columns, right=found.good)
     save_png(path, sheet, {"row": row.about})
 
 

@@ -128,7 +128,7 @@ def _measure_move(bench: Bench, count: int) -> Found:
             }
         )
         label = f"{case.prompt}: {right:+g}, {down:+g}"
-        found.show(label, [source, ours], is_good=along > MOVED_PX)
+        found.show(label, [source, ours], along > MOVED_PX)
     return found
 
 
@@ -155,7 +155,7 @@ def _measure_resize(bench: Bench, count: int) -> Found:
                 "kept": _kept(bench, case, ours, source),
             }
         )
-        found.show(f"{case.prompt}: {scale:g}", [source, ours], is_good=is_right)
+        found.show(f"{case.prompt}: {scale:g}", [source, ours], is_right)
     return found
 
 
@@ -176,7 +176,7 @@ def _measure_restyle(bench: Bench, count: int) -> Found:
         success = _kept(bench, goal, ours, alone)
         found.add({"success": success, "silhouette": _overlaps(source, ours, alone)})
         label = f"{case.prompt} -> {goal.prompt}"
-        found.show(label, [source, alone, ours], is_good=success[0])
+        found.show(label, [source, alone, ours], success[0])
     return found
 
 
@@ -198,7 +198,7 @@ def _measure_appearance(bench: Bench, count: int) -> Found:
         reads = read_images(bench.judge, torch.stack([ours, alone]))
         colors = tuple(read.has_color(goal.spec) for read in reads)
         found.add({"color": colors, "own_silhouette": overlap(silhouette(alone), silhouette(ours))})
-        found.show(f"{goal.prompt} -> {prompt}", [source, alone, ours], is_good=colors[0])
+        found.show(f"{goal.prompt} -> {prompt}", [source, alone, ours], colors[0])
     return found
 
 
@@ -217,7 +217,7 @@ def _measure_layout(bench: Bench, count: int) -> Found:
         )
         overlaps = _overlaps(source, ours, alone)
         found.add({"silhouette": overlaps, "kept": _kept(bench, case, ours, alone)})
-        found.show(case.prompt, [source, alone, ours], is_good=overlaps[0] > overlaps[1])
+        found.show(case.prompt, [source, alone, ours], overlaps[0] > overlaps[1])
     return found
 
 

@@ -54,7 +54,7 @@ def painted(*discs: tuple[torch.Tensor, tuple[float, float, float]]) -> torch.Te
     """Masks of one colour each over white."""
     image = torch.ones(64, 64, 3)
     for mask, color in discs:
-        image[mask] = torch.tensor(color)
+        image[mask] = torch.tensor(color, dtype=image.dtype)
     return image
 
 
@@ -79,23 +79,34 @@ def test_more_cases_keep_the_ones_before_and_are_trained_combinations():
 
 
 def test_silhouettes_and_halves_are_the_true_ones_of_renders():
-    for case in single_cases(6, seed=0):
-        drawn = render(case, size=64)
-        assert overlap(silhouette(drawn.rgb), drawn.instances[0]) > 0.85
-    for case in pair_cases(6, seed=0):
-        drawn = render(case, size=64)
-        for found, true in zip(halves(drawn.rgb), drawn.instances, strict=True):
-            assert overlap(found, true) > 0.75
+    singles = [render(case, size=64) for case in single_cases(6, seed=0)]
+    pairs = [render(case, size=64) for case in pair_cases(6, seed=0)]
+    alone = [overlap(silhouette(drawn.rgb), drawn.instances[0]) for drawn in singles]
+    beside = [
+        overlap(found, true)
+        for drawn in pairs
+        for found, true in zip(halves(drawn.rgb), drawn.instances, strict=True)
+    ]
+    # Pixels that an object covers in part count here and not in the exact mask.
+    assert min(alone) > 0.85
+    assert min(beside) > 0.8
 
 
-def test_a_part_over_the_middle_is_split_and_one_beside_it_is_not():
-    beside = painted((disc(20, 32, 10), (1, 0, 0)), (disc(38, 32, 8), (0, 0, 1)))
-    left, right = halves(beside)
-    assert torch.equal(left, disc(20, 32, 10))
-    assert torch.equal(right, disc(38, 32, 8) & ~left)
-    left, right = halves(painted((disc(32, 32, 12), (1, 0, 0))))
-    assert not left[:, 32:].any()
-    assert not right[:, :32].any()
+def test_two_things_meet_where_the_image_is_lowest():
+    big, small = disc(22, 32, 14), disc(46, 32, 10)  # they touch at column 36
+    left, right = halves(painted((big, (1, 0, 0)), (small, (0, 0, 1))))
+    assert overlap(left, big) > 0.98
+    assert overlap(right, small) > 0.98
+    speck = disc(46, 12, 2)
+    left, right = halves(painted((disc(18, 32, 9), (1, 0, 0)), (small | speck, (0, 0, 1))))
+    assert torch.equal(left, disc(18, 32, 9))
+    assert torch.equal(right, small | speck)
+
+
+def test_a_thing_alone_is_not_two():
+    alone = disc(32, 32, 12)
+    found = halves(painted((alone, (1, 0, 0))))
+    assert sorted(int(mask.sum()) for mask in found) == [0, int(alone.sum())]
 
 
 def test_objects_of_pairs_are_read_alone(judge):
@@ -187,7 +198,7 @@ def counted(calls: list[int], name: str = "gate", **settings):
         found = Found(("image",))
         for k in range(count):
             found.add({"success": (k % 2, 0.0)})
-            found.show(f"case {k}", [torch.rand(8, 8, 3)], is_good=bool(k % 2))
+            found.show(f"case {k}", [torch.rand(8, 8, 3)], bool(k % 2))
         return found
 
     (row,) = run.chosen_rows(name)
