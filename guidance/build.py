@@ -76,6 +76,10 @@ def build_guidance(
 
     if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig):
         prompts = _placed_prompts(config, prior, prompts, layout)
+        if layout and isinstance(config, RegionalSDSConfig) and config.close_ups > 0.0:
+            from guidance.regional_sds_close_ups import CloseUpGuidance
+
+            return CloseUpGuidance(config, prior, prompts)
         return SDSGuidance(config.sds, prior, prompts, seed=seed)
     return SDSGuidance(config, prior, prompts, seed=seed)
 

@@ -25,10 +25,14 @@ class RegionalSDSConfig:
     """attn_crop lets each prompt see the whole render and keeps its region; attn_resize shrinks the
     whole into the region; latent predicts the noise for each prompt and blends the predictions,
     which costs a denoiser call for each object."""
+    close_ups: float = 0.0
+    """Share of the steps in which each view shows one object alone, enlarged, with its own prompt:
+    small objects get their shape from them."""
     sds: SDSConfig = field(default_factory=SDSConfig)
     """The rule around it."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
-        if not 0.0 <= self.base_ratio <= 1.0:
-            raise ValueError(f"base_ratio is {self.base_ratio} - expected 0 to 1, a share.")
+        for name in ("base_ratio", "close_ups"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)} - expected 0 to 1, a share.")
