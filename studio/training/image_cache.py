@@ -28,7 +28,7 @@ KEPT_OBJECTS = 1000  # the whole pack: its objects come in random order
 
 
 class StackedRows:
-    """Arrays of equal row shape, read by row numbers as if they were one."""
+    """Arrays of equal row shape, read as if they were one."""
 
     def __init__(self, parts: Sequence[np.ndarray]) -> None:
         """Keep ``parts`` in order; nothing is copied before it is read."""
@@ -39,14 +39,20 @@ class StackedRows:
         """Number of rows."""
         return int(self.starts[-1])
 
-    def __getitem__(self, index: np.ndarray) -> np.ndarray:
-        """The rows of ``index [n]``, in its order."""
-        owner = np.searchsorted(self.starts, index, side="right") - 1
-        first = self.parts[0]
-        rows = np.empty((len(index), *first.shape[1:]), first.dtype)
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of all parts together."""
+        return (len(self), *self.parts[0].shape[1:])
+
+    def __getitem__(self, index: int | slice | Sequence[int] | np.ndarray) -> np.ndarray:
+        """A row, or several by a slice or by their numbers."""
+        numbers = np.arange(len(self))[index]
+        flat = np.atleast_1d(numbers)
+        owner = np.searchsorted(self.starts, flat, side="right") - 1
+        rows = np.empty((len(flat), *self.shape[1:]), self.parts[0].dtype)
         for k, part in enumerate(self.parts):
-            rows[owner == k] = part[index[owner == k] - self.starts[k]]
-        return rows
+            rows[owner == k] = part[flat[owner == k] - self.starts[k]]
+        return rows.reshape(*numbers.shape, *self.shape[1:])
 
 
 class ImageCache:

@@ -108,7 +108,7 @@ def test_stacked_rows_read_like_their_concatenation() -> None:
     rng = np.random.default_rng(0)
     parts = [rng.integers(0, 255, (n, 2, 3)) for n in (4, 0, 5, 1)]
     stacked, whole = StackedRows(parts), np.concatenate(parts)
-    index = rng.integers(0, len(whole), 40)
-    assert len(stacked) == len(whole)
-    assert np.array_equal(stacked[index], whole[index])
-    assert stacked[index[:0]].shape == (0, 2, 3)
+    numbers = rng.integers(0, len(whole), 40)
+    assert (len(stacked), stacked.shape) == (len(whole), whole.shape)
+    for index in (numbers, numbers[:0], list(numbers), slice(2, 7), slice(8, 99), 0, 4, -1):
+        assert np.array_equal(stacked[index], whole[index])
