@@ -1,9 +1,9 @@
 """A mesh from a file as what a stage paints: reading it, refusing what cannot be painted.
 
 A GLB of this program is read back into its own scene's axes; other files by trimesh, all parts as
-one mesh, with +y or +z up. Faces without area are left out, which no picture shows. Surfaces that
-are not closed are painted as well, and said so: their back shows through the opening, and measures
-of their volume mean nothing.
+one mesh, with +y or +z up. Faces without area are left out, which no picture shows; a closed
+surface that is inside out is turned. Surfaces that are not closed are painted as well, and said so:
+which side of them is outside cannot be told, and their back shows through the opening.
 
     mesh = read_mesh(MeshFileConfig(path="teapot.glb"))
 """
@@ -93,6 +93,8 @@ def read_mesh(config: MeshFileConfig) -> Mesh:
             f"warning: {path.name} is not closed ({open_edges} open edges). It is painted as it "
             "is; where you see into it, its faces show their colour from behind."
         )
+    elif float(mesh.signed_volume()) < 0.0:
+        mesh = Mesh(mesh.v_pos, mesh.t_pos_idx.flip(1))
     if config.sphere_radius is None:
         return mesh
     return normalized(mesh, radius=config.sphere_radius)

@@ -170,6 +170,13 @@ def test_faces_without_area_are_left_out(tmp_path):
     assert read_mesh(MeshFileConfig(path=str(tmp_path / "thing.ply"))).n_faces == 12
 
 
+def test_a_closed_mesh_that_is_inside_out_is_turned(tmp_path):
+    thing = trimesh.creation.box()
+    thing.faces = thing.faces[:, ::-1]
+    thing.export(tmp_path / "thing.ply")
+    assert float(read_mesh(MeshFileConfig(path=str(tmp_path / "thing.ply"))).signed_volume()) > 0.0
+
+
 def test_an_open_mesh_is_painted_and_said_so(tmp_path, capsys):
     thing = trimesh.creation.box()
     thing.update_faces(np.arange(12) > 1)
