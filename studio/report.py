@@ -13,14 +13,18 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from studio.config_types import members
+from studio.images.configs import ImageTaskConfig
 from studio.metrics_log import read_metrics
 from studio.progress import format_seconds
 from studio.report_charts import line_chart
 from studio.report_evaluation import evaluation_section
 from studio.report_page import data_uri, fill_page
+from studio.report_pictures import picture_section
 from studio.report_subject import subject_section
 from studio.run_folder import RunFolder, storage_errors, write_atomic
 from studio.scene_file import read_yaml
+from studio.task_configs import tasks_of
 
 __all__ = ["data_uri", "write_gallery", "write_report"]
 
@@ -29,6 +33,7 @@ VIEWER_SCRIPT = _HERE / "vendor" / "model-viewer" / "model-viewer-umd.min.js"
 MAX_PREVIEWS = 8
 # Columns of the metrics that are no curves.
 NO_CURVES = {"step", "stage", "seconds"}
+PICTURE_TASKS = tuple(task for cls in members(ImageTaskConfig) for task in tasks_of(cls))
 COLOURS = {"charts": "texture", "patches": "texture", "vertex": "per vertex"}
 
 
@@ -48,6 +53,7 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
     glb = run.asset_dir / "asset.glb"
     sections = [
         _hero(run, info, glb, target.parent),
+        picture_section(run),
         evaluation_section(info.get("evaluation") or {}),
         _pictures(run),
         subject_section(run, info),
@@ -108,7 +114,10 @@ def _hero(run: RunFolder, info: dict[str, Any], glb: Path, home: Path) -> str:
         f"<h1>{prompt}</h1>{_chips(info)}{_facts(info)}{_files(run, home)}</div>"
     )
     if not glb.is_file():
-        return f"{_error(info)}<section>{about}</section>"
+        # Runs that make pictures have no asset, and need none.
+        is_whole = info.get("task") in PICTURE_TASKS and info.get("status") == "done"
+        missing = "" if is_whole else _error(info)
+        return f"{missing}<section>{about}</section>"
     buttons = "".join(
         f'<button type="button" data-orbit="{orbit}">{name}</button>'
         for name, orbit in (

@@ -38,6 +38,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
     from studio.images.adapters import adapter_path, named_adapters
     from studio.images.picture_run import make_pictures
     from studio.images.reading import check_pictures
+    from studio.report import write_report
 
     resolve_device(config.device)  # refuse before a folder is made
     check_pictures(config)
@@ -46,6 +47,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
     folder = begin_run(scene, out, folders=("images",))
     try:
         files = make_pictures(config, folder)
+        files["report"] = write_report(folder)
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             folder.add_to_index()

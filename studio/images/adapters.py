@@ -1,6 +1,9 @@
 """Where the weights of edit and control models lie: given by path, or shipped with the package.
 
-for key, files in adapter_files(config): ...
+    for key, name in named_adapters(config):
+        files = find_adapter(name, key)
+
+Nothing is loaded here; ``studio doctor`` asks too.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 """Pictures along conditions: for each seed the conditions, and the picture without and with them.
 
-draw = make_controlled(prior, config)
+    draw = make_controlled(prior, config)
+
+Conditions and weights are read when it is made, before anything is drawn.
 """
 
 from __future__ import annotations

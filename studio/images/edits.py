@@ -1,7 +1,9 @@
 """Edits of pictures: for each seed the picture as it was, and what each edit makes of it.
 
-draw = make_editor(prior, config)
-source, *edited = draw(seed)
+    draw = make_editor(prior, config)
+    source, *edited = draw(seed)
+
+Words, masks and weights are looked at when the editor is made, before anything is drawn.
 """
 
 from __future__ import annotations
@@ -272,7 +274,7 @@ def _edit_caption(edit: EditedPromptConfig, source: str) -> str:
 
 def _guided_caption(edit: SelfGuidanceEdit) -> str:
     """What an edit does, in a few words."""
-    words = ", ".join(map(str, edit.words)) or "everything"
+    words = " ".join(map(str, edit.words)) or "everything"
     if isinstance(edit, MoveConfig):
         return f"move {words} by {edit.shift[0]:g}, {edit.shift[1]:g}"
     if isinstance(edit, ResizeConfig):

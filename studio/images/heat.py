@@ -1,6 +1,8 @@
 """Heat maps of words over pictures: where the prior sees what the prompt says.
 
-sheet = heat_sheet(prior, rows, config.word_maps, title=config.prompt)
+    sheet = heat_sheet(prior, rows, config.word_maps, title=config.prompt)
+
+A word that a picture's prompt lacks leaves its field empty.
 """
 
 from __future__ import annotations

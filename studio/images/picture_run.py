@@ -1,12 +1,14 @@
 """A scene that makes pictures as a run: pictures, a sheet of all of them, and what was measured.
 
-runs/a-red-duck/edit-prompt-to-prompt-s0-20261123-031500/
-  run.json  scene.yaml  resolved.yaml  log.txt
-  images/source-s0.png  images/edit1-s0.png  …
-  sheet.png       one row for each seed
-  word_maps.png   if the scene names words
-  plan.yaml       of a planner
-  results.json    files, prompts, seeds, and how far each picture is from the first of its row
+    runs/a-red-duck/edit-prompt-to-prompt-s0-20261123-031500/
+      run.json  scene.yaml  resolved.yaml  log.txt
+      images/source-s0.png  images/edit1-s0.png  …
+      sheet.png       one row for each seed
+      word_maps.png   if the scene names words
+      plan.yaml       of a planner
+      results.json    files, prompts, seeds, and how far each picture is from the first of its row
+
+A run that failed keeps what it had drawn; it is made again, not continued.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ def make_pictures(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
         run.update_info({"status": status, "error": str(error)})
         raise
     names = {name: str(path.relative_to(run.path)) for name, path in files.items()}
-    seconds = round(time.monotonic() - started, 2)
+    seconds = {"pictures": round(time.monotonic() - started, 2)}
     run.update_info({"status": "done", "seconds": seconds, "files": names})
     return files
 

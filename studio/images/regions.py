@@ -1,7 +1,9 @@
 """Pictures by regions: for each seed the picture of the prompt alone and that of the plan.
 
-plan = plan_of(config)
-draw = make_regional(prior, config, plan)
+    plan = plan_of(config)
+    draw = make_regional(prior, config, plan)
+
+The plan is had first, since a planner may fail, and loading a prior takes its time.
 """
 
 from __future__ import annotations

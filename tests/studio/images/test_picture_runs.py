@@ -71,6 +71,9 @@ def test_every_edit_ends_in_files(kind, given, is_own, studio, scene, tmp_path):
     assert (info["status"], info["task"], info["seed"]) == ("done", "edit_image", 0)
     assert info["files"]["sheet"] == "sheet.png"
     assert yaml.safe_load((run / "resolved.yaml").read_text())["method"]["kind"] == kind
+    page = (run / "report.html").read_text()
+    assert "Before and after" in page
+    assert "No asset" not in page
     pictures = json.loads((run / "results.json").read_text())["pictures"]
     assert [one["name"] for one in pictures] == names
     assert pictures[0]["difference"] == 0.0
