@@ -19,8 +19,13 @@ from torch import Tensor
 
 from benchmarks.editing.bench import Bench, Figure, Found, Row, Target
 from image_tools.pocket.paths import POCKET_FOLDER
+from studio.evaluation.controls import ControlEvalConfig
+from studio.evaluation.edits import EditEvalConfig
 from studio.evaluation.intervals import Estimate
 from studio.progress import say
+from studio.training.adapters_control import measure_control
+from studio.training.adapters_edit import measure_edits
+from studio.training.adapters_uni import FILE_NAME, measure_uni
 
 __all__ = ["ADAPTER_ROWS", "paired_figures"]
 
@@ -37,20 +42,21 @@ def paired_figures(
 
     Args:
         estimates: by name.
-        baseline_of: name of a figure's baseline, whether there is one or not.
+        baseline_of: name of a figure's baseline, there or not; its own name for none.
         targets: by name.
     """
-    baselines = {baseline_of(name) for name in estimates} & set(estimates)
+    others = {name: baseline_of(name) for name in estimates}
+    baselines = {other for name, other in others.items() if other != name}
     figures = []
     for name, estimate in estimates.items():
-        other, target = baseline_of(name), targets.get(name)
         if name in baselines:
             continue
+        target = targets.get(name)
         figures.append(
             Figure(
                 name,
                 estimate,
-                estimates.get(other) if other != name else None,
+                estimates.get(others[name]) if others[name] != name else None,
                 target=target and target.text,
                 passed=target and target.passed(estimate.value),
             )
@@ -59,9 +65,6 @@ def paired_figures(
 
 
 def _measure_edits(bench: Bench, count: int) -> Found:
-    from studio.evaluation.edits import EditEvalConfig
-    from studio.training.adapters_edit import measure_edits
-
     config = EditEvalConfig(
         samples=count,
         steps=bench.sampler.steps,
@@ -69,9 +72,7 @@ def _measure_edits(bench: Bench, count: int) -> Found:
         batch_size=bench.batch_size,
     )
     with tempfile.TemporaryDirectory() as work:
-        report = measure_edits(
-            config, bench.prior, WEIGHTS / "pocket-ip2p", Path(work), log=lambda text: say(text)
-        )
+        report = measure_edits(config, bench.prior, WEIGHTS / "pocket-ip2p", Path(work), log=say)
     figures = paired_figures(
         report.figures, lambda name: name.replace("_done", "_source_done"), _EDITED
     )
@@ -86,8 +87,6 @@ class _Control:
 
     def measure(self, bench: Bench, count: int) -> Found:
         """Obedience beside the uncontrolled prior."""
-        from studio.training.adapters_control import measure_control
-
         with tempfile.TemporaryDirectory() as work:
             report = measure_control(
                 self.name,
@@ -95,30 +94,26 @@ class _Control:
                 bench.prior,
                 WEIGHTS / f"pocket-control-{self.name}",
                 Path(work),
-                log=lambda text: say(text),
+                log=say,
             )
         figures = paired_figures(report.figures, _without_control, _obeyed(self.name))
         return _shown(figures, report.images)
 
 
 def _measure_uni(bench: Bench, count: int) -> Found:
-    from studio.training.adapters_uni import measure_uni
-
     with tempfile.TemporaryDirectory() as work:
         report = measure_uni(
             _control_config(bench, count),
             bench.prior,
-            WEIGHTS / "pocket-uni" / "uni.safetensors",
+            WEIGHTS / "pocket-uni" / FILE_NAME,
             Path(work),
-            log=lambda text: say(text),
+            log=say,
         )
     figures = paired_figures(report.figures, _without_control, _UNI)
     return _shown(figures, report.images)
 
 
-def _control_config(bench: Bench, count: int):
-    from studio.evaluation.controls import ControlEvalConfig
-
+def _control_config(bench: Bench, count: int) -> ControlEvalConfig:
     return ControlEvalConfig(
         samples=count,
         steps=bench.sampler.steps,

@@ -7,8 +7,6 @@ cases and the row's own weights are those of now.
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -43,7 +41,7 @@ class Entry:
     reason: str | None = None
     """Why it was not measured."""
     targets: Mapping[str, str] = field(default_factory=dict)
-    """What its figures should reach, for rows that wait."""
+    """What its figures should reach, if it was not measured."""
 
     @property
     def passed(self) -> bool | None:
@@ -68,7 +66,6 @@ def write_entries(
     """Write the JSON and the Markdown file."""
     document = {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "benchmarks.editing.run", *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
         "machine": machine(),
@@ -106,10 +103,12 @@ def markdown(name: str, document: Mapping[str, Any], entries: Sequence[Entry]) -
         "difference is paired. Silhouettes and overlaps are from 0 to 1, differences of colours in "
         "0..255, distances in pixels of 64.",
     ]
+    lines.append(_summary(entries))
     for entry in entries:
         lines.append(f"## {entry.name}")
         if entry.reason is not None:
-            lines.append(f"{entry.about} **Skipped:** {entry.reason}.")
+            targets = ", ".join(f"{_label(k)} {text}" for k, text in entry.targets.items())
+            lines.append(f"{entry.about} **Skipped:** {entry.reason}. Targets: {targets}.")
             continue
         picture = f"editing--{name}/{entry.name}.png"
         lines.append(
@@ -120,6 +119,23 @@ def markdown(name: str, document: Mapping[str, Any], entries: Sequence[Entry]) -
     return "\n\n".join(lines) + "\n"
 
 
+def _summary(entries: Sequence[Entry]) -> str:
+    """The first figure of each row."""
+    rows = ["| row | figure | tool | baseline | cases | targets |", "|---|---|---|---|---|---|"]
+    verdicts = {True: "met", False: "**not all met**", None: ""}
+    for entry in entries:
+        if entry.reason is not None:
+            rows.append(f"| {entry.name} | | | | | skipped |")
+            continue
+        first = entry.figures[0]
+        texts = f"{_text(first.ours)} | {_text(first.baseline)}"
+        verdict = verdicts[entry.passed]
+        rows.append(
+            f"| {entry.name} | {_label(first.name)} | {texts} | {entry.cases} | {verdict} |"
+        )
+    return "\n".join(rows)
+
+
 def _table(entry: Entry) -> str:
     rows = ["| figure | tool | baseline | difference | n | target |", "|---|---|---|---|---|---|"]
     for figure in entry.figures:
@@ -127,9 +143,13 @@ def _table(entry: Entry) -> str:
         target = figure.target or ""
         if figure.passed is not None:
             target += ", met" if figure.passed else ", **not met**"
-        label = figure.name.replace("_", " ")
+        label = _label(figure.name)
         rows.append(f"| {label} | {' | '.join(texts)} | {figure.ours.n} | {target} |")
     return "\n".join(rows)
+
+
+def _label(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _text(estimate: Estimate | None) -> str:

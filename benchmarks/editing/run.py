@@ -14,9 +14,10 @@ Rows whose weights are not there are skipped, and say so.
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -147,15 +148,24 @@ def measure_all(bench: Bench, options: argparse.Namespace, rows: Sequence[Row]) 
         say(f"{row.name}: {row.cases(options.n)} cases")
         known[row.name] = measure(row, bench, options)
         entries = [known[r.name] for r in ROWS if r.name in known]
-        write_entries(options.results, options.name, entries, settings_of(bench))
+        write_entries(options.results, options.name, entries, settings_of(bench, options))
         say(_line(known[row.name]))
     return left
 
 
-def settings_of(bench: Bench) -> Mapping[str, Any]:
-    """What the result file says of the prior and of sampling."""
+def settings_of(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
+    """What the result file says of the prior and of sampling, and how to repeat all its rows."""
+    words = ["python", "-m", "benchmarks.editing.run", "--name", options.name]
+    words += ["--n", str(options.n), "--steps", str(bench.sampler.steps)]
+    words += ["--guidance-scale", f"{bench.sampler.guidance_scale:g}", "--seed", str(bench.seed)]
+    words += ["--prior", options.prior] if options.prior else []
     prior = {"kind": "pocket", "fingerprint": bench.prior.fingerprint}
-    return {"prior": prior, "sampler": asdict(bench.sampler), "seed": bench.seed}
+    return {
+        "command": shlex.join(words),
+        "prior": prior,
+        "sampler": asdict(bench.sampler),
+        "seed": bench.seed,
+    }
 
 
 def _is_current(entry: Entry | None, row: Row, bench: Bench) -> bool:

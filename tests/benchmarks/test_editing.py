@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import pytest
@@ -171,6 +170,8 @@ def test_ready_figures_stand_beside_their_baselines():
         ("depth_gain", 0.3, None),
     ]
     assert [f.baseline and f.baseline.value for f in figures] == [0.9, None]
+    (alone,) = paired_figures({"outside": estimates["depth_gain"]}, lambda name: name, {})
+    assert (alone.name, alone.baseline) == ("outside", None)
 
 
 def test_a_word_s_map_is_its_own_and_no_neighbour_s(bench):
@@ -205,8 +206,7 @@ def counted(calls: list[int], name: str = "gate", **settings):
     return replace(row, measure=measure, targets={"success": Target(0.8)}, **settings)
 
 
-def test_rows_are_measured_once_and_anew_when_something_changed(bench, options, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run", "--n", "4"])
+def test_rows_are_measured_once_and_anew_when_something_changed(bench, options):
     calls: list[int] = []
     row, half = counted(calls), counted(calls, "p2p-swap", share=0.5)
     assert run.measure_all(bench, options, [row, half]) == []
@@ -225,8 +225,7 @@ def test_rows_are_measured_once_and_anew_when_something_changed(bench, options, 
     assert calls == [4, 2, 6, 6, 6]
 
 
-def test_no_row_begins_after_its_time(bench, options, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run"])
+def test_no_row_begins_after_its_time(bench, options):
     calls: list[int] = []
     row = counted(calls)
     options.minutes = -1.0
@@ -234,8 +233,7 @@ def test_no_row_begins_after_its_time(bench, options, monkeypatch):
     assert calls == []
 
 
-def test_a_row_without_weights_is_skipped_and_says_why(bench, options, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run"])
+def test_a_row_without_weights_is_skipped_and_says_why(bench, options):
     calls: list[int] = []
     lacking = counted(calls, "uni-controlnet", weights=options.results / "pocket-uni")
     assert run.measure_all(bench, options, [counted(calls), lacking]) == []
@@ -244,20 +242,25 @@ def test_a_row_without_weights_is_skipped_and_says_why(bench, options, monkeypat
     assert entries["uni-controlnet"].reason == "the weights pocket-uni are not trained yet"
     assert entries["uni-controlnet"].targets == {"success": "at least 0.8"}
     text = (options.results / "editing--pocket.md").read_text()
-    assert "**Skipped:** the weights pocket-uni are not trained yet." in text
+    assert "**Skipped:** the weights pocket-uni are not trained yet. Targets: success at" in text
+    assert "| uni-controlnet | | | | | skipped |" in text
     (options.results / "pocket-uni").mkdir()
     run.measure_all(bench, options, [lacking])
     assert calls == [4, 4]
 
 
-def test_the_files_say_what_was_measured(bench, options, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["run", "--n", "4"])
+def test_the_files_say_what_was_measured(bench, options):
     run.measure_all(bench, options, [counted([])])
     document = json.loads((options.results / "editing--pocket.json").read_text())
     assert document["prior"]["fingerprint"] == bench.prior.fingerprint
-    assert document["command"] == "python -m benchmarks.editing.run --n 4"
+    assert document["command"] == (
+        "python -m benchmarks.editing.run --name pocket --n 4 --steps 2 --guidance-scale 3 --seed 0"
+    )
     assert document["rows"][0]["key"]["cases"] == 4
     text = (options.results / "editing--pocket.md").read_text()
+    assert (
+        "| gate | success | 0.50 [0.00, 1.00] | 0.00 [0.00, 0.00] | 4 | **not all met** |" in text
+    )
     assert "| success | 0.50" in text
     assert "at least 0.8, **not met** |" in text
     assert (options.results / "editing--pocket" / "gate.png").exists()
