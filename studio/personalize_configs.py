@@ -22,6 +22,7 @@ __all__ = ["MethodConfig", "PersonalizeConfig", "SamplesConfig", "SubjectPhotosC
 
 MethodConfig = TextualInversionConfig | DreamBoothConfig | DreamBoothLoraConfig | DcoConfig
 VOWELS = "aeiou"
+ARTICLES = ("a", "an", "the", "my", "this", "that")
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,12 @@ class PersonalizeConfig:
 
     @property
     def class_phrase(self) -> str:
-        """The class with its article: what an untrained prior reads in the subject's place."""
+        """The class with its article, or without where the template has one: what an untrained
+        prior reads in the subject's place."""
         word = self.subject.word
+        before = self.subject.template.partition("{}")[0].lower().split()
+        if before and before[-1] in ARTICLES:
+            return word
         return f"an {word}" if word[:1].lower() in VOWELS and word else f"a {word}"
 
     def resolved_method(self) -> MethodConfig:

@@ -136,6 +136,7 @@ def test_prompts_name_the_subject_as_the_method_does():
     assert token("dco").token == "<my-teddy-bear>"
     assert token("dco", token="<ted>").token == "<ted>"
     assert token("dco").class_phrase == "a teddy bear"
+    assert token("dco", template="a photo of a {}").class_phrase == "teddy bear"
     learned = token("textual_inversion").resolved_method()
     assert (learned.token, learned.init_word) == ("<my-teddy-bear>", "teddy bear")
 
