@@ -23,7 +23,7 @@ from benchmarks.personalization.subjects import Case
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.protocol import NoisePrior
-from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, KINDS
+from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from studio.evaluation.judge import Judge
 from studio.evaluation.priors import requests
 
@@ -46,27 +46,17 @@ class DriftPrompt:
 
 def class_prompts(case: Case, count: int) -> list[DriftPrompt]:
     """The class in several colours."""
-    kinds = {word: name for name, kind in KINDS.items() for word in (kind.noun, *kind.synonyms)}
     colors = [COLOR_NAMES[k % len(COLOR_NAMES)] for k in range(count)]
     one = case.template
     return [
-        DriftPrompt(one.replace("{}", f"{color} {case.word}"), color, kinds.get(case.word))
-        for color in colors
+        DriftPrompt(one.replace("{}", f"{color} {case.word}"), color, case.kind) for color in colors
     ]
 
 
 def unrelated_prompts(case: Case, count: int) -> list[DriftPrompt]:
     """Other toybox objects, from all sides."""
-    found = [
-        r
-        for r in requests(2 * count, held_out=False, seed=SEED)
-        if not _is_class(case, r.spec.kind)
-    ]
+    found = [r for r in requests(2 * count, held_out=False, seed=SEED) if r.spec.kind != case.kind]
     return [DriftPrompt(r.prompt, r.spec.color, r.spec.kind) for r in found[:count]]
-
-
-def _is_class(case: Case, kind: str) -> bool:
-    return case.word in (KINDS[kind].noun, *KINDS[kind].synonyms)
 
 
 def accuracy(

@@ -8,11 +8,13 @@ taken for the subject.
 
     fidelity(X) = (mean s(X) - mean s(others)) / (mean s(truth) - mean s(others))
 
-1 is as like the subject as further photos of it, 0 as like it as photos of the other subjects. How
-often the true subject of a further photo has the nearest reference is measured each time
-(``Retrieval``): a measure that cannot tell subjects apart could not tell methods apart.
+1 is as like the subject as further photos of it, 0 as like it as photos of the other subjects. An
+untrained prior's pictures of the class are somewhere between, so read it beside theirs. A picture
+is ``identified`` if it is more like the subject than like any other subject or any other object of
+its class. How often that is so of further photos is measured each time (``Retrieval``): a measure
+that cannot tell subjects apart could not tell methods apart.
 
-    features = SubjectFeatures(load_judge(), [case.name for case in CASES])
+    features = SubjectFeatures(load_judge(), CASES)
     features.fidelity(images, "rabbit")
 """
 
@@ -27,16 +29,21 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from benchmarks.personalization.subjects import Case
+from scenes.objects.pack import default_pack
+from scenes.objects.render import ObjectGeometry, render_rgb
 from scenes.objects.subjects import subject_photos, true_views
 from scenes.toybox.captions import view_word
+from scenes.toybox.catalog import COLOR_NAMES
+from scenes.toybox.objects import ObjectSpec
 from studio.evaluation.intervals import Estimate, wilson
 from studio.evaluation.judge import Judge
-from studio.evaluation.views import eval_cameras
+from studio.evaluation.views import eval_cameras, render_toy
 
 __all__ = ["Retrieval", "SubjectFeatures", "judge_features"]
 
 SIZE = 64
-RING = 12
+RING, MATE_VIEWS = 12, 6
 RING_ELEVATIONS_DEG = (0.0, 30.0)
 HELD_BACK_ELEVATION_DEG = 15.0
 REFERENCE_SEEDS, HELD_BACK_SEEDS = (1, 2, 3), (4, 5)
@@ -70,15 +77,17 @@ class Retrieval:
 class SubjectFeatures:
     """References of all subjects, and pictures that are held back to know the scale."""
 
-    def __init__(self, judge: Judge, names: Sequence[str]) -> None:
-        """Render everything; 2 s for each subject.
+    def __init__(self, judge: Judge, cases: Sequence[Case]) -> None:
+        """Render everything, some seconds for each subject.
 
         Args:
             judge: gives the features.
-            names: subjects that can be measured, and that a picture is told apart from: two at
+            cases: subjects that can be measured, and that a picture is told apart from: two at
                 least.
         """
+        names = [case.name for case in cases]
         self.judge, self.names = judge, tuple(names)
+        self._mates = {case.name: self._class_mates(case) for case in cases}
         self._rings = {name: self._views(name, RING_ELEVATIONS_DEG) for name in names}
         self._photos = {name: self._photographed(name, REFERENCE_SEEDS) for name in names}
         self._more_photos = {name: self._photographed(name, HELD_BACK_SEEDS) for name in names}
@@ -99,8 +108,8 @@ class SubjectFeatures:
         return float((self._similar(self.embed(images), name).mean() - low) / (high - low))
 
     def identified(self, images: Float[Tensor, "b h w 3"], name: str) -> Bool[Tensor, " b"]:
-        """Whether each picture is more like this subject than like any other one."""
-        return self._nearest(self.embed(images)) == self.names.index(name)
+        """Whether each picture is more like this subject than like others and its class."""
+        return self._identified(self.embed(images), name)
 
     def views_seen(self, images: Float[Tensor, "b h w 3"], name: str) -> list[str]:
         """The side that each picture shows: that of the subject's most similar render."""
@@ -134,6 +143,19 @@ class SubjectFeatures:
         rgb = np.concatenate([true_views(name, ring)[0] for ring in rings])
         return self.embed(torch.from_numpy(rgb).float())
 
+    def _class_mates(self, case: Case) -> Float[Tensor, "b d"]:
+        """Features of other objects of a subject's class: a toy in all colours, or real ones."""
+        views = []
+        if case.kind is not None:
+            ring = eval_cameras(MATE_VIEWS, size=SIZE)
+            views += [render_toy(ObjectSpec(case.kind, color), ring).rgb for color in COLOR_NAMES]
+        for mate in case.mates:
+            ring = eval_cameras(RING, size=SIZE)
+            geometry = ObjectGeometry(default_pack().load(mate))
+            rgb, _ = render_rgb(geometry, ring, background=np.ones(3))
+            views.append(torch.from_numpy(rgb).float())
+        return self.embed(torch.cat(views)) if views else torch.zeros(0, 1)
+
     def _photographed(self, name: str, seeds: Sequence[int]) -> Float[Tensor, "b d"]:
         """Features of photos."""
         sets = [subject_photos(name, image_size=SIZE, seed=seed) for seed in seeds]
@@ -145,9 +167,11 @@ class SubjectFeatures:
         references = torch.cat([self._rings[name], self._photos[name]])
         return (embedded @ references.T).amax(dim=1)
 
-    def _nearest(self, embedded: Float[Tensor, "b d"]) -> Tensor:
-        """Index of the most similar subject."""
-        return torch.stack([self._similar(embedded, name) for name in self.names]).argmax(dim=0)
+    def _identified(self, embedded: Float[Tensor, "b d"], name: str) -> Bool[Tensor, " b"]:
+        others = [self._similar(embedded, other) for other in self.names if other != name]
+        if len(self._mates[name]):
+            others.append((embedded @ self._mates[name].T).amax(dim=1))
+        return self._similar(embedded, name) > torch.stack(others).amax(dim=0)
 
     def _seen(self, embedded: Float[Tensor, "b d"], name: str) -> list[str]:
         nearest = (embedded @ self._rings[name].T).argmax(dim=1)
@@ -155,8 +179,8 @@ class SubjectFeatures:
 
     def _retrieved(self, held_back: dict[str, Tensor]) -> Estimate:
         """Share of held-back pictures of all subjects that are taken for what they show."""
-        pairs = enumerate(self.names)
-        return _share([b for k, n in pairs for b in (self._nearest(held_back[n]) == k).tolist()])
+        pairs = [(held_back[name], name) for name in self.names]
+        return _share([right for pair in pairs for right in self._identified(*pair).tolist()])
 
 
 def _view(index: int, elevation_deg: float) -> str:

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add("--guidance", type=float, default=5.0, help="guidance scale of all pictures")
     add("--consistency", type=float, default=3.0, help="w_con of consistency guidance")
     add("--minutes", type=float, help="begin no row later than this")
+    add("--measure-again", action="store_true", help="also what was measured before")
     add("--runs", type=Path, help="folder of trainings and rows (runs/personalization-NAME)")
     add("--results", type=Path, default=RESULTS)
     return found
@@ -99,7 +100,9 @@ def bench_of(options: argparse.Namespace) -> Bench:
     base = load_prior(PocketPriorConfig(), torch.device("cpu"))
     sampler = DdimConfig(steps=options.draw_steps, guidance_scale=options.guidance)
     settings = DrawSettings(options.each, options.drift, options.consistency, sampler)
-    return Bench(base, SubjectFeatures(load_judge(), SUBJECTS), settings, options.runs)
+    bench = Bench(base, SubjectFeatures(load_judge(), CASES), settings, options.runs)
+    bench.measure_again = options.measure_again
+    return bench
 
 
 def rows_of(

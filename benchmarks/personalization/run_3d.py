@@ -23,10 +23,9 @@ from pathlib import Path
 
 from benchmarks.personalization.features import SubjectFeatures
 from benchmarks.personalization.results_3d import write_results
-from benchmarks.personalization.subjects import Case, cases_of, write_photos
+from benchmarks.personalization.subjects import CASES, Case, cases_of, write_photos
 from benchmarks.personalization.truth_3d import SubjectTruth
 from benchmarks.text_to_3d.run_suite import RESULTS, overrides_of
-from scenes.objects.subjects import SUBJECTS
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
 from studio.config import load_scene
 from studio.configs import SceneConfig
@@ -168,7 +167,7 @@ def measured(
             continue
         info, glb = outcome.run.read_info(), asset_glb(outcome.run)
         if outcome.status == "done" and glb and (again or MEASURED not in info):
-            features = features or SubjectFeatures(load_judge(), SUBJECTS)
+            features = features or SubjectFeatures(load_judge(), CASES)
             truth = truths.get(name) or SubjectTruth(asset.case, features)
             truths[name] = truth
             outcome.run.update_info({MEASURED: truth.metrics(load_asset(glb))})

@@ -20,6 +20,7 @@ from scenes.objects.colors import WORDS, color_words
 from scenes.objects.naming import is_plural
 from scenes.objects.subjects import SUBJECTS, SubjectPhoto, subject_photos, write_subject_set
 from scenes.toybox.captions import view_word
+from scenes.toybox.catalog import KINDS
 from studio.errors import ConfigError
 
 __all__ = [
@@ -31,11 +32,18 @@ __all__ = [
     "border_color",
     "case_of",
     "cases_of",
+    "kind_of",
     "write_photos",
 ]
 
 CAPTIONS = "captions.json"
 SIDES = ("front", "side", "back")
+
+
+def kind_of(word: str) -> str | None:
+    """The toybox kind that a word means."""
+    kinds = {word: name for name, kind in KINDS.items() for word in (kind.noun, *kind.synonyms)}
+    return kinds.get(word)
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,13 @@ class Case:
     """Whether its front, side and back look different."""
     colors: tuple[str, str]
     """Colours that it does not have: to paint it, and for things and walls beside it."""
+    mates: tuple[str, ...] = ()
+    """Other objects of its class in the pack."""
+
+    @property
+    def kind(self) -> str | None:
+        """The toybox kind of its class, if there is one."""
+        return kind_of(self.word)
 
     @property
     def template(self) -> str:
@@ -58,13 +73,13 @@ class Case:
 
 
 CASES: tuple[Case, ...] = (
-    Case("dog", "dog", True, ("blue", "green")),
+    Case("dog", "dog", True, ("blue", "green"), mates=("bulldog",)),
     Case("cat", "cat", True, ("blue", "red")),
     Case("teddy-bear", "teddy bear", True, ("blue", "green")),
-    Case("sneakers", "sneakers", True, ("blue", "green")),
-    Case("backpack", "backpack", True, ("blue", "purple")),
+    Case("sneakers", "sneakers", True, ("blue", "green"), mates=("slippers",)),
+    Case("backpack", "backpack", True, ("blue", "purple"), mates=("handbag",)),
     Case("toy-train", "train", True, ("purple", "pink")),
-    Case("vase", "vase", False, ("red", "green")),
+    Case("vase", "vase", False, ("red", "green"), mates=("vase-2", "vase-4")),
     Case("beetle-car", "car", True, ("red", "blue")),
     Case("hamburger", "hamburger", False, ("blue", "purple")),
     Case("rabbit", "rabbit", True, ("blue", "red")),

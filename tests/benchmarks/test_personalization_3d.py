@@ -6,23 +6,26 @@ import pytest
 
 from benchmarks.personalization import run_3d
 from benchmarks.personalization.features import SubjectFeatures
-from benchmarks.personalization.results_3d import page
+from benchmarks.personalization.results_3d import page, write_results
 from benchmarks.personalization.run_3d import SIX
-from benchmarks.personalization.subjects import case_of
+from benchmarks.personalization.subjects import case_of, write_photos
 from benchmarks.personalization.truth_3d import SubjectTruth
 from scenes.objects.subjects import true_mesh
+from studio.batch import BatchConfig
+from studio.config import dump_yaml
 from studio.errors import ConfigError
 from studio.evaluation.comparison import Result
 from studio.evaluation.judge import load_judge
 from studio.evaluation.metrics import janus
+from studio.run_folder import create_run, write_atomic
+from tests.benchmarks.test_run_suite import tetrahedron
 
 
 @pytest.fixture(scope="module")
 def truth() -> SubjectTruth:
     """A subject whose front is easy to tell."""
-    return SubjectTruth(
-        case_of("teddy-bear"), SubjectFeatures(load_judge(), ["teddy-bear", "rabbit"])
-    )
+    cases = [case_of("teddy-bear"), case_of("rabbit")]
+    return SubjectTruth(cases[0], SubjectFeatures(load_judge(), cases))
 
 
 def options(*arguments: str, runs):
@@ -87,6 +90,41 @@ def test_true_views_have_one_front_and_a_front_on_every_side_is_told(truth):
     assert janus(front, front).score == 0.0
     everywhere = truth.features.front(truth.rgb[:1].expand(8, -1, -1, -1), "teddy-bear")
     assert janus(everywhere, front).score > 0.6
+
+
+def finished(asset, status: str) -> None:
+    """A run as the bench would have made it, of a shape that is no rabbit."""
+    config = asset.job.config()
+    run = create_run(asset.job.out, prompt=config.prompt, method=asset.system, seed=0, info={})
+    write_atomic(run.resolved_path, dump_yaml(config))
+    run.update_info({"status": status, "seconds": {"prepare": 30.0, "optimise": 60.0}})
+    if status == "done":
+        (run.asset_dir / "asset.glb").write_bytes(tetrahedron())
+
+
+def test_finished_runs_are_measured_once_and_not_made_again(tmp_path, truth, monkeypatch):
+    monkeypatch.setattr(run_3d, "CASES", (case_of("teddy-bear"), case_of("rabbit")))
+    chosen = options("--name", "x", "--subjects", "rabbit", runs=tmp_path / "runs")
+    chosen.results = tmp_path
+    write_photos(case_of("rabbit"), chosen.runs / "photos" / "rabbit", image_size=16)
+    assets = run_3d.assets_of(chosen)
+    for asset, status in zip(assets, ("done", "done", "diverged"), strict=True):
+        finished(asset, status)
+    outcomes = run_3d.make(assets, BatchConfig(evaluate=False), None)
+    assert [outcome.status for outcome in outcomes] == ["done", "done", "diverged"]
+    assert not any(outcome.fresh for outcome in outcomes)
+    rows = run_3d.measured(assets, outcomes, again=False)
+    plain, full, ours = (result for _, result in rows)
+    assert plain.metrics == full.metrics
+    assert plain.value("silhouette_iou") < 0.6
+    assert plain.costs["seconds"] == 90.0
+    assert not ours.measured
+    monkeypatch.setattr(run_3d, "CASES", ())  # features of nothing: all is measured
+    assert run_3d.measured(assets, outcomes, again=False) == rows
+    paths, text = write_results(chosen, rows)
+    assert [path.suffix for path in paths] == [".json", ".md", ".png"]
+    assert all(path.is_file() for path in paths)
+    assert "1 of 3 assets failed" in text
 
 
 def test_the_page_tells_budget_and_failures():
