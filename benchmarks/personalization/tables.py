@@ -1,7 +1,7 @@
 """Tables and files that both benches of personalization write.
 
-Intervals are over subjects: two pictures of one subject are no independent draws. Methods are
-compared by their differences on the subjects that both have.
+Intervals are over subjects, from three on: two pictures of one subject are no independent draws.
+Methods are compared by their differences on the subjects that both have.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from studio.evaluation.intervals import Estimate
 from studio.run_folder import write_atomic
 
 __all__ = ["difference_table", "document_of", "figures_table", "write_files"]
+
+LEAST = 3
+"""Subjects without which a mean has no interval."""
 
 
 def figures_table(
@@ -102,7 +105,10 @@ def _heading(cells: Sequence[str]) -> list[str]:
 
 
 def _interval(found: Estimate | None) -> str:
-    return "–" if found is None else found.text()
+    """The mean, and its interval where there are subjects enough to draw from."""
+    if found is None:
+        return "–"
+    return found.text() if found.n >= LEAST else f"{found.value:.2f}"
 
 
 def _amount(found: Estimate | None) -> str:
@@ -112,4 +118,5 @@ def _amount(found: Estimate | None) -> str:
 def _signed(found: Estimate | None) -> str:
     if found is None:
         return "–"
-    return f"{found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
+    value = f"{found.value:+.2f}"
+    return f"{value} [{found.low:+.2f}, {found.high:+.2f}]" if found.n >= LEAST else value
