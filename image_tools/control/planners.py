@@ -22,7 +22,7 @@ import urllib.request
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from image_tools.control.planner_configs import (
     EndpointPlannerConfig,
@@ -82,6 +82,7 @@ class PlanError(StudioError):
     exit_code = 2
 
 
+@runtime_checkable
 class Planner(Protocol):
     """Anything that divides a picture."""
 
