@@ -10,7 +10,7 @@ which side of them is outside cannot be told, and their back shows through the o
 
 from __future__ import annotations
 
-import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def _is_own(path: Path) -> bool:
     try:
         document, _ = read_glb(path.read_bytes())
         return "scene_frame" in document["asset"]["extras"]
-    except (ValueError, KeyError, TypeError, json.JSONDecodeError):
+    except (ValueError, KeyError, TypeError, struct.error):  # bad JSON is a ValueError
         return False
 
 

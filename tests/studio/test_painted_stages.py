@@ -195,13 +195,15 @@ def test_an_open_mesh_is_painted_and_said_so(tmp_path, capsys):
         ("absent.glb", None, "there is no file"),
         ("thing.txt", b"x", "of no known kind"),
         ("thing.glb", b"glTF but no more", "cannot be read"),
+        ("short.glb", b"gl", "cannot be read"),
+        ("thing.obj", b"", "cannot be read|no faces"),
     ],
 )
 def test_files_that_are_no_mesh_are_refused(name, content, said, tmp_path):
     path = str(tmp_path / name) if name else ""
     if content is not None:
         Path(path).write_bytes(content)
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises((ConfigError, EmptyGeometry), match=said):
         read_mesh(MeshFileConfig(path=path))
 
 
