@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guidance.base import GuidanceRule
+from guidance.configs import SDSConfig
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import VSDConfig
 from guidance.delta_edit_configs import DeltaEditConfig
@@ -60,6 +61,26 @@ def build_guidance(
         from guidance.control_sds import ControlSDSGuidance
 
         return ControlSDSGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, InstructSDSConfig | DatasetUpdateConfig | DeltaEditConfig):
+        return _edit_rule(config, prior, prompts, original, dataset, seed=seed)
+    if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig) and layout:
+        return _placed_rule(config, prior, prompts, layout)
+    from guidance.sds import SDSGuidance
+
+    plain = config if isinstance(config, SDSConfig) else config.sds
+    return SDSGuidance(plain, prior, prompts, seed=seed)
+
+
+def _edit_rule(
+    config: InstructSDSConfig | DatasetUpdateConfig | DeltaEditConfig,
+    prior: NoisePrior,
+    prompts: ViewPrompts,
+    original: Original,
+    dataset: Cameras | None,
+    *,
+    seed: int,
+) -> GuidanceRule:
+    """A rule that edits a finished scene."""
     if isinstance(config, InstructSDSConfig):
         from guidance.instruct_edit import InstructSDSGuidance
 
@@ -68,37 +89,30 @@ def build_guidance(
         from guidance.instruct_edit_views import DatasetUpdateGuidance
 
         return DatasetUpdateGuidance(config, prior, prompts, original, views=dataset, seed=seed)
-    if isinstance(config, DeltaEditConfig):
-        from guidance.delta_edit import DeltaEditGuidance
+    from guidance.delta_edit import DeltaEditGuidance
 
-        return DeltaEditGuidance(config, prior, prompts, original)
-    from guidance.sds import SDSGuidance
-
-    if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig):
-        prompts = _placed_prompts(config, prior, prompts, layout)
-        if layout and isinstance(config, RegionalSDSConfig) and config.close_ups > 0.0:
-            from guidance.regional_sds_close_ups import CloseUpGuidance
-
-            return CloseUpGuidance(config, prior, prompts)
-        return SDSGuidance(config.sds, prior, prompts, seed=seed)
-    return SDSGuidance(config, prior, prompts, seed=seed)
+    return DeltaEditGuidance(config, prior, prompts, original)
 
 
-def _placed_prompts(
+def _placed_rule(
     config: RegionalSDSConfig | LayoutGuidedConfig,
     prior: NoisePrior,
     prompts: ViewPrompts,
     layout: Sequence[LayoutObject],
-) -> ViewPrompts:
-    """Prompts that know where objects are; the scene's own where there is nothing to know."""
-    if not layout:
-        return prompts
+) -> GuidanceRule:
+    """Score distillation with prompts that know where objects are."""
+    from guidance.sds import SDSGuidance
+
     if isinstance(config, RegionalSDSConfig):
         from guidance.regional_sds import RegionalPrompts
 
-        return RegionalPrompts(config, prior, prompts, layout)
-    if config.scale == 0.0:
-        return prompts
-    from guidance.layout_guided import LayoutPrompts
+        prompts = RegionalPrompts(config, prior, prompts, layout)
+        if config.close_ups > 0.0:
+            from guidance.regional_sds_close_ups import CloseUpGuidance
 
-    return LayoutPrompts(config, prior, prompts, layout)
+            return CloseUpGuidance(config, prior, prompts)
+    elif config.scale > 0.0:
+        from guidance.layout_guided import LayoutPrompts
+
+        prompts = LayoutPrompts(config, prior, prompts, layout)
+    return SDSGuidance(config.sds, prior, prompts)

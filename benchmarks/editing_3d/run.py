@@ -1,6 +1,6 @@
 """Runs a scene of two objects and measures each: binding, places, and what an edit changed.
 
-The rows below ``results`` were made with the commands that they hold, each the run of one scene:
+Each row of the results is the run of one scene, and holds the arguments it was made with:
 
     python -m benchmarks.editing_3d.run pocket-regional stages.0.steps=200 --out FILE.json
     python -m benchmarks.editing_3d.run pocket-delta-edit edit.run=RUN --objects "green mushroom" \
@@ -62,7 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_atomic(run.resolved_path, dump_yaml(scene.config))
     Runner(scene.config, run).optimise()
     row = {
-        "command": ["python", "-m", "benchmarks.editing_3d.run", *(argv or sys.argv[1:])],
+        "scene": options.scene,
+        "overrides": options.overrides,
         "optimise_s": run.read_info()["seconds"]["optimise"],
         **measure(run, scene.config, options.objects),
     }
