@@ -34,34 +34,21 @@ CONTROLS = ("depth", "normal", "edge", "seg")
 
 
 def paired_figures(
-    estimates: Mapping[str, Estimate],
-    baseline_of: Callable[[str], str],
-    targets: Mapping[str, Target],
+    estimates: Mapping[str, Estimate], baseline_of: Callable[[str], str]
 ) -> list[Figure]:
     """Figures of an evaluation, each beside the one that is its baseline.
 
     Args:
         estimates: by name.
         baseline_of: name of a figure's baseline, there or not; its own name for none.
-        targets: by name.
     """
     others = {name: baseline_of(name) for name in estimates}
     baselines = {other for name, other in others.items() if other != name}
-    figures = []
-    for name, estimate in estimates.items():
-        if name in baselines:
-            continue
-        target = targets.get(name)
-        figures.append(
-            Figure(
-                name,
-                estimate,
-                estimates.get(others[name]) if others[name] != name else None,
-                target=target and target.text,
-                passed=target and target.passed(estimate.value),
-            )
-        )
-    return figures
+    return [
+        Figure(name, estimate, estimates.get(others[name]) if others[name] != name else None)
+        for name, estimate in estimates.items()
+        if name not in baselines
+    ]
 
 
 def _measure_edits(bench: Bench, count: int) -> Found:
@@ -73,9 +60,7 @@ def _measure_edits(bench: Bench, count: int) -> Found:
     )
     with tempfile.TemporaryDirectory() as work:
         report = measure_edits(config, bench.prior, WEIGHTS / "pocket-ip2p", Path(work), log=say)
-    figures = paired_figures(
-        report.figures, lambda name: name.replace("_done", "_source_done"), _EDITED
-    )
+    figures = paired_figures(report.figures, lambda name: name.replace("_done", "_source_done"))
     return _shown(figures, {"edited": report.images})
 
 
@@ -96,7 +81,7 @@ class _Control:
                 Path(work),
                 log=say,
             )
-        figures = paired_figures(report.figures, _without_control, _obeyed(self.name))
+        figures = paired_figures(report.figures, _without_control)
         return _shown(figures, report.images)
 
 
@@ -109,7 +94,7 @@ def _measure_uni(bench: Bench, count: int) -> Found:
             Path(work),
             log=say,
         )
-    figures = paired_figures(report.figures, _without_control, _UNI)
+    figures = paired_figures(report.figures, _without_control)
     return _shown(figures, report.images)
 
 

@@ -7,8 +7,8 @@ paired difference of both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from image_tools.diffusion.sampling import sample_images
 from studio.evaluation.intervals import Estimate, bootstrap_mean
 from studio.evaluation.judge import Judge
 
-__all__ = ["Bench", "Figure", "Found", "Row", "Target", "figures_of"]
+__all__ = ["Bench", "Figure", "Found", "Row", "Target", "figures_of", "with_targets"]
 
 SHOWN = 8
 """Cases of a row that its picture shows."""
@@ -145,20 +145,27 @@ class Row:
         return f"the weights {self.weights.name} are not trained yet"
 
 
-def figures_of(found: Found, targets: Mapping[str, Target]) -> list[Figure]:
+def figures_of(found: Found) -> list[Figure]:
     """The figures of a row, in the order in which its values were added."""
     figures = list(found.figures)
     for name, ours in found.ours.items():
         baseline = found.baseline.get(name)
-        mean, target = bootstrap_mean(ours), targets.get(name)
         figures.append(
             Figure(
                 name,
-                mean,
+                bootstrap_mean(ours),
                 baseline and bootstrap_mean(baseline),
                 baseline and bootstrap_mean([a - b for a, b in zip(ours, baseline, strict=True)]),
-                target and target.text,
-                target and target.passed(mean.value),
             )
         )
     return figures
+
+
+def with_targets(figures: Iterable[Figure], targets: Mapping[str, Target]) -> tuple[Figure, ...]:
+    """Figures and whether they reach the bars of now, whatever the bars were before."""
+    marked = []
+    for figure in figures:
+        target = targets.get(figure.name)
+        passed = target and target.passed(figure.ours.value)
+        marked.append(replace(figure, target=target and target.text, passed=passed))
+    return tuple(marked)

@@ -18,14 +18,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.editing.adapters import ADAPTER_ROWS
-from benchmarks.editing.bench import Bench, Row, Target, figures_of
+from benchmarks.editing.bench import Bench, Row, Target, figures_of, with_targets
 from benchmarks.editing.pointing import measure_gate
 from benchmarks.editing.prompt_edits import PROMPT_EDITS
 from benchmarks.editing.real_edits import REAL_EDITS
@@ -50,6 +50,8 @@ GATE = Row(
     {
         "noun_16_t0.4": Target(0.8),
         "sample_16": Target(0.8),
+        "left_16": Target(0.8),
+        "right_16": Target(0.8),
         "kind_of_samples": Target(0.95),
         "color_of_samples": Target(0.95),
     },
@@ -128,7 +130,7 @@ def measure(row: Row, bench: Bench, options: argparse.Namespace) -> Entry:
         key,
         cases=count,
         seconds=round(time.process_time() - started, 1),
-        figures=tuple(figures_of(found, row.targets)),
+        figures=with_targets(figures_of(found), row.targets),
     )
 
 
@@ -136,7 +138,11 @@ def measure_all(bench: Bench, options: argparse.Namespace, rows: Sequence[Row]) 
     """Measure and write row by row; returns the rows that are left."""
     path = options.results / f"editing--{options.name}.json"
     known, left, started = read_entries(path), [], time.monotonic()
-    known = {r.name: known[r.name] for r in ROWS if _is_current(known.get(r.name), r, bench)}
+    known = {
+        r.name: replace(known[r.name], figures=with_targets(known[r.name].figures, r.targets))
+        for r in ROWS
+        if _is_current(known.get(r.name), r, bench)
+    }
     for row in rows:
         entry = known.get(row.name)
         is_done = entry is not None and entry.key == key_of(row, bench, options.n)

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.editing import run
 from benchmarks.editing.adapters import paired_figures
-from benchmarks.editing.bench import Bench, Found, Target, figures_of
+from benchmarks.editing.bench import Bench, Found, Target, figures_of, with_targets
 from benchmarks.editing.cases import VIVID, pair_cases, render, single_cases
 from benchmarks.editing.oracles import (
     byte_difference,
@@ -148,13 +148,14 @@ def test_figures_are_paired_and_know_their_targets():
     for k in range(4):
         found.add({"success": (k > 0, k > 1), "error": 0.1 * k})
     targets = {"success": Target(0.7), "error": Target(0.1, is_least=False)}
-    success, error = figures_of(found, targets)
+    success, error = with_targets(figures_of(found), targets)
     assert (success.ours.value, success.baseline.value, success.difference.value) == (
         *(0.75, 0.5, 0.25),
     )
     assert (success.target, success.passed, success.ours.n) == ("at least 0.7", True, 4)
     assert error.baseline is error.difference is None
     assert (error.target, error.passed) == ("at most 0.1", False)
+    assert [figure.passed for figure in with_targets([success, error], {})] == [None, None]
 
 
 def test_ready_figures_stand_beside_their_baselines():
@@ -162,15 +163,10 @@ def test_ready_figures_stand_beside_their_baselines():
         name: Estimate(value, 0.0, 1.0, 8)
         for name, value in (("plain_color", 0.9), ("depth_color", 0.8), ("depth_gain", 0.3))
     }
-    figures = paired_figures(
-        estimates, lambda name: f"plain_{name.partition('_')[2]}", {"depth_color": Target(0.9)}
-    )
-    assert [(f.name, f.ours.value, f.passed) for f in figures] == [
-        ("depth_color", 0.8, False),
-        ("depth_gain", 0.3, None),
-    ]
+    figures = paired_figures(estimates, lambda name: f"plain_{name.partition('_')[2]}")
+    assert [(f.name, f.ours.value) for f in figures] == [("depth_color", 0.8), ("depth_gain", 0.3)]
     assert [f.baseline and f.baseline.value for f in figures] == [0.9, None]
-    (alone,) = paired_figures({"outside": estimates["depth_gain"]}, lambda name: name, {})
+    (alone,) = paired_figures({"outside": estimates["depth_gain"]}, lambda name: name)
     assert (alone.name, alone.baseline) == ("outside", None)
 
 
