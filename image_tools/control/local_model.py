@@ -41,16 +41,18 @@ def answer_of(config: LocalPlannerConfig, instructions: str, prompt: str) -> str
     tokenizer, model = _read(config)
     told = _told(tokenizer, instructions, prompt).to(model.device)
     asked = told["input_ids"].shape[1]
-    room = model.config.max_position_embeddings - asked
+    # Recurrent models read texts of any length.
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    room = config.max_new_tokens if limit is None else min(config.max_new_tokens, limit - asked)
     if room < 1:
         raise UnsupportedModel(
-            f"The {ROLE} '{config.path}' reads {asked + room} tokens and the question has {asked} "
-            "- expected room for the answer. Name a model that reads more."
+            f"The {ROLE} '{config.path}' reads {limit} tokens and the question has {asked} - "
+            "expected room for the answer. Name a model that reads more."
         )
     end = model.generation_config.eos_token_id
     end = tokenizer.eos_token_id if end is None else end
     likeliest = GenerationConfig(
-        max_new_tokens=min(config.max_new_tokens, room),
+        max_new_tokens=room,
         do_sample=False,
         eos_token_id=end,
         pad_token_id=end[0] if isinstance(end, list) else end,
