@@ -107,6 +107,7 @@ class GlobalDenoiser:
     def __init__(self, prior: DiffusionPrior, adapter: GlobalAdapter) -> None:
         """Put the adapter beside the prior, with its dropout on."""
         self._controlled = UniControlledPrior(prior, content=adapter)
+        self._devices = [prior.device] if prior.device.type == "cuda" else []
         adapter.train()
 
     def error(
@@ -115,10 +116,17 @@ class GlobalDenoiser:
         text: TextEmbedding,
         embeddings: Float[Tensor, "b d"],
         kept: Bool[Tensor, " b"],
+        *,
+        seed: int,
     ) -> Float[Tensor, ""]:
-        """Mean squared error of a batch that sees those embeddings which are ``kept``."""
+        """Mean squared error of a batch that sees those embeddings which are ``kept``.
+
+        Dropout draws from torch's default generator, which is seeded for it and then restored.
+        """
         self._controlled.show(embedding=embeddings.to(noisy.z_t) * kept.to(noisy.z_t)[:, None])
-        return denoising_errors(self._controlled, noisy, text).mean()
+        with torch.random.fork_rng(devices=self._devices):
+            torch.manual_seed(seed)
+            return denoising_errors(self._controlled, noisy, text).mean()
 
 
 def train_local_adapter(
@@ -169,10 +177,7 @@ def train_global_adapter(
     identity: str,
     hooks: LoopHooks | None = None,
 ) -> TrainingResult:
-    """Train a global adapter; the arguments are those of ``train_local_adapter``.
-
-    Its dropout draws from torch's default generator, which is seeded for each batch and restored.
-    """
+    """Train a global adapter; the arguments are those of ``train_local_adapter``."""
     denoiser = GlobalDenoiser(prior, adapter)
 
     def loss(number: int, generator: torch.Generator) -> Float[Tensor, ""]:
@@ -180,10 +185,7 @@ def train_global_adapter(
         kept, says = draw_kept(len(batch.captions), 1, config.dropout, generator=generator)
         noisy, text = _encoded(prior, batch.images, batch.captions, says, generator)
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        devices = [prior.device] if prior.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
-            return denoiser.error(noisy, text, batch.embeddings, kept[:, 0])
+        return denoiser.error(noisy, text, batch.embeddings, kept[:, 0], seed=seed)
 
     return _train(prior, adapter, loss, config, folder, identity, hooks)
 

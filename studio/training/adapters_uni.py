@@ -201,7 +201,7 @@ def local_loss(
 def global_loss(
     config: UniRecipe, prior: DiffusionPrior, adapter: GlobalAdapter, data: EncodedViews
 ) -> LossAt:
-    """The global adapter's loss of a step; its dropout is seeded by the step."""
+    """The global adapter's loss of a step."""
     denoiser = GlobalDenoiser(prior, adapter)
 
     def loss_at(step: int) -> Float[Tensor, ""]:
@@ -211,8 +211,8 @@ def global_loss(
         latents, text = data.batch(rows, ~says.numpy())
         noisy = draw_velocity(prior, latents, generator, tilt=config.noise_tilt)
         images = torch.from_numpy(data.views.images[rows]).float() / 255.0
-        torch.manual_seed(config.seed * 1_000_003 + step)
-        return denoiser.error(noisy, text.to(prior.device), color_embedding(images), kept[:, 0])
+        looks, seed = color_embedding(images), config.seed * 1_000_003 + step
+        return denoiser.error(noisy, text.to(prior.device), looks, kept[:, 0], seed=seed)
 
     return loss_at
 

@@ -106,12 +106,25 @@ def test_a_hidden_embedding_is_the_one_of_the_unconditional_half(prior, noisy):
     controlled = UniControlledPrior(prior, content=adapter, embedding=torch.zeros(2, WIDTH))
     kept = torch.tensor([True, False])
     with torch.no_grad():
-        hidden = denoiser.error(*noisy, embeddings, ~kept & kept)
+        hidden = denoiser.error(*noisy, embeddings, ~kept & kept, seed=0)
         torch.testing.assert_close(hidden, denoising_errors(controlled, *noisy).mean())
         controlled.show(embedding=embeddings * kept[:, None])
-        partly = denoiser.error(*noisy, embeddings, kept)
+        partly = denoiser.error(*noisy, embeddings, kept, seed=0)
         torch.testing.assert_close(partly, denoising_errors(controlled, *noisy).mean())
     assert hidden != partly
+
+
+def test_dropout_depends_on_its_seed_alone_and_leaves_no_trace(prior, noisy):
+    denoiser = GlobalDenoiser(prior, tiny_global_adapter(prior))
+    embeddings, kept = torch.ones(2, WIDTH), torch.ones(2, dtype=torch.bool)
+    before = torch.get_rng_state()
+    with torch.no_grad():
+        first, again, other = (
+            denoiser.error(*noisy, embeddings, kept, seed=seed) for seed in (1, 1, 2)
+        )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 TRAININGS = {
