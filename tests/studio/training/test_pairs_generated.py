@@ -85,8 +85,8 @@ def test_what_fails_the_filter_is_not_kept_and_not_drawn_again(prior, tmp_path: 
 
 
 def test_pairs_of_another_prior_are_refused(prior, tmp_path: Path, monkeypatch) -> None:
-    none = replace(SHORT, edits=0)
-    generate_pairs(tmp_path, none, prior, load_judge(), log=quiet)
+    one = replace(SHORT, edits=1)
+    generate_pairs(tmp_path, one, prior, load_judge(), log=quiet)
     monkeypatch.setitem(prior.fingerprint_parts, "lora", lambda: "attached")
     with pytest.raises(ValueError, match="holds pairs of other settings"):
-        generate_pairs(tmp_path, none, prior, load_judge(), log=quiet)
+        generate_pairs(tmp_path, one, prior, load_judge(), log=quiet)
