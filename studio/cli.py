@@ -199,20 +199,14 @@ def evaluate(
 @verb("train")
 def train(
     what: Annotated[str, typer.Argument(help="pocket, pocket-* or judge.", show_default=False)],
-    out: Annotated[
-        Path, typer.Option(help="Folder (pockets) or file (judge) of the weights.")
-    ] = ...,
+    out: Annotated[Path, typer.Option(help="Folder or .safetensors file of the weights.")] = ...,
     preset: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Folder of data and checkpoints.")] = None,
     text_source: Annotated[
         Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
     ] = None,
-    start: Annotated[
-        Path | None, typer.Option(help="Pocket model to train on; pocket-*: the shipped one.")
-    ] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Work folder of a training whose images are used.")
-    ] = None,
+    start: Annotated[Path | None, typer.Option(help="Model to begin from, or to go on.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Work folder whose images serve.")] = None,
     objects_share: Annotated[
         float | None, typer.Option(help="Share of real objects in the images, for pocket.")
     ] = None,
