@@ -228,7 +228,8 @@ class Bench:
         photos = [photo for one in sets for photo in one]
         rgb = torch.stack([torch.from_numpy(photo.rgb) for photo in photos])
         with torch.no_grad():
-            seen = self.base.decode_latents(self.base.encode_images(rgb)).clamp(0, 1)
+            latents = self.base.encode_images(rgb.to(self.base.device))
+            seen = self.base.decode_latents(latents).clamp(0, 1).cpu()
         figures = self._likeness(seen, case)
         if case.has_front:
             pairs = zip(self.features.views_seen(seen, case.name), photos, strict=True)

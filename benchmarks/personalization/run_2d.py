@@ -24,8 +24,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from benchmarks.personalization.checks import check_accuracy
 from benchmarks.personalization.features import SubjectFeatures
 from benchmarks.personalization.methods import VARIANTS, training_config, variants_of
@@ -36,6 +34,7 @@ from benchmarks.text_to_3d.run_suite import RESULTS, overrides_of
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
 from scenes.objects.subjects import SUBJECTS
+from studio.device import resolve_device
 from studio.errors import Interrupted, StudioError
 from studio.evaluation.comparison import Result
 from studio.evaluation.judge import load_judge
@@ -61,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="for all trainings, or those of a method: dco:method.beta=100",
     )
+    add("--prior", help="folder of a pocket prior; the shipped one when not given")
+    add("--device", default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
     add("--each", type=int, default=2, help="pictures of each prompt")
     add(
         "--drift", type=int, default=12, help="pictures of unrelated prompts; half as many of class"
@@ -88,8 +89,9 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
         configs = {}
         for method in methods:
             own = overrides_of(method, options.overrides, methods)
-            steps = f"method.loop.steps={options.steps}"
-            configs[method] = training_config(method, case, photos, (steps, *own))
+            given = (f"method.loop.steps={options.steps}", f"device={options.device}")
+            given += (f"prior.path={options.prior}",) if options.prior else ()
+            configs[method] = training_config(method, case, photos, (*given, *own))
         found += [Cell(case, name, None, None) for name in (PHOTOS, PRIOR)]
         found += [Cell(case, v.name, v, configs[v.method]) for v in variants]
     return found
@@ -97,7 +99,7 @@ def cells_of(options: argparse.Namespace) -> list[Cell]:
 
 def bench_of(options: argparse.Namespace) -> Bench:
     """The prior, the measures and the settings of pictures."""
-    base = load_prior(PocketPriorConfig(), torch.device("cpu"))
+    base = load_prior(PocketPriorConfig(path=options.prior), resolve_device(options.device))
     sampler = DdimConfig(steps=options.draw_steps, guidance_scale=options.guidance)
     settings = DrawSettings(options.each, options.drift, options.consistency, sampler)
     bench = Bench(base, SubjectFeatures(load_judge(), CASES), settings, options.runs)
