@@ -21,6 +21,8 @@ from image_tools.diffusion.conditions import TextEmbedding
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.denoising import NoisyBatch
+from studio.evaluation.controls import ControlReport
+from studio.evaluation.edits import EditReport
 from studio.training.buffer_views import BufferViewCache, BufferViewConfig, render_buffer_views
 from studio.training.denoiser import (
     LatentCache,
@@ -35,8 +37,8 @@ __all__ = [
     "draw_velocity",
     "encode_views",
     "step_generator",
-    "text_rows",
     "write_card",
+    "write_figures",
 ]
 
 
@@ -54,7 +56,7 @@ class EncodedViews:
         """Latents and captions of some views, empty ones where ``is_empty`` [b] is true."""
         latents = torch.from_numpy(self.cache.latents[rows]).float()
         said = np.where(is_empty, 0, self.cache.text_index[rows])
-        return latents, text_rows(self.cache.text, said)
+        return latents, _text_rows(self.cache.text, said)
 
 
 def encode_views(
@@ -85,11 +87,6 @@ def encode_views(
     return EncodedViews(views, LatentCache(latents))
 
 
-def text_rows(states: np.ndarray, rows: np.ndarray) -> TextEmbedding:
-    """Cached text states ``[n, tokens, width]`` by row."""
-    return TextEmbedding(torch.from_numpy(np.stack([states[row] for row in rows])).float())
-
-
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The generator of a training step, which depends on seed and step alone."""
     return torch.Generator().manual_seed(seed * 1_000_003 + step)
@@ -117,6 +114,12 @@ def draw_velocity(
     return NoisyBatch(add_noise(latents, noise, alpha, sigma), t, alpha * noise - sigma * latents)
 
 
+def write_figures(out: Path, report: ControlReport | EditReport) -> dict[str, float]:
+    """``evaluation.json`` beside the weights; returns the figures without their intervals."""
+    (out / "evaluation.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
+    return {name: figure.value for name, figure in report.figures.items()}
+
+
 def write_card(out: Path, card: dict) -> None:
     """``training.json`` beside the weights, whose settings lose paths of the training machine."""
     for path in [out / "config.json", *out.glob("*/config.json")]:
@@ -125,3 +128,8 @@ def write_card(out: Path, card: dict) -> None:
             settings.pop("_name_or_path", None)
             path.write_text(json.dumps(settings, indent=2) + "\n")
     (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def _text_rows(states: np.ndarray, rows: np.ndarray) -> TextEmbedding:
+    """Cached text states ``[n, tokens, width]`` by row."""
+    return TextEmbedding(torch.from_numpy(np.stack([states[row] for row in rows])).float())

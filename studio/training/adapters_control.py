@@ -14,7 +14,6 @@ then it is measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -45,6 +44,7 @@ from studio.training.adapter_parts import (
     encode_views,
     step_generator,
     write_card,
+    write_figures,
 )
 from studio.training.buffer_views import (
     EDGE,
@@ -149,8 +149,7 @@ def train_control(
     facts = {"start": unet_digest(start), "seconds": round(loop.seconds), "steps": loop.step}
     write_card(out, {"condition": name, "config": asdict(config), "facts": facts})
     report = measure_control(name, config.evaluation, prior, out, work, log=log)
-    (out / "evaluation.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    return {key: figure.value for key, figure in report.figures.items()}
+    return write_figures(out, report)
 
 
 def control_loss(

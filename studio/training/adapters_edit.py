@@ -16,7 +16,6 @@ once finished: render, draw, encode, train, write; then it is measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from image_tools.editing.edit_weights import read_edit_unet
 from scenes.toybox.samples import SampleConfig
 from studio.evaluation.edits import CHANGED, EditCases, EditEvalConfig, EditReport, evaluate_edits
 from studio.evaluation.judge import load_judge
-from studio.training.adapter_parts import draw_velocity, step_generator, write_card
+from studio.training.adapter_parts import draw_velocity, step_generator, write_card, write_figures
 from studio.training.conditioning import TextPreconditioner
 from studio.training.denoiser import LatentCache, cache_latents, cache_text
 from studio.training.loop import LoopConfig, TrainingLoop
@@ -49,6 +48,7 @@ __all__ = [
     "EncodedPairs",
     "edit_loss",
     "encode_pairs",
+    "make_pairs",
     "measure_edits",
     "train_edit",
 ]
@@ -145,18 +145,7 @@ def train_edit(
     """
     note_start(start, work)
     prior = load_folder(start, device)
-    caches = [render_pairs(work / "pairs", config.pairs, log=log)]
-    if config.generated.edits:
-        drawn = generate_pairs(work / "generated", config.generated, prior, load_judge(), log=log)
-        caches.append(drawn)
-    folders = (work / "latents", work / "generated_latents")
-    data = EncodedPairs(
-        [
-            encode_pairs(folder, cache, start, device=device, log=log)
-            for folder, cache in zip(folders, caches, strict=False)
-            if len(cache)
-        ]
-    )
+    data = make_pairs(config, work, prior, start, log=log)
     unet = new_edit_unet(prior)
     preconditioner = TextPreconditioner.of_states(data.caches[0].text, config.text_ridge)
     preconditioner.enter(unet)
@@ -168,11 +157,27 @@ def train_edit(
     out.mkdir(parents=True, exist_ok=True)
     write_module(unet.eval().requires_grad_(False).cpu().half(), out / "unet")
     facts = {"start": unet_digest(start), "seconds": round(loop.seconds), "steps": loop.step}
-    facts["pairs"] = [len(cache) // 2 for cache in caches]
+    facts["pairs"] = [len(cache.latents) // 2 for cache in data.caches]
     write_card(out, {"config": asdict(config), "facts": facts})
     report = measure_edits(config.evaluation, prior, out, work, log=log)
-    (out / "evaluation.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    return {key: figure.value for key, figure in report.figures.items()}
+    return write_figures(out, report)
+
+
+def make_pairs(
+    config: EditRecipe, work: Path, prior: DiffusionPrior, start: Path, *, log: Log
+) -> EncodedPairs:
+    """Exact and generated pairs in ``work``, encoded; what is there is not made again."""
+    made = {"pairs": render_pairs(work / "pairs", config.pairs, log=log)}
+    if config.generated.edits:
+        folder, judge = work / "generated", load_judge()
+        made["generated"] = generate_pairs(folder, config.generated, prior, judge, log=log)
+    return EncodedPairs(
+        [
+            encode_pairs(work / f"{name}_latents", cache, start, device=prior.device, log=log)
+            for name, cache in made.items()
+            if len(cache)
+        ]
+    )
 
 
 def encode_pairs(

@@ -14,7 +14,6 @@ local adapter, train the global one, write; then both are measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from image_tools.control.color_embedding import color_embedding
 from image_tools.control.uni_adapters import GlobalAdapter, LocalAdapter
@@ -53,6 +52,7 @@ from studio.training.adapter_parts import (
     encode_views,
     step_generator,
     write_card,
+    write_figures,
 )
 from studio.training.adapters_control import control_cases, evaluation_views
 from studio.training.buffer_views import CONDITIONS, BufferViewConfig, condition_images
@@ -157,24 +157,27 @@ def train_uni(
     torch.manual_seed(config.seed)
     local = LocalAdapter.from_unet(prior.unet, config.local)
     content = GlobalAdapter(config.content).to(device)
-    parts = (
-        ("local", local, local_loss(config, prior, local, data), config.local_loop),
-        ("content", content, global_loss(config, prior, content, data), config.content_loop),
-    )
-    facts: dict[str, object] = {"start": unet_digest(start)}
-    for name, adapter, loss, loop_config in parts:
-        adapter.requires_grad_(True)
-        loop = TrainingLoop(adapter, loop_config, work / name)
-        loop.run(loss, log=lambda line, name=name: log(f"{name} {line}"))
-        loop.load_average()
-        adapter.eval().requires_grad_(False)
-        facts[name] = {"seconds": round(loop.seconds), "steps": loop.step}
+    loss = local_loss(config, prior, local, data)
+    facts = {"local": _train_part(local, loss, config.local_loop, work / "local", log)}
+    loss = global_loss(config, prior, content, data)
+    facts["content"] = _train_part(content, loss, config.content_loop, work / "content", log)
     out.mkdir(parents=True, exist_ok=True)
     write_uni(out / FILE_NAME, local.cpu().half(), content.cpu().half())
+    facts = {"start": unet_digest(start), **facts}
     write_card(out, {"config": asdict(config), "facts": facts})
     report = measure_uni(config.evaluation, prior, out / FILE_NAME, work, log=log)
-    (out / "evaluation.json").write_text(json.dumps(report.as_dict(), indent=2) + "\n")
-    return {key: figure.value for key, figure in report.figures.items()}
+    return write_figures(out, report)
+
+
+def _train_part(
+    adapter: nn.Module, loss: LossAt, config: LoopConfig, folder: Path, log: Log
+) -> dict[str, int]:
+    """Train (or finish training) one adapter to its averaged weights; says what it took."""
+    loop = TrainingLoop(adapter.requires_grad_(True), config, folder)
+    loop.run(loss, log=lambda line: log(f"{folder.name} {line}"))
+    loop.load_average()
+    adapter.eval().requires_grad_(False)
+    return {"seconds": round(loop.seconds), "steps": loop.step}
 
 
 def local_loss(

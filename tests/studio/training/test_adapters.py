@@ -179,7 +179,7 @@ def test_batches_hold_a_view_with_its_caption_or_none(control) -> None:
 
 def test_pairs_of_two_caches_are_one_set(edit) -> None:
     """Row 2k is before, row 2k + 1 after; the second cache follows the first."""
-    cache = LatentCache(edit[0] / "latents")
+    cache = LatentCache(edit[0] / "pairs_latents")
     data = EncodedPairs([cache, cache])
     assert len(data) == 8
     before, after, text = data.batch(np.array([1, 5]), np.array([False, False]))
