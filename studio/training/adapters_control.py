@@ -95,7 +95,7 @@ class ControlRecipe:
 
 
 PRESETS: dict[str, ControlRecipe] = {
-    "cpu": ControlRecipe(views=BufferViewConfig(views=6_000)),
+    "cpu": ControlRecipe(),
     "gpu": ControlRecipe(
         views=BufferViewConfig(views=60_000),
         batch_size=64,

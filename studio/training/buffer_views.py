@@ -59,7 +59,7 @@ CHANNELS = 6
 class BufferViewConfig:
     """What the views show."""
 
-    views: int = 10_000
+    views: int = 6_000
     """Rendered views."""
     seed: int = 31
     """Seed of objects, cameras and captions."""

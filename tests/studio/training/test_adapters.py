@@ -19,6 +19,7 @@ from image_tools.editing.edit_weights import read_edit_unet
 from image_tools.pocket.paths import POCKET_FOLDER
 from studio.evaluation.controls import ControlEvalConfig
 from studio.evaluation.edits import EditEvalConfig
+from studio.training import adapters_control, adapters_uni
 from studio.training.adapter_parts import draw_velocity, encode_views, step_generator
 from studio.training.adapters_control import ControlRecipe, train_control
 from studio.training.adapters_edit import EditRecipe, EncodedPairs, train_edit
@@ -156,6 +157,11 @@ def test_an_interrupted_recipe_ends_in_the_same_bits(control, tmp_path: Path) ->
     name = "diffusion_pytorch_model.safetensors"
     whole, parts = (load_file(work / "out" / name) for work in (views, tmp_path))
     assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+
+
+@pytest.mark.parametrize("preset", ["cpu", "gpu"])
+def test_controls_and_uni_can_share_their_views(preset: str) -> None:
+    assert adapters_control.PRESETS[preset].views == adapters_uni.PRESETS[preset].views
 
 
 def test_another_prior_and_other_views_are_refused(control, tmp_path: Path) -> None:

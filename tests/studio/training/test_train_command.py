@@ -17,6 +17,7 @@ from studio.errors import ConfigError, WeightsMissing
         ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),
+        ({"what": "pocket-control"}, "or pocket-control-depth or pocket-control-normal"),
         ({"what": "judge", "objects_share": 0.5}, "--objects-share is for pocket, not for judge"),
         (
             {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
@@ -37,3 +38,26 @@ def test_pocket_needs_the_source_of_its_text_encoder(source, tmp_path, monkeypat
     with pytest.raises(WeightsMissing, match=r"--text-source is .* all-MiniLM-L6-v2"):
         command.run("pocket", out=Path("out"), text_source=source)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("what", command.ADAPTERS)
+def test_adapters_ask_for_a_pocket_model_first(what, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsMissing, match=r"no model_index.json in 'nowhere'"):
+        command.run(what, out=Path("out"), start=Path("nowhere"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_control_of_the_command_is_a_condition_of_the_recipe():
+    from studio.training.buffer_views import CONDITIONS
+
+    assert command.CONTROLS == CONDITIONS
+
+
+def test_a_work_folder_of_another_prior_is_a_config_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    work = tmp_path / "training_runs" / "pocket_ip2p"
+    work.mkdir(parents=True)
+    (work / "start.json").write_text('{"unet": "0123456789abcdef"}')
+    with pytest.raises(ConfigError, match="began from another model"):
+        command.run("pocket-ip2p", out=Path("out"), steps=1, device="cpu")
