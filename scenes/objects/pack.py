@@ -90,7 +90,8 @@ class ObjectPack:
 
         Args:
             folder: of the pack.
-            kept: objects kept decoded with their normals; all of them take about 400 MB.
+            kept: objects kept decoded, with their normals once these are used. A process that keeps
+                all 639 of the training split takes 510 MB.
 
         Raises:
             BrokenSource: the folder does not hold a pack.
