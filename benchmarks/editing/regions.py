@@ -3,7 +3,8 @@
 The scene is one thing left of another. The plain prompt says the same in words; the regional one
 says it by halves, the whole prompt counting a part in both. The judge reads what stands in each
 half. ``bound`` is the share of objects whose kind and colour are right, ``colors`` the colour
-alone. What the judge says of true renders of the same scenes is the most that the measure can show.
+alone, and ``colors_of_halves`` the colour of what lies left and right of the middle, also where the
+things have grown together. What the judge says of true renders is the most that can be reached.
 """
 
 from __future__ import annotations
@@ -11,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jaxtyping import Bool, Float
+from torch import Tensor
+
 from benchmarks.editing.bench import Bench, Found, Row, Target
 from benchmarks.editing.cases import Case, pair_cases, render
-from benchmarks.editing.oracles import Seen, halves, read_objects
+from benchmarks.editing.oracles import Seen, halves, read_objects, silhouette
 from image_tools.control.regional import RegionalPrior
 from image_tools.control.regional_configs import RegionalConfig, RegionConfig, RegionMode
 from image_tools.diffusion.sampling import sample_images
@@ -56,12 +60,24 @@ class _Regions:
                 {
                     "bound": tuple(_share(case, read, Seen.shows) for read in reads[:2]),
                     "colors": tuple(_share(case, read, Seen.has_color) for read in reads[:2]),
+                    "colors_of_halves": tuple(
+                        _share(case, read_objects(bench.judge, i, _middle(i)), Seen.has_color)
+                        for i in images[:2]
+                    ),
                     "bound_in_renders": _share(case, reads[2], Seen.shows),
                 }
             )
             is_good = _share(case, reads[0], Seen.shows) == 1.0
             found.show(case.prompt, [true, alone, ours], is_good)
         return found
+
+
+def _middle(image: Float[Tensor, "h w 3"]) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
+    """What is left and right of the middle, whatever belongs together."""
+    left, right = silhouette(image), silhouette(image)
+    middle = image.shape[1] // 2
+    left[:, middle:], right[:, :middle] = False, False
+    return left, right
 
 
 def _share(
