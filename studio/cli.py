@@ -198,7 +198,9 @@ def evaluate(
 
 @verb("train")
 def train(
-    what: Annotated[str, typer.Argument(help="pocket, pocket-* or judge.", show_default=False)],
+    what: Annotated[
+        str, typer.Argument(help="pocket, pocket-*, judge or image-text.", show_default=False)
+    ],
     out: Annotated[Path, typer.Option(help="Folder or .safetensors file of the weights.")] = ...,
     preset: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Folder of data and checkpoints.")] = None,

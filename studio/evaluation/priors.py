@@ -2,7 +2,8 @@
 
 Samples are drawn for plain objects of the training combinations and of the held-out ones, with view
 words in turn; one prompt in ten asks for an overhead view. The judge names kind, colour and view.
-The autoencoder is measured on renders of individuals that no training saw.
+The autoencoder is measured on renders of individuals that no training saw. With an image-text
+score, names of the object pack are drawn and ranked too (:mod:`studio.evaluation.name_retrieval`).
 
     report = evaluate_prior(load_folder(path, device), load_judge(), PriorEvalConfig())
 """
@@ -26,8 +27,10 @@ from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.samples import SampleConfig, ToySampler
 from scenes.toybox.scene import SceneSpec
 from scenes.toybox.splits import combinations
+from studio.evaluation.image_text import ImageTextScorer
 from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS, Judge, Verdicts
+from studio.evaluation.name_retrieval import name_figures
 
 __all__ = [
     "GATES",
@@ -66,6 +69,8 @@ class PriorEvalConfig:
     """s in eps_u + s (eps_c - eps_u)."""
     vae_images: int = 128
     """Renders on which the autoencoder is measured."""
+    name_images: int = 2
+    """Samples of each of the object pack's names that the image-text score ranks."""
     batch_size: int = 16
     """Samples at a time."""
     seed: int = 5
@@ -91,7 +96,8 @@ class PriorReport:
     """Figures with confidence intervals, and the images behind them."""
 
     figures: dict[str, Estimate]
-    """By the names of :data:`GATES`; kind and colour together; obeyed view words by word."""
+    """By the names of :data:`GATES`; kind and colour together; obeyed view words by word; names of
+    the object pack that are found again."""
     requests: tuple[Request, ...]
     images: Float[Tensor, "n h w 3"]
     seen: tuple[str, ...]
@@ -131,19 +137,18 @@ def requests(count: int, *, held_out: bool, seed: int) -> list[Request]:
 
 
 def _sample(
-    prior: DiffusionPrior, wanted: list[Request], config: PriorEvalConfig, log: Log
+    prior: DiffusionPrior, prompts: list[str], config: PriorEvalConfig, log: Log
 ) -> Float[Tensor, "n h w 3"]:
     ddim = DdimConfig(steps=config.steps, guidance_scale=config.guidance_scale)
     images = []
-    for start in range(0, len(wanted), config.batch_size):
-        chunk = wanted[start : start + config.batch_size]
+    for start in range(0, len(prompts), config.batch_size):
+        chunk = prompts[start : start + config.batch_size]
         generators = [
             torch.Generator().manual_seed(config.seed * 1_000_003 + start + k)
             for k in range(len(chunk))
         ]
-        prompts = [request.prompt for request in chunk]
-        images.append(sample_images(prior, prompts, generators=generators, config=ddim).cpu())
-        log(f"sampled {start + len(chunk)}/{len(wanted)}")
+        images.append(sample_images(prior, chunk, generators=generators, config=ddim).cpu())
+        log(f"sampled {start + len(chunk)}/{len(prompts)}")
     return torch.cat(images)
 
 
@@ -195,17 +200,29 @@ def judged_figures(wanted: list[Request], verdicts: Verdicts) -> dict[str, Estim
 
 
 def evaluate_prior(
-    prior: DiffusionPrior, judge: Judge, config: PriorEvalConfig, *, log: Log = lambda _: None
+    prior: DiffusionPrior,
+    judge: Judge,
+    config: PriorEvalConfig,
+    *,
+    scorer: ImageTextScorer | None = None,
+    log: Log = lambda _: None,
 ) -> PriorReport:
-    """Sample, judge, and measure the autoencoder."""
+    """Sample, judge, and measure the autoencoder; rank names if there is a ``scorer``."""
     wanted = requests(config.samples, held_out=False, seed=config.seed)
     wanted += requests(max(1, config.samples // 2), held_out=True, seed=config.seed)
-    images = _sample(prior, wanted, config, log)
+    images = _sample(prior, [request.prompt for request in wanted], config, log)
     verdicts = judge(images)
     kinds = [KIND_NAMES[k] for k in verdicts.kind.argmax(1).tolist()]
     colors = [COLOR_NAMES[k] for k in verdicts.color.argmax(1).tolist()]
     figures = judged_figures(wanted, verdicts)
     figures["vae_psnr_db"] = _vae_psnr(prior, config)
+    if scorer is not None:
+        figures |= name_figures(
+            lambda prompts: _sample(prior, prompts, config, log),
+            scorer,
+            images=config.name_images,
+            seed=config.seed,
+        )
     return PriorReport(
         figures=figures,
         requests=tuple(wanted),

@@ -10,6 +10,7 @@ import torch
 from image_tools.diffusion.loading import load_folder
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.splits import is_held_out
+from studio.evaluation.image_text import IMAGE_TEXT_WEIGHTS, load_image_text
 from studio.evaluation.judge import Judge, JudgeNet, Verdicts
 from studio.evaluation.priors import (
     GATES,
@@ -89,6 +90,20 @@ def test_gates_are_compared_with_the_values(report):
     )
     assert not report.passed["train_kind"]
     assert report.as_dict()["passed"] == report.passed
+
+
+def test_names_of_real_objects_are_ranked_if_there_is_a_score(report, tiny_prior):
+    assert not [name for name in report.figures if name.startswith(("held_name", "name_chance"))]
+    if not IMAGE_TEXT_WEIGHTS.exists():
+        pytest.skip("no weights of the image-text score: studio train image-text makes them")
+    config = PriorEvalConfig(samples=2, steps=1, vae_images=1, batch_size=64, name_images=1)
+    prior = load_folder(tiny_prior, torch.device("cpu"))
+    ranked = evaluate_prior(prior, Judge(JudgeNet()), config, scorer=load_image_text())
+    figures = ranked.figures
+    assert figures["held_name_top1"].n == figures["train_name_top1"].n == 49
+    assert figures["held_name_top5"].value < figures["held_true_top5"].value
+    assert set(ranked.passed) == set(GATES), "names have no gate"
+    assert len(ranked.images) == len(ranked.requests), "their images are no part of the sheet"
 
 
 def test_the_same_seed_gives_the_same_samples(report, tiny_prior):

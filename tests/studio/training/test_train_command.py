@@ -18,6 +18,7 @@ from studio.errors import ConfigError, WeightsMissing
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),
         ({"what": "pocket-control"}, "or pocket-control-depth or pocket-control-normal"),
+        ({"what": "image-text"}, "--out is out - expected a file"),
         ({"what": "judge", "objects_share": 0.5}, "--objects-share is for pocket, not for judge"),
         (
             {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
@@ -37,6 +38,14 @@ def test_pocket_needs_the_source_of_its_text_encoder(source, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(WeightsMissing, match=r"--text-source is .* all-MiniLM-L6-v2"):
         command.run("pocket", out=Path("out"), text_source=source)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("start", [None, Path("nowhere.pth")])
+def test_the_image_text_score_needs_its_backbone(start, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(WeightsMissing, match=r"--start is .* efficientnet-lite0-57934424\.pth"):
+        command.run("image-text", out=Path("out.safetensors"), start=start)
     assert list(tmp_path.iterdir()) == []
 
 
