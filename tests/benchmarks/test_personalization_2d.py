@@ -208,6 +208,7 @@ def trained(bench: Bench, method: str) -> list[Cell]:
     return [Cell(RABBIT, v.name, v, config) for v in variants_of(method)]
 
 
+@pytest.mark.slow
 def test_rows_are_made_once_and_anew_when_settings_change(bench):
     references = [Cell(RABBIT, name, None, None) for name in (PHOTOS, PRIOR)]
     cells = [*references, *trained(bench, "textual_inversion"), *trained(bench, "dco")]
