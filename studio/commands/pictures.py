@@ -34,8 +34,9 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
         sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
         return
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from image_tools.pocket.paths import adapter_path
     from studio.device import resolve_device
-    from studio.images.adapters import adapter_path, named_adapters
+    from studio.images.adapters import named_adapters
     from studio.images.picture_run import make_pictures
     from studio.images.reading import check_pictures
     from studio.report import write_report
@@ -43,7 +44,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
     resolve_device(config.device)  # refuse before a folder is made
     check_pictures(config)
     for key, name in named_adapters(config):
-        adapter_path(name, key)
+        adapter_path(name, role=key)
     folder = begin_run(scene, out, folders=("images",))
     try:
         files = make_pictures(config, folder)

@@ -1,4 +1,4 @@
-"""Where the weights of edit and control models lie: given by path, or shipped with the package.
+"""Which weights of edit and control models a scene of pictures names, and their files.
 
     for key, name in named_adapters(config):
         files = find_adapter(name, key)
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from image_tools.errors import WeightsMissing
-from image_tools.pocket.paths import POCKET_FOLDER
+from image_tools.pocket.paths import adapter_path
 from studio.images.configs import ImageTaskConfig, RegionalImageConfig
 from studio.images.method_configs import (
     ControlNetMethodConfig,
@@ -20,33 +20,9 @@ from studio.images.method_configs import (
     UniControlNetMethodConfig,
 )
 
-__all__ = ["adapter_path", "find_adapter", "named_adapters"]
+__all__ = ["find_adapter", "named_adapters"]
 
-SHIPPED = "pocket-"
 SUFFIX = ".safetensors"
-
-
-def adapter_path(name: str, key: str) -> Path:
-    """The folder or file that a scene means by ``name``.
-
-    Raises:
-        WeightsMissing: it is not there.
-    """
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
-    if name.startswith(SHIPPED) and path.name == name:
-        shipped = POCKET_FOLDER.parent / name
-        if shipped.is_dir():
-            return shipped
-        raise WeightsMissing(
-            f"{key}: the weights of '{name}' are not part of this version - expected them in "
-            f"'{shipped}'. Name a model of your own: {key}=FOLDER"
-        )
-    raise WeightsMissing(
-        f"{key}: '{name}' is not there - expected a folder in diffusers layout, a .safetensors "
-        "file, or the name of an adapter that ships with the package."
-    )
 
 
 def find_adapter(name: str, key: str) -> list[Path]:
@@ -55,7 +31,7 @@ def find_adapter(name: str, key: str) -> list[Path]:
     Raises:
         WeightsMissing: there are none.
     """
-    path = adapter_path(name, key)
+    path = adapter_path(name, role=key)
     if path.is_file():
         return [path]
     found = sorted(path.glob(f"*{SUFFIX}")) or sorted(path.glob(f"unet/*{SUFFIX}"))

@@ -20,8 +20,9 @@ from image_tools.control.uni_controlnet import UniControlledPrior
 from image_tools.control.uni_weights import read_uni
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import ddim_steps
+from image_tools.pocket.paths import adapter_path
 from studio.errors import WeightsMissing
-from studio.images.adapters import adapter_path, find_adapter
+from studio.images.adapters import find_adapter
 from studio.images.configs import ControlImageConfig
 from studio.images.looks import look_embedding
 from studio.images.method_configs import (
@@ -73,7 +74,7 @@ def _with_nets(
 ) -> ControlledPrior:
     controls = []
     for k, (net, image) in enumerate(zip(config.method.nets, images, strict=True)):
-        path = adapter_path(net.weights, f"method.nets.{k}.weights")
+        path = adapter_path(net.weights, role=f"method.nets.{k}.weights")
         model = read_controlnet(replace(net, weights=str(path)), prior.dtype).to(prior.device)
         name = Path(net.weights).name
         controls.append(Control(model, image, net.strength, net.window, net.mode, name))

@@ -45,7 +45,7 @@ from image_tools.editing.inversion import (
     null_text_inversion,
 )
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
-from studio.images.adapters import adapter_path
+from image_tools.pocket.paths import adapter_path
 from studio.images.configs import EditImageConfig
 from studio.images.method_configs import (
     DdsMethodConfig,
@@ -212,7 +212,9 @@ class _Instructed(_Editor):
         super().__init__(prior, config)
         method = self.method
         settings = None if method.settings is None else Path(method.settings)
-        unet = read_edit_unet(adapter_path(method.model, "method.model"), settings, prior.dtype)
+        unet = read_edit_unet(
+            adapter_path(method.model, role="method.model"), settings, prior.dtype
+        )
         self.tool = InstructPix2PixPrior(
             prior,
             unet.to(prior.device),

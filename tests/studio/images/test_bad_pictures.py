@@ -157,17 +157,17 @@ def test_weights_that_are_not_there(studio, scene, tmp_path):
     instruct = {"kind": "instruct_pix2pix", "instructions": ["x"], "model": "pocket-nothing"}
     uni = {"kind": "uni_controlnet", "maps": [{"name": "edge", "condition": condition}]}
     cases = {
-        "method.model: the weights of 'pocket-nothing' are not part of this version": (
+        "Weights for the method.model are missing: 'pocket-nothing' is not there": (
             EDIT | {"method": instruct}
         ),
-        "method.nets.0.weights: 'models/canny' is not there - expected a folder in diffusers": {
+        "Weights for the method.nets.0.weights are missing: 'models/canny' is not there": {
             "task": "control_image",
             "method": {
                 "kind": "controlnet",
                 "nets": [{"weights": "models/canny", "condition": condition}],
             },
         },
-        "method.model: the weights of 'pocket-other' are not part of": {
+        "Weights for the method.model are missing: 'pocket-other' is not there": {
             "task": "control_image",
             "method": uni | {"model": "pocket-other"},
         },
