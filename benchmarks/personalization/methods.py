@@ -4,7 +4,7 @@ A training is a personalization as `studio personalize` makes it, of a file in `
 this one. It is found again by its settings, goes on where it was killed, and is never made twice.
 A variant is a training and the guidance that draws with it; variants share trainings.
 
-    run = train(config, out)
+    run = train(config, out, prior=base.fingerprint)
     prior = attached(variant, config, run, device)
 """
 
@@ -111,12 +111,17 @@ def training_config(
     return replace(found, subject=subject)
 
 
-def train(config: PersonalizeConfig, out: Path) -> RunFolder:
+def train(config: PersonalizeConfig, out: Path, *, prior: str) -> RunFolder:
     """The finished training of these settings: found, gone on with, or made.
 
     Its processor seconds stand in ``run.json``, those of all its calls.
+
+    Args:
+        config: the settings.
+        out: folder of the subject's trainings.
+        prior: fingerprint of what is trained; trainings of another prior are passed over.
     """
-    run = _found(config, out) or _new(config, out)
+    run = _found(config, out, prior) or _new(config, out)
     info = run.read_info()
     if info["status"] != "done":
         started = time.process_time()
@@ -128,12 +133,15 @@ def train(config: PersonalizeConfig, out: Path) -> RunFolder:
     return run
 
 
-def _found(config: PersonalizeConfig, out: Path) -> RunFolder | None:
-    """The run of these settings, if there is one."""
+def _found(config: PersonalizeConfig, out: Path, prior: str) -> RunFolder | None:
+    """The run of these settings and this prior, if there is one."""
     text = dump_yaml(config)
     for path in sorted(out.glob("*/*/resolved.yaml")):
-        if path.read_text(encoding="utf-8") == text:
-            return RunFolder(path.parent)
+        run = RunFolder(path.parent)
+        same = path.read_text(encoding="utf-8") == text
+        # A run that has not begun to train has no prior yet.
+        if same and run.read_info().get("prior_fingerprint", prior) == prior:
+            return run
     return None
 
 

@@ -151,7 +151,9 @@ class Bench:
 
     def _measured(self, cell: Cell, key: str) -> Result:
         """Train, draw and measure."""
-        run = None if cell.config is None else train(cell.config, self.runs / cell.case.name)
+        run, own = None, self.runs / cell.case.name
+        if cell.config is not None:
+            run = train(cell.config, own, prior=self.base.fingerprint)
         started, change = time.process_time(), {}
         if cell.name == PHOTOS:
             pictures, figures = self._photos(cell.case)

@@ -17,7 +17,7 @@ from benchmarks.personalization.drift import (
     unrelated_prompts,
 )
 from benchmarks.personalization.features import SubjectFeatures
-from benchmarks.personalization.methods import VARIANTS, training_config, variants_of
+from benchmarks.personalization.methods import VARIANTS, train, training_config, variants_of
 from benchmarks.personalization.results_2d import page, sheet_of
 from benchmarks.personalization.rows_2d import PHOTOS, PRIOR, Bench, Cell, DrawSettings
 from benchmarks.personalization.subjects import (
@@ -33,10 +33,12 @@ from image_tools.diffusion.loading import load_prior
 from image_tools.personalization.captions import read_captions
 from scenes.objects.subjects import SUBJECTS, subject_photos
 from scenes.toybox.objects import ObjectSpec
-from studio.errors import ConfigError
+from studio.config import dump_yaml
+from studio.errors import ConfigError, StudioError
 from studio.evaluation.comparison import Result
 from studio.evaluation.judge import load_judge
 from studio.evaluation.views import eval_cameras, render_toy
+from studio.run_folder import create_run, write_atomic
 
 RABBIT, TRAIN = case_of("rabbit"), case_of("toy-train")
 
@@ -253,3 +255,14 @@ def test_the_page_names_the_prior_and_pairs_subjects():
     assert "photos 0.95 (20)" in text
     assert "| **dco** | 3 | 0.75 [0.50, 1.00] |" in text
     assert "| **dco** | +0.25 [+0.25, +0.25] |" in text
+
+
+def test_a_training_of_another_prior_is_passed_over(tmp_path):
+    config = training_config("dco", RABBIT, tmp_path / PHOTOS, ())
+    run = create_run(tmp_path, prompt="rabbit", method="dco", seed=0, info={})
+    write_atomic(run.resolved_path, dump_yaml(config))
+    run.update_info({"status": "done", "prior_fingerprint": "old"})
+    assert train(config, tmp_path, prior="old").path == run.path
+    with pytest.raises(StudioError):  # it begins, and misses its photos
+        train(config, tmp_path, prior="new")
+    assert len(list(tmp_path.glob("rabbit/*/run.json"))) == 2
