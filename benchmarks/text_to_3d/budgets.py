@@ -5,12 +5,17 @@ whatever the machine. With b views, a step costs
 
     guided prediction        2 b;  b at a guidance scale of 1;  4 b with Perp-Neg's two negatives;
                              (2 + n) b at any scale with consistency guidance by n students
+    layout guidance          b more in views at min_t or above, by the average of noise levels
+    regional SDS             as guided; with mode latent once for the scene and once for each of its
+                             objects, close-ups once
+    a delta edit             as guided for each of both scenes, and 2 b to find words
     critic's prediction      b;  2 b if the critic is guided itself
     critic's training        b for each of its updates
     an edit model's          3 b, for both scales and neither; with views that are kept, so many for
                              each denoising step of an update, on the average of noise levels
 
-A ControlNet beside the denoiser is not counted.
+A ControlNet beside the denoiser is not counted. An object that no view of a step sees costs nothing
+in that step of regional SDS, and is counted.
 
 A scene is scaled by its steps. Schedules, milestones and annealed timesteps are fractions of a
 stage and stretch with it. What counts steps is scaled along: DreamFlow's timesteps, so that each
@@ -24,12 +29,20 @@ from __future__ import annotations
 
 import math
 
-from guidance.configs import PerpNegPromptsConfig
+from guidance.configs import (
+    AnnealedTimestepsConfig,
+    PerpNegPromptsConfig,
+    TimestepsConfig,
+    UniformTimestepsConfig,
+)
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.critic_configs import CriticConfig, VSDConfig
+from guidance.delta_edit_configs import DeltaEditConfig, WordMaskConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.multiview_configs import MultiViewConfig
+from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.rule_configs import GuidanceConfig
 from guidance.schedules import value_at
 from image_tools.configs import PersonalizedPriorConfig
@@ -40,6 +53,7 @@ __all__ = ["scaled", "scene_rows", "stage_rows"]
 
 EDIT_ROWS = 3  # with instruction and image, with the image, with neither
 NOISE_LEVELS = 32  # for averages
+SCENES = 2  # the edited one and the original
 PERP_NEG_ROWS = 4  # without prompt, with it, and two negatives; at every scale
 
 
@@ -54,10 +68,10 @@ def stage_rows(scene: SceneConfig, index: int) -> int:
     rule = _inner(stage.guidance)
     if isinstance(rule, DatasetUpdateConfig):
         return round(stage.steps * _updated_rows(rule))
-    rows = _guided_rows(scene, index)
+    rows = _predicted_rows(scene, index)
     if isinstance(rule, (VSDConfig, DreamFlowConfig)):
         rows += _critic_rows(rule.critic)
-    return rows * _views(stage)
+    return round(rows * _views(stage))
 
 
 def scaled(scene: SceneConfig, evaluations: int) -> tuple[str, ...]:
@@ -76,8 +90,24 @@ def scaled(scene: SceneConfig, evaluations: int) -> tuple[str, ...]:
     return tuple(overrides)
 
 
+def _predicted_rows(scene: SceneConfig, index: int) -> float:
+    """Rows for each view of all that the prior predicts, on average."""
+    rule, guided = scene.stages[index].guidance, _guided_rows(scene, index)
+    if isinstance(rule, DeltaEditConfig):
+        looks = 1 if isinstance(rule.mask, WordMaskConfig) else 0
+        return SCENES * (guided + looks)
+    if not scene.layout:
+        return guided
+    if isinstance(rule, LayoutGuidedConfig) and rule.scale > 0.0:
+        levels = _noise_levels(rule.sds.timesteps)
+        return guided + sum(level >= rule.min_t for level in levels) / len(levels)
+    if isinstance(rule, RegionalSDSConfig) and rule.mode == "latent" and rule.base_ratio < 1.0:
+        return guided * (1.0 + (1.0 - rule.close_ups) * len(scene.layout))
+    return guided
+
+
 def _guided_rows(scene: SceneConfig, index: int) -> int:
-    """Rows for each view of the prior's guided prediction."""
+    """Rows for each view of one guided prediction of the prior."""
     rule = _inner(scene.stages[index].guidance)
     if isinstance(rule, InstructSDSConfig):
         return EDIT_ROWS
@@ -92,21 +122,31 @@ def _guided_rows(scene: SceneConfig, index: int) -> int:
 
 
 def _inner(rule: GuidanceConfig) -> GuidanceConfig:
-    """The rule that a ControlNet stands beside."""
+    """The rule that a ControlNet stands beside, or that is told places."""
+    if isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig):
+        return rule.sds
     return rule.rule if isinstance(rule, ControlSDSConfig) else rule
 
 
 def _updated_rows(rule: DatasetUpdateConfig) -> float:
     """Rows for each step of the updates of kept views, on average."""
-    shares = [(2 * k + 1) / (2 * NOISE_LEVELS) for k in range(NOISE_LEVELS)]
-    levels = [
-        low + share * max(value_at(rule.max_t, fraction) - low, 0.0)
-        for fraction in shares
-        for low in [value_at(rule.min_t, fraction)]
-        for share in shares
-    ]
+    levels = _noise_levels(UniformTimestepsConfig(min_t=rule.min_t, max_t=rule.max_t))
     steps = [max(1, round(level * rule.sampler.steps)) for level in levels if level > 0.0]
     return EDIT_ROWS * rule.views_per_step / rule.every * sum(steps) / len(levels)
+
+
+def _noise_levels(timesteps: TimestepsConfig) -> list[float]:
+    """Shares of the training length that a stage comes to, evenly over its steps and draws."""
+    shares = [(2 * k + 1) / (2 * NOISE_LEVELS) for k in range(NOISE_LEVELS)]
+    if isinstance(timesteps, AnnealedTimestepsConfig):
+        fall = timesteps.start_t - timesteps.end_t
+        return [timesteps.start_t - fall * fraction**timesteps.power for fraction in shares]
+    return [
+        low + share * max(value_at(timesteps.max_t, fraction) - low, 0.0)
+        for fraction in shares
+        for low in [value_at(timesteps.min_t, fraction)]
+        for share in shares
+    ]
 
 
 def _students(scene: SceneConfig, index: int) -> int:
