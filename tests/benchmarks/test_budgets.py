@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,35 @@ VARIANTS = {
     ],
     "dreamflow": ["stages.0.guidance={kind: dreamflow, timesteps: 3}"],
 }
+PLACES = (
+    "prompt=a red duck left of a mushroom",
+    "layout=[{prompt: a red duck, center: [0.0, -0.4, 0.0], size: [0.5, 0.5, 0.7]}, "
+    "{prompt: a mushroom, center: [0.0, 0.4, 0.0], size: [0.5, 0.5, 0.7]}]",
+)
+ANNEALED = "sds: {timesteps: {kind: annealed, start_t: 0.9, end_t: 0.1}}"
+FALLING = "[[0.0, 0.9], [0.5, 0.9], [0.5, 0.2]]"
+JUMPING = f"sds: {{timesteps: {{min_t: {FALLING}, max_t: {FALLING}}}}}"
+PLACED = {
+    "layout in all steps": "{kind: layout_guided, min_t: 0.0}",
+    "layout in no step": "{kind: layout_guided, min_t: 1.0}",
+    "layout without strength": "{kind: layout_guided, min_t: 0.0, scale: 0.0}",
+    "layout in the first half, annealed": f"{{kind: layout_guided, min_t: 0.51, {ANNEALED}}}",
+    "layout in the first half, drawn": f"{{kind: layout_guided, min_t: 0.5, {JUMPING}}}",
+    "regions by attention": "{kind: regional_sds, mode: attn_resize, close_ups: 0.5}",
+    "regions by latents": "{kind: regional_sds, mode: latent}",
+    "regions by latents, unguided": (
+        "{kind: regional_sds, mode: latent, sds: {guidance_scale: 1.0}}"
+    ),
+    "regions by latents, the scene's alone": "{kind: regional_sds, mode: latent, base_ratio: 1.0}",
+    "regions by latents, close-ups alone": "{kind: regional_sds, mode: latent, close_ups: 1.0}",
+}
+"""Rules of which all steps are known without their draws."""
+EDITS = {
+    "everywhere": "{kind: delta_edit}",
+    "unguided": "{kind: delta_edit, guidance_scale: 1.0}",
+    "with words": "{kind: delta_edit, mask: {kind: word}, keep: 2.0}",
+    "with words, attention shared": "{kind: delta_edit, mask: {kind: word}, attention: {}}",
+}
 
 ASSETS = [name for name in preset_names() if isinstance(load_task(name).config, SceneConfig)]
 """Presets that optimise something; pictures have no stages to scale."""
@@ -45,6 +75,64 @@ ASSETS = [name for name in preset_names() if isinstance(load_task(name).config, 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_are_those_that_a_run_records(variant, tiny_scene, tmp_path):  # noqa: F811
     scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *VARIANTS[variant])
+    Runner(scene, run).optimise()
+    assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+@pytest.mark.parametrize("variant", PLACED)
+def test_rows_of_rules_with_places_are_those_that_a_run_records(
+    variant,
+    tiny_scene,  # noqa: F811
+    tmp_path,
+):
+    rule = f"stages.0.guidance={PLACED[variant]}"
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *PLACES, rule)
+    Runner(scene, run).optimise()
+    assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
+
+
+@pytest.mark.parametrize("variant", ["layout in all steps", "regions by latents"])
+def test_rules_with_places_cost_nothing_more_without_a_layout(variant, tiny_scene):  # noqa: F811
+    scene = load_scene(tiny_scene, [f"stages.0.guidance={PLACED[variant]}"]).config
+    assert scene_rows(scene) == scene_rows(load_scene(tiny_scene).config)
+
+
+def test_rows_of_a_layout_are_averages_over_noise_levels():
+    """Levels from 0.02 to h, which falls from 0.98 to 0.5: above 0.5 are 1 - ln 2 of them."""
+    scene = load_scene("pocket-layout").config
+    views = scene.stages[0].steps * scene.stages[0].cameras.batch_size
+    assert stage_rows(scene, 0) / views == pytest.approx(3.0 - math.log(2.0), abs=0.01)
+
+
+def test_rows_of_regions_are_averages_over_close_ups():
+    mode = "stages.0.guidance.mode=latent"
+    scene = load_scene("pocket-regional", [mode, "stages.0.guidance.close_ups=0.25"]).config
+    views = scene.stages[0].steps * scene.stages[0].cameras.batch_size
+    assert stage_rows(scene, 0) == views * (0.25 * 2 + 0.75 * 6)
+
+
+@pytest.fixture(scope="module")
+def source(tiny_scene, tmp_path_factory):  # noqa: F811
+    """A finished run to edit."""
+    scene, run = start(tiny_scene, tmp_path_factory.mktemp("source"), "stages.0.steps=1", PLACES[0])
+    Runner(scene, run).optimise()
+    return run
+
+
+@pytest.mark.parametrize("variant", EDITS)
+def test_rows_of_an_edit_by_its_prompt_are_those_that_it_records(
+    variant,
+    source,
+    tiny_scene,  # noqa: F811
+    tmp_path,
+):
+    edit = (
+        f"edit={{run: {source.path}, word: red duck}}",
+        "prompt=a red fox left of a mushroom",
+        "stages.0.field={kind: previous}",
+        f"stages.0.guidance={EDITS[variant]}",
+    )
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=4", *edit)
     Runner(scene, run).optimise()
     assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
 
