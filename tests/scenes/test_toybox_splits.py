@@ -39,7 +39,7 @@ def test_every_kind_and_colour_is_seen_in_training() -> None:
 def test_sampling_stays_on_its_side(held_out: bool) -> None:
     sampler = ToySampler(SampleConfig(held_out=held_out, pairs=0.5))
     rng = np.random.default_rng(1)
-    objects = [obj for _ in range(2000) for obj in sampler._scene(rng).objects]
+    objects = [obj for _ in range(2000) for obj in sampler.scene(rng).objects]
     assert {is_held_out(obj.kind, obj.color) for obj in objects} == {held_out}
     assert len(objects) == pytest.approx(3000, rel=0.05), "half of the scenes have two"
 
@@ -48,7 +48,7 @@ def test_sampling_stays_on_its_side(held_out: bool) -> None:
 def test_evaluation_sees_other_individuals_than_training(evaluation: bool, parity: int) -> None:
     sampler = ToySampler(SampleConfig(evaluation=evaluation))
     rng = np.random.default_rng(1)
-    individuals = {obj.individual for _ in range(500) for obj in sampler._scene(rng).objects}
+    individuals = {obj.individual for _ in range(500) for obj in sampler.scene(rng).objects}
     assert {number % 2 for number in individuals} == {parity}
     assert max(individuals) < N_INDIVIDUALS
 
