@@ -45,7 +45,7 @@ PLACES = (
 )
 ANNEALED = "sds: {timesteps: {kind: annealed, start_t: 0.9, end_t: 0.1}}"
 FALLING = "[[0.0, 0.9], [0.5, 0.9], [0.5, 0.2]]"
-JUMPING = f"sds: {{timesteps: {{min_t: {FALLING}, max_t: {FALLING}}}}}"
+JUMPING = f"sds: {{timesteps: {{kind: uniform, min_t: {FALLING}, max_t: {FALLING}}}}}"
 PLACED = {
     "layout in all steps": "{kind: layout_guided, min_t: 0.0}",
     "layout in no step": "{kind: layout_guided, min_t: 1.0}",
