@@ -30,6 +30,7 @@ from benchmarks.personalization.methods import VARIANTS, training_config, varian
 from benchmarks.personalization.results_2d import write_results
 from benchmarks.personalization.rows_2d import PHOTOS, PRIOR, Bench, Cell, DrawSettings
 from benchmarks.personalization.subjects import CASES, cases_of, write_photos
+from benchmarks.suites import tell
 from benchmarks.text_to_3d.run_suite import RESULTS, overrides_of
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
@@ -151,11 +152,7 @@ def main() -> None:
     except StudioError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    sys.stdout.write(table + "\n" + "\n".join(map(str, paths)) + "\n")
-    left = len(cells) - len(rows)
-    if left:
-        say(f"{left} of {len(cells)} rows are left; go on with the same command.")
-        sys.exit(130)
+    tell(table, paths, left=len(cells) - len(rows), total=len(cells), what="rows")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from benchmarks.personalization.features import SubjectFeatures
 from benchmarks.personalization.results_3d import write_results
 from benchmarks.personalization.subjects import CASES, Case, cases_of, write_photos
 from benchmarks.personalization.truth_3d import SubjectTruth
+from benchmarks.suites import add_run_options, tell
 from benchmarks.text_to_3d.run_suite import RESULTS, overrides_of
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
 from studio.config import load_scene
@@ -75,13 +76,7 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="for all systems, or for one: dreambooth3d:subject.views.count=8",
     )
-    add("--workers", type=int, default=1, help="runs at a time")
-    add("--threads", type=int, help="of each; all cores are shared when not given")
-    add("--minutes", type=float, help="begin no run later than this")
-    add("--retry", action="store_true", help="make failed runs again")
-    add("--measure-again", action="store_true", help="also what was measured before")
-    add("--runs", type=Path, help="folder of the runs (runs/personalization-3d-NAME)")
-    add("--results", type=Path, default=RESULTS)
+    add_run_options(found, results=RESULTS, runs="runs/personalization-3d-NAME")
     return found
 
 
@@ -214,11 +209,7 @@ def main() -> None:
     except StudioError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    sys.stdout.write(table + "\n" + "\n".join(map(str, paths)) + "\n")
-    left = len(assets) - len(results)
-    if left:
-        say(f"{left} of {len(assets)} assets are left; go on with the same command.")
-        sys.exit(130)
+    tell(table, paths, left=len(assets) - len(results), total=len(assets), what="assets")
 
 
 if __name__ == "__main__":

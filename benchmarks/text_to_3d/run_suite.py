@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.suites import add_run_options, tell
 from benchmarks.text_to_3d.budgets import scaled
 from benchmarks.text_to_3d.results import write_results
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
@@ -72,13 +73,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="[SYSTEM:]N",
         help="scale the steps to about N denoiser evaluations, of all systems or of one",
     )
-    add("--workers", type=int, default=1, help="runs at a time")
-    add("--threads", type=int, help="of each; all cores are shared when not given")
-    add("--minutes", type=float, help="begin no run later than this")
-    add("--retry", action="store_true", help="make failed runs again")
-    add("--measure-again", action="store_true", help="also what was measured before")
-    add("--runs", type=Path, help="folder of the runs (runs/suite-NAME)")
-    add("--results", type=Path, default=RESULTS)
+    add_run_options(found, results=RESULTS, runs="runs/suite-NAME")
     return found
 
 
@@ -233,11 +228,7 @@ def main() -> None:
     except StudioError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)
-    sys.stdout.write(table + "\n" + "\n".join(map(str, paths)) + "\n")
-    left = len(cells) - len(results)
-    if left:
-        say(f"{left} of {len(cells)} assets are left; go on with the same command.")
-        sys.exit(130)
+    tell(table, paths, left=len(cells) - len(results), total=len(cells), what="assets")
 
 
 if __name__ == "__main__":
