@@ -15,6 +15,9 @@ from studio.training.contrast import (
     contrast_loss,
     open_share,
 )
+from studio.training.denoiser import TEXT_WIDTH, DenoiserConfig, LatentCache, train_denoiser
+from studio.training.loop import LoopConfig
+from studio.training.text import MAX_TOKENS
 
 SIDES = tuple(OPPOSITE_VIEWS)
 CAPTIONS = [f"a red {kind}, {view}" for kind in ("mug", "duck", "apple") for view in SIDES]
@@ -111,3 +114,32 @@ def test_each_compared_image_takes_two_rows(batch_size: int, images: int):
 def test_a_comparison_of_the_whole_batch_is_refused():
     with pytest.raises(ValueError, match=r"contrast\.share is 1\.0"):
         ContrastConfig(share=1.0)
+
+
+def test_both_captions_are_read_in_the_same_noise(tmp_path):
+    """So equal captions cost exactly tau log 2, whatever the network says."""
+    text = np.random.default_rng(0).standard_normal((2, MAX_TOKENS, TEXT_WIDTH))
+    np.save(tmp_path / "text.npy", text.astype(np.float16))
+    np.save(tmp_path / "text_index.npy", np.ones(len(CAPTIONS), dtype=np.int64))
+    noisy = np.random.default_rng(1).standard_normal((len(CAPTIONS), 4, 16, 16))
+    np.save(tmp_path / "latents.npy", noisy.astype(np.float16))
+    cache = LatentCache(tmp_path)
+    states = torch.from_numpy(np.array(cache.text[1])).float()
+    views = WrongViews(CAPTIONS, latents(), lambda said: states.expand(len(said), -1, -1), 0.1)
+
+    def first_loss(weight: float) -> float:
+        contrast = ContrastConfig(share=0.75, weight=weight, temperature=0.05)
+        loop = LoopConfig(steps=1, log_every=1)
+        config = DenoiserConfig((16, 16, 16), heads=2, batch_size=8, contrast=contrast, loop=loop)
+        train_denoiser(
+            config,
+            cache,
+            tmp_path / f"weight {weight}",
+            seed=0,
+            device=torch.device("cpu"),
+            log=lambda _: None,
+            views=views,
+        )
+        return float((tmp_path / f"weight {weight}" / "log.csv").read_text().split(",")[1])
+
+    assert first_loss(4.0) - first_loss(0.0) == pytest.approx(4 * 0.05 * math.log(2), abs=5e-6)
