@@ -10,6 +10,10 @@ This is the diffusion classifier's cross-entropy between two captions (arXiv 230
 with temperature ``tau``. It is silent once the right word fits better by some tau, where the
 ordinary loss has learned to carry on, and it does not reward a still worse wrong prediction.
 
+What is not compared is forgotten: with sides alone, the word for views from above lost a third of
+its effect. So an overhead view is compared with front and back, and those with it now and then; all
+views are drawn alike often, though few images are seen from above.
+
 Kinds of objects that have no sides teach nothing, and thirty kinds at once pull a small network
 thirty ways. So the comparison begins with the kind whose sides differ most in the latents, which a
 few hundred images teach, and widens to the next ones, to which the words carry over.
@@ -38,7 +42,11 @@ OPPOSITE_VIEWS = {
     "front view": "back view",
     "back view": "front view",
 }
-"""Views that are compared, each with the one from the other side."""
+"""Views from a side, each with the one from the other side."""
+
+OVERHEAD = "overhead view"
+FRONT_AND_BACK = ("front view", "back view")
+FROM_ABOVE = 0.25
 
 
 @dataclass(frozen=True)
@@ -69,10 +77,10 @@ class ContrastConfig:
 
 
 class WrongViews:
-    """The rows of a cache whose captions name a side of one object, by kind.
+    """The rows of a cache whose captions name the view of one object, by kind.
 
     Attributes:
-        kinds: rows of each kind, those first whose sides differ most.
+        kinds: rows of each kind, ``{view: rows}``, those first whose sides differ most.
     """
 
     def __init__(
@@ -88,43 +96,54 @@ class WrongViews:
             ValueError: no kind of object has sides that differ.
         """
         self.captions, self.encode = captions, encode
-        ends = tuple(f", {view}" for view in OPPOSITE_VIEWS)
-        of_kind: dict[str, list[int]] = {}
-        for row, caption in enumerate(captions):
-            if caption.endswith(ends) and (kind := _kind_of(caption)):
-                of_kind.setdefault(kind, []).append(row)
-        ranked = sorted((-self._difference(rows, latents), kind) for kind, rows in of_kind.items())
-        self.kinds = [np.array(of_kind[k]) for minus, k in ranked if -minus >= least_difference]
+        of_kind: dict[str, dict[str, list[int]]] = {}
+        for view in (*OPPOSITE_VIEWS, OVERHEAD):
+            for row, caption in enumerate(captions):
+                if caption.endswith(f", {view}") and (kind := _kind_of(caption)):
+                    of_kind.setdefault(kind, {}).setdefault(view, []).append(row)
+        ranked = sorted((-_difference(rows, latents), kind) for kind, rows in of_kind.items())
+        self.kinds = [
+            {view: np.array(rows) for view, rows in of_kind[kind].items()}
+            for minus, kind in ranked
+            if -minus >= least_difference
+        ]
         if not self.kinds:
             raise ValueError(
                 "No kind of object is seen from opposite sides that differ by contrast."
                 f"least_difference = {least_difference}. Lower it, or set contrast.share to 0."
             )
 
-    def _difference(self, rows: list[int], latents: np.ndarray) -> float:
-        """Squared distance of the mean latents of opposite sides, for both pairs together."""
-        means = {}
-        for view in OPPOSITE_VIEWS:
-            seen = [row for row in rows if self.captions[row].endswith(f", {view}")]
-            if not seen:
-                return 0.0
-            means[view] = latents[seen].astype(np.float32).mean(0)
-        pairs = [np.square(means[v] - means[w]).mean() for v, w in OPPOSITE_VIEWS.items()]
-        return float(sum(pairs)) / 2  # each pair was counted from both of its sides
-
     def draw(
         self, rng: np.random.Generator, count: int, share_of_kinds: float
     ) -> tuple[np.ndarray, Float[Tensor, "b n d"]]:
         """Rows of the first kinds, sorted, and the states of their captions with a wrong view."""
-        opened = max(1, math.ceil(share_of_kinds * len(self.kinds)))
-        chosen = np.sort(rng.choice(np.concatenate(self.kinds[:opened]), count))
-        return chosen, self.encode([self.contradict(self.captions[k]) for k in chosen])
+        opened = self.kinds[: max(1, math.ceil(share_of_kinds * len(self.kinds)))]
+        of_view = [
+            np.concatenate([kind[view] for kind in opened if view in kind])
+            for view in (*OPPOSITE_VIEWS, OVERHEAD)
+            if any(view in kind for kind in opened)
+        ]
+        views = rng.integers(len(of_view), size=count)
+        chosen = np.sort([rng.choice(of_view[view]) for view in views])
+        return chosen, self.encode([self.contradict(self.captions[k], rng) for k in chosen])
 
     @staticmethod
-    def contradict(caption: str) -> str:
-        """``caption`` with the opposite of the view that it names."""
+    def contradict(caption: str, rng: np.random.Generator) -> str:
+        """``caption`` with another view than the one that it names: mostly the opposite one."""
         subject, view = caption.rsplit(", ", 1)
-        return f"{subject}, {OPPOSITE_VIEWS[view]}"
+        if view == OVERHEAD:
+            return f"{subject}, {rng.choice(FRONT_AND_BACK)}"
+        from_above = view in FRONT_AND_BACK and rng.random() < FROM_ABOVE
+        return f"{subject}, {OVERHEAD if from_above else OPPOSITE_VIEWS[view]}"
+
+
+def _difference(rows: dict[str, list[int]], latents: np.ndarray) -> float:
+    """Squared distance of the mean latents of opposite sides, for both pairs together."""
+    if not all(view in rows for view in OPPOSITE_VIEWS):
+        return 0.0
+    means = {v: latents[rows[v]].astype(np.float32).mean(0) for v in OPPOSITE_VIEWS}
+    pairs = [np.square(means[v] - means[w]).mean() for v, w in OPPOSITE_VIEWS.items()]
+    return float(sum(pairs)) / 2  # each pair was counted from both of its sides
 
 
 def _kind_of(caption: str) -> str | None:

@@ -281,9 +281,9 @@ def test_a_refinement_compares_right_views_with_wrong_ones(
     compared = []
     contradict = WrongViews.contradict
 
-    def recorded(caption: str) -> str:
+    def recorded(caption: str, rng: np.random.Generator) -> str:
         compared.append(caption)
-        return contradict(caption)
+        return contradict(caption, rng)
 
     monkeypatch.setattr(WrongViews, "contradict", staticmethod(recorded))
     contrast = ContrastConfig(share=0.75, least_difference=0.0)
