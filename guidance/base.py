@@ -40,6 +40,8 @@ class GuidanceOutput:
     """Entries of the gradient that were NaN or infinite and count as 0."""
     x0: Callable[[], Float[Tensor, "b h w 3"]]
     """Decodes the clean images that the guided prediction implies, for previews."""
+    read_back: Callable[[], Float[Tensor, ""]] | None = None
+    """Pulls the renders to what the prior's autoencoder reads them as; rules without one: None."""
 
 
 class GuidanceRule(ABC):

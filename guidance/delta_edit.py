@@ -21,6 +21,8 @@ Words are then paired as in the prompts without words for views, which follow th
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -33,6 +35,7 @@ from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, repla
 from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.original import Original
 from guidance.prompts import ViewCondition, ViewPrompts
+from guidance.read_back import read_back_loss
 from guidance.schedules import value_at
 from guidance.sds import sds_weight
 from image_tools.diffusion.prior import DiffusionPrior
@@ -115,7 +118,8 @@ class DeltaEditGuidance(GuidanceRule):
                 edited = latents.detach() - noisy.sigma / noisy.alpha * mask * delta
                 return prior.decode_latents(edited)
 
-        return GuidanceOutput(loss, norm, noisy.t, non_finite, x0)
+        read_back = partial(read_back_loss, prior, images, latents)
+        return GuidanceOutput(loss, norm, noisy.t, non_finite, x0, read_back)
 
     def _delta(
         self,

@@ -19,6 +19,7 @@ Deviations: the posterior mean is encoded instead of a draw.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -29,6 +30,7 @@ from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, repla
 from guidance.multiview_configs import MultiViewConfig, X0ReconstructionConfig
 from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.prompts import ViewPrompts
+from guidance.read_back import read_back_loss
 from guidance.schedules import value_at
 from guidance.sds import sds_gradient
 from image_tools.diffusion.camera_embedding import camera_vector
@@ -96,7 +98,9 @@ class MultiViewGuidance(GuidanceRule):
             if self.config.grad_clip is not None:
                 gradient = clip_gradient(gradient, value_at(self.config.grad_clip, fraction))
             norm = gradient_norm(gradient)
-        return GuidanceOutput(gradient_loss(latents, gradient), norm, noisy.t, non_finite, x0)
+        read_back = partial(read_back_loss, self.prior, images, latents)
+        loss = gradient_loss(latents, gradient)
+        return GuidanceOutput(loss, norm, noisy.t, non_finite, x0, read_back)
 
     def _gradient(
         self, latents: Tensor, noisy: NoisyLatents, cameras: Cameras

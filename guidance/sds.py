@@ -16,6 +16,7 @@ counted.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -25,6 +26,7 @@ from guidance.base import GuidanceOutput, GuidanceRule
 from guidance.configs import SDSConfig, Weighting
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.prompts import ViewPrompts
+from guidance.read_back import read_back_loss
 from guidance.schedules import value_at
 from guidance.students import weigh_students
 from guidance.timesteps import choose_timesteps
@@ -78,7 +80,9 @@ class SDSGuidance(GuidanceRule):
             if self.config.grad_clip is not None:
                 gradient = clip_gradient(gradient, value_at(self.config.grad_clip, fraction))
             norm = gradient_norm(gradient)
-        return GuidanceOutput(gradient_loss(latents, gradient), norm, t, non_finite, x0)
+        read_back = partial(read_back_loss, self.prior, images, latents)
+        loss = gradient_loss(latents, gradient)
+        return GuidanceOutput(loss, norm, t, non_finite, x0, read_back)
 
     def _gradient(
         self, latents: Tensor, cameras: CameraAngles, fraction: float, generator: torch.Generator

@@ -19,6 +19,7 @@ there is no embedding of the shading (renders that teach it should all be shaded
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +31,7 @@ from guidance.critic_configs import VSDConfig
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.prompts import ViewPrompts
+from guidance.read_back import read_back_loss
 from guidance.schedules import value_at
 from guidance.sds import sds_weight
 from guidance.students import weigh_students
@@ -102,7 +104,9 @@ class VSDGuidance(GuidanceRule):
             if self.config.grad_clip is not None:
                 gradient = clip_gradient(gradient, value_at(self.config.grad_clip, fraction))
             norm = gradient_norm(gradient)
-        return GuidanceOutput(gradient_loss(latents, gradient), norm, noisy.t, non_finite, x0)
+        read_back = partial(read_back_loss, self.prior, images, latents)
+        loss = gradient_loss(latents, gradient)
+        return GuidanceOutput(loss, norm, noisy.t, non_finite, x0, read_back)
 
     def after_step(
         self,

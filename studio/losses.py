@@ -7,6 +7,7 @@ from dataclasses import fields
 
 from torch import Tensor
 
+from guidance.base import GuidanceOutput
 from guidance.schedules import value_at
 from renderers.mesh_regularizers import laplacian_loss, normal_consistency_loss
 from renderers.outputs import RenderOutput
@@ -15,7 +16,7 @@ from studio.configs import LossesConfig
 
 __all__ = ["active_weights", "wants_normals", "weighted_losses"]
 
-GIVEN = ("guidance", "reconstruction")
+GIVEN = ("guidance", "autoencoder", "reconstruction")
 """Terms that are made before the losses are summed; all others are made of the render here."""
 MESH_PENALTIES: dict[str, Callable[[RenderOutput], Tensor]] = {
     "normal_consistency": lambda out: normal_consistency_loss(
@@ -41,17 +42,27 @@ def wants_normals(config: LossesConfig, fraction: float) -> bool:
 def weighted_losses(
     config: LossesConfig,
     output: RenderOutput,
-    guidance_loss: Tensor,
+    guided: GuidanceOutput,
     fraction: float,
     *,
     reconstruction_loss: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Every term times its weight; their sum is the loss."""
+    """Every term times its weight; their sum is the loss.
+
+    Args:
+        config: the weights.
+        output: the render.
+        guided: what the rule made of it.
+        fraction: where in the stage we are, 0..1.
+        reconstruction_loss: distance to a subject's views, for stages that have one.
+    """
     weights = active_weights(config, fraction)
     of_mesh = {name: MESH_PENALTIES[name](output) for name in weights if name in MESH_PENALTIES}
     others = [name for name in weights if name not in of_mesh]
     penalties = {**compute_regularizers(output, others), **of_mesh}
-    terms = {"guidance": value_at(config.guidance, fraction) * guidance_loss}
+    terms = {"guidance": value_at(config.guidance, fraction) * guided.loss}
+    if unread := value_at(config.autoencoder, fraction):
+        terms["autoencoder"] = unread * guided.read_back()
     if reconstruction_loss is not None:
         terms["reconstruction"] = value_at(config.reconstruction, fraction) * reconstruction_loss
     return terms | {name: weights[name] * penalties[name] for name in weights}

@@ -193,7 +193,7 @@ class Runner:
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
         compared = self.subject.compare(stage, renderer) if self.subject else None
         losses = weighted_losses(
-            config.losses, output, guided.loss, fraction, reconstruction_loss=compared
+            config.losses, output, guided, fraction, reconstruction_loss=compared
         )
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):

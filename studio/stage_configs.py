@@ -42,6 +42,10 @@ class LossesConfig:
 
     guidance: ScheduleValue = 1.0
     """Weight of the guidance rule."""
+    autoencoder: ScheduleValue = 0.0
+    """Half the squared distance of a render to what the prior's autoencoder reads it as, summed
+    over an image: takes away what the encoder does not see, such as colours that it never met. It
+    costs a decoding per step."""
     sparsity: ScheduleValue = 0.0
     """mean sqrt(opacity^2 + 0.01): less fog (DreamFusion, arXiv 2209.14988, appendix A.2)."""
     opaque: ScheduleValue = 0.0

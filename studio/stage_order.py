@@ -158,6 +158,11 @@ def _instruction_problems(stage: StageConfig, edit: EditConfig | None) -> list[s
             "background: dataset_update compares with views that it keeps - expected "
             f"{{kind: solid}}, got {stage.background.kind}."
         )
+    if keeps_views and stage.losses.autoencoder != 0.0:
+        problems.append(
+            "losses.autoencoder: dataset_update encodes no render, so there is nothing to read "
+            "back - expected 0."
+        )
     return problems
 
 

@@ -157,3 +157,8 @@ def test_what_is_missing_is_one_clear_error(tiny_scene, source, edit_model, tmp_
 def test_a_dataset_wants_one_background(tiny_scene, source, edit_model, tmp_path):
     with pytest.raises(ConfigError, match=r"dataset_update compares with views that it keeps"):
         edited(tiny_scene, tmp_path, source, "views", edit_model, "stages.0.background.kind=random")
+
+
+def test_a_dataset_has_nothing_to_read_back(tiny_scene, source, edit_model, tmp_path):
+    with pytest.raises(ConfigError, match=r"dataset_update encodes no render"):
+        edited(tiny_scene, tmp_path, source, "views", edit_model, "stages.0.losses.autoencoder=1")

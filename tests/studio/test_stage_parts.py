@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from guidance.base import GuidanceOutput
 from renderers.outputs import RenderOutput
 from studio.configs import AdamConfig, LossesConfig
 from studio.device import (
@@ -130,7 +131,27 @@ def test_only_terms_with_a_weight_are_computed_and_weighted():
     opacity = torch.full((1, 2, 2, 1), 0.5)
     image = torch.zeros(1, 2, 2, 3)
     output = RenderOutput(comp_rgb=image, opacity=opacity, depth=opacity, comp_rgb_bg=image)
-    losses = weighted_losses(config, output, torch.tensor(3.0), 0.5)
+    none = torch.zeros(())
+    guided = GuidanceOutput(torch.tensor(3.0), none, none, none, lambda: image)
+    losses = weighted_losses(config, output, guided, 0.5)
     assert float(losses["guidance"]) == 6.0
     assert float(losses["sparsity"]) == pytest.approx(2.0 * (0.25 + 0.01) ** 0.5)
     assert set(losses) == {"guidance", "sparsity"}
+
+
+def test_what_the_autoencoder_reads_is_decoded_only_where_it_has_a_weight():
+    config = LossesConfig(autoencoder=((0.0, 0.0), (0.5, 0.0), (1.0, 2.0)))
+    image, none, calls = torch.zeros(1, 2, 2, 3), torch.zeros(()), []
+    output = RenderOutput(
+        comp_rgb=image, opacity=image[..., :1], depth=image[..., :1], comp_rgb_bg=image
+    )
+
+    def read_back() -> torch.Tensor:
+        calls.append("decoded")
+        return torch.tensor(3.0)
+
+    guided = GuidanceOutput(none, none, none, none, lambda: image, read_back)
+    assert set(weighted_losses(config, output, guided, 0.4)) == {"guidance"}
+    assert not calls
+    assert float(weighted_losses(config, output, guided, 0.75)["autoencoder"]) == 3.0
+    assert calls == ["decoded"]
