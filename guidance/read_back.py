@@ -32,6 +32,9 @@ def read_back_loss(
 ) -> Float[Tensor, ""]:
     """A loss with gradient ``(images - decode(latents)) / b``.
 
+    Images of different sizes are compared at the smaller one, so that no render is asked to be as
+    blurred as what was read small.
+
     Args:
         prior: decodes.
         images: renders in 0..1, with gradient.
@@ -39,11 +42,13 @@ def read_back_loss(
     """
     with torch.no_grad():
         read = prior.decode_latents(latents.detach()).to(images)
-        if read.shape != images.shape:
-            size = tuple(images.shape[1:3])
-            shrinks = read.shape[1] > size[0] or read.shape[2] > size[1]
-            read = functional.interpolate(
-                read.movedim(-1, 1), size, mode="bilinear", antialias=shrinks
-            ).movedim(1, -1)
-        residual = images - read
-    return gradient_loss(images, residual)
+    size = (min(images.shape[1], read.shape[1]), min(images.shape[2], read.shape[2]))
+    images = _shrink(images, size)
+    return gradient_loss(images, images.detach() - _shrink(read, size))
+
+
+def _shrink(images: Float[Tensor, "b h w 3"], size: tuple[int, int]) -> Float[Tensor, "b i j 3"]:
+    if images.shape[1:3] == size:
+        return images
+    pixels = images.movedim(-1, 1)
+    return functional.interpolate(pixels, size, mode="bilinear", antialias=True).movedim(1, -1)
