@@ -15,7 +15,7 @@ __all__ = ["WHAT", "run"]
 
 CONTROLS = ("depth", "normal", "edge", "seg")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
-WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
+WHAT = ("pocket", "pocket-vae", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
 Recipe = TypeVar("Recipe")
 
@@ -37,8 +37,9 @@ def run(
     """Train a model; calling again with the same folders continues.
 
     Args:
-        what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views), "judge"
-            (the networks behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
+        what: "pocket" (the text-to-image prior), "pocket-vae" (a finished one with an autoencoder
+            that sees more colours), "pocket-mv" (the same for sets of views), "judge" (the networks
+            behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
             by instructions, "pocket-control-depth", "-normal", "-edge" and "-seg" are ControlNets,
             "pocket-uni" is a Uni-ControlNet. "image-text" is the score of names in `studio eval`.
         out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge
@@ -46,14 +47,14 @@ def run(
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
-        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv and the
-            adapters, the pocket model to start from, the shipped one when not given; for
+        start: for pocket, a finished model whose denoiser is trained on; for pocket-vae, pocket-mv
+            and the adapters, the pocket model to start from, the shipped one when not given; for
             image-text, the file efficientnet-lite0-57934424.pth of EfficientNet-lite0.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
             work folder of another one of them, whose rendered views are used too.
         objects_share: share of training images that shows real objects instead of the toybox's, for
-            pocket; the preset's when not given.
+            pocket and pocket-vae; the preset's when not given.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket; of either
             adapter, for pocket-uni).
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -68,8 +69,10 @@ def run(
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
-    if objects_share is not None and what != "pocket":
-        raise ConfigError(f"--objects-share is for pocket, not for {what}. Leave it out.")
+    if objects_share is not None and what not in ("pocket", "pocket-vae"):
+        raise ConfigError(
+            f"--objects-share is for pocket and pocket-vae, not for {what}. Leave it out."
+        )
     work = work or Path("training_runs") / what.replace("-", "_")
     if (
         what == "pocket"
@@ -83,6 +86,8 @@ def run(
         )
     if what == "pocket":
         result = _train_pocket(preset, out, work, text_source, start, objects_share, steps, device)
+    elif what == "pocket-vae":
+        result = _widen_vae(preset, out, work, start, objects_share, steps, device)
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
     elif what in ADAPTERS:
@@ -129,6 +134,35 @@ def _train_pocket(
         raise ConfigError(str(error)) from error
     say(f"Measure it with: studio eval --prior {out}")
     return {}
+
+
+def _widen_vae(
+    preset: str,
+    out: Path,
+    work: Path,
+    start: Path | None,
+    objects_share: float | None,
+    steps: int | None,
+    device: str,
+) -> dict[str, float]:
+    from image_tools.pocket.paths import pocket_folder
+    from studio.device import resolve_device
+    from studio.training.pocket import REFINE_PRESETS
+    from studio.training.vae_widening import WideningConfig, widen_pocket
+
+    config, widening = REFINE_PRESETS[preset], WideningConfig()
+    if steps is not None:
+        widening = replace(widening, loop=replace(widening.loop, steps=steps))
+    place = resolve_device(device)
+    try:
+        if objects_share is not None:
+            config = replace(config, objects_share=objects_share)
+        begin = pocket_folder(start)
+        return widen_pocket(
+            config, work, start=begin, out=out, device=place, log=say, widening=widening
+        )
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _train_multiview(

@@ -50,6 +50,7 @@ __all__ = [
     "cache_refinement",
     "refine_pocket",
     "train_pocket",
+    "vae_figures",
     "write_pocket",
 ]
 
@@ -233,7 +234,7 @@ def train_pocket(
         config.vae, vae, images, latents.latents, work / "decoder", seed=config.seed, log=log
     )
     facts = {
-        **_vae_figures(config, vae, work),
+        **vae_figures(config, vae, work),
         "vae": json.loads((work / "vae" / "state.json").read_text()),
         "decoder": json.loads((work / "decoder" / "state.json").read_text()),
         "unet": json.loads((work / "unet" / "state.json").read_text()),
@@ -242,7 +243,7 @@ def train_pocket(
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 
-def _vae_figures(config: PocketConfig, vae: AutoencoderKL, work: Path) -> dict[str, float]:
+def vae_figures(config: PocketConfig, vae: AutoencoderKL, work: Path) -> dict[str, float]:
     """PSNR in dB on toybox individuals and on objects that no training saw."""
     unseen = {"vae_psnr_db": SampleConfig(evaluation=True)}
     if config.object_images:
