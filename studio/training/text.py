@@ -1,9 +1,10 @@
 """The pocket text encoder: MiniLM-L6 (Apache-2.0) with its vocabulary pruned, weights frozen.
 
 The WordPiece vocabulary of the source model is ordered by frequency, so its head keeps the common
-words whole; every single character and continuation stays, so that any other ASCII word falls back
-to pieces. Embedding rows are copied, nothing is trained: a sentence of kept words has exactly the
-source model's hidden states.
+words whole; so are the words of the toybox and of the pack of real objects, however rare. Every
+single character and continuation stays, so that any other ASCII word falls back to pieces.
+Embedding rows are copied, nothing is trained: a sentence of kept words has exactly the source
+model's hidden states.
 
 The folder loads with plain ``transformers``; ``use_attention_mask`` makes the stock Stable
 Diffusion pipeline pass the padding mask.
@@ -18,32 +19,41 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from scenes.objects.pack import ObjectPack
 from scenes.toybox.catalog import COLOR_NAMES, KINDS, PATTERNS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-__all__ = ["MAX_TOKENS", "build_text_encoder", "encode_captions"]
+__all__ = ["MAX_TOKENS", "build_text_encoder", "encode_captions", "kept_tokens"]
 
 MAX_TOKENS = 24
 KEPT_TOKENS = 16_000
 
 
-def _toybox_words() -> set[str]:
-    nouns = [n for kind in KINDS.values() for n in (kind.noun, *kind.synonyms)]
-    return {w for phrase in (*nouns, *COLOR_NAMES, *PATTERNS) for w in phrase.split()}
+def _words_of_captions() -> set[str]:
+    """Every word that names a thing, its colour or its pattern in either world's captions."""
+    toys = [n for kind in KINDS.values() for n in (kind.noun, *kind.synonyms)]
+    pack = ObjectPack()
+    objects = [pack.info(name).noun for name in pack.names()]
+    return {w for phrase in (*toys, *COLOR_NAMES, *PATTERNS, *objects) for w in phrase.split()}
 
 
-def _kept_tokens(vocab: dict[str, int]) -> list[str]:
-    """Special tokens, characters and their continuations, toybox words, then frequent words."""
+def kept_tokens(vocab: dict[str, int], limit: int = KEPT_TOKENS) -> list[str]:
+    """Special tokens, characters and continuations, words of our captions, then frequent words.
+
+    Args:
+        vocab: token to number, the frequent ones first.
+        limit: how many are kept.
+    """
     ordered = sorted(vocab, key=vocab.get)
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     characters = [t for t in ordered if len(t.removeprefix("##")) == 1 and t.isascii()]
     rest = [t for t in ordered if t.isascii() and not t.startswith("[") and len(t) > 1]
-    toybox = sorted(w for w in _toybox_words() if w in vocab)
-    kept = dict.fromkeys(special + characters + toybox)
+    told = sorted(word for word in _words_of_captions() if word in vocab)
+    kept = dict.fromkeys(special + characters + told)
     for token in rest:
-        if len(kept) >= KEPT_TOKENS:
+        if len(kept) >= limit:
             break
         kept.setdefault(token)
     return sorted(kept, key=vocab.get)
@@ -61,7 +71,7 @@ def build_text_encoder(source: Path, target: Path) -> None:
 
     model = AutoModel.from_pretrained(source, local_files_only=True, dtype=torch.float32).eval()
     vocab = json.loads((source / "tokenizer.json").read_text())["model"]["vocab"]
-    kept = _kept_tokens(vocab)
+    kept = kept_tokens(vocab)
     rows = torch.tensor([vocab[t] for t in kept])
     wanted = model.get_input_embeddings().weight.detach()[rows].clone()
     model.resize_token_embeddings(len(kept), mean_resizing=False)

@@ -32,7 +32,7 @@ from studio.training.pocket import (
     train_pocket,
 )
 from studio.training.start import unet_digest, vae_digest
-from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions
+from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions, kept_tokens
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
 from studio.training.vae_widening import WideningConfig, widen_pocket
 
@@ -211,6 +211,17 @@ def test_pruning_keeps_the_hidden_states_of_kept_words(text_source: Path, tmp_pa
     assert not torch.allclose(actual[0], actual[2], atol=1e-2)
 
 
+def test_words_of_both_worlds_are_kept_however_rare() -> None:
+    frequent = [f"word{k}" for k in range(50)]
+    rare = ["mushroom", "purple", "striped", "urinal", "zebra"]
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a", *frequent, *rare]
+    kept = kept_tokens({token: k for k, token in enumerate(tokens)}, limit=20)
+    assert len(kept) == 20
+    assert set(rare) - set(kept) == {"zebra"}, "no caption speaks of one"
+    assert {"a", "##a", "word0"} <= set(kept)
+    assert kept == [token for token in tokens if token in set(kept)], "in the order of the source"
+
+
 def test_unknown_words_fall_back_to_pieces(text_source: Path, tmp_path: Path) -> None:
     from transformers import AutoTokenizer
 
@@ -319,8 +330,8 @@ def test_a_wider_autoencoder_comes_with_the_denoiser_as_it_was(
     assert vae_digest(out) != vae_digest(trained[1])
     assert 0.0 < figures["vae_latents_moved"] < 1.0
     assert json.loads((out / "training.json").read_text())["widening"]["facts"] == figures
+    none = replace(config, objects_share=0.0)
     with pytest.raises(ValueError, match="objects_share is 0"):
-        none = replace(config, objects_share=0.0)
         widen_pocket(none, tmp_path / "none", start=trained[1], out=out, device=cpu, log=quiet)
 
 
