@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from studio.training.conditioning import TextPreconditioner
-from studio.training.contrast import ContrastConfig, WrongViews, contrast_loss, open_share
+from studio.training.contrast import ContrastConfig, WrongWords, contrast_loss
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -64,7 +64,7 @@ class DenoiserConfig:
     text_ridge: float = 1e-2
     """Ridge of the text preconditioner, as a share of the states' mean variance."""
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    """Comparison with captions that name a wrong view."""
+    """Comparison with wrong captions."""
     loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=12_500, learning_rate=6e-4))
     """Length and learning rate (12 500 steps of 16 are 200 000 samples)."""
 
@@ -126,7 +126,7 @@ class LatentCache:
         return self._latents(index), self._states(rows)
 
     def at(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The latents of these sorted rows and the states of their captions, likewise."""
+        """The latents of these rows and the states of their captions, likewise."""
         return self._latents(index), self._states(self.text_index[index])
 
     def _latents(self, index: np.ndarray) -> Tensor:
@@ -206,12 +206,12 @@ class _Objective:
         self,
         config: DenoiserConfig,
         cache: LatentCache,
-        views: WrongViews | None,
+        wrong: WrongWords | None,
         *,
         seed: int,
         device: torch.device,
     ) -> None:
-        self.config, self.cache, self.views = config, cache, views
+        self.config, self.cache, self.wrong = config, cache, wrong
         self.seed, self.device = seed, device
         self.alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
         self.preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
@@ -220,14 +220,13 @@ class _Objective:
         config, total = self.config, len(self.alphas_cumprod)
         rng = np.random.default_rng([self.seed, step])
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-        compared = config.contrast.images(config.batch_size) if self.views is not None else 0
+        compared = config.contrast.images(config.batch_size) if self.wrong is not None else 0
         plain = config.batch_size - 2 * compared
         latents, text = self.cache.batch(rng, plain, config.caption_dropout)
         t = stratified_timesteps(plain, total, generator, tilt=config.noise_tilt)
         if not compared:
             return self._losses(unet, latents, text, t, generator).mean()
-        opened = open_share(step / config.loop.steps, config.contrast.widening)
-        index, wrong = self.views.draw(rng, compared, opened)
+        index, wrong = self.wrong.draw(rng, compared, step / config.loop.steps)
         seen, right = self.cache.at(index)
         noisy = stratified_timesteps(compared, total, generator, tilt=config.contrast.noise_tilt)
         losses = self._losses(
@@ -271,7 +270,7 @@ def train_denoiser(
     device: torch.device,
     log: Callable[[str], None],
     start: UNet2DConditionModel | None = None,
-    views: WrongViews | None = None,
+    wrong: WrongWords | None = None,
 ) -> UNet2DConditionModel:
     """Train (or finish training) the UNet; returns it with averaged weights, in eval mode.
 
@@ -283,11 +282,11 @@ def train_denoiser(
         device: where the network runs.
         log: receives progress lines.
         start: a UNet in single precision to go on from, trained in place.
-        views: captions of the cache's rows that can be made wrong; none are when not given.
+        wrong: captions of the cache's rows that can be made wrong; none are when not given.
     """
     torch.manual_seed(seed)
     unet = (start or build_unet(config)).to(device).requires_grad_(True)
-    objective = _Objective(config, cache, views, seed=seed, device=device)
+    objective = _Objective(config, cache, wrong, seed=seed, device=device)
     if start is not None:
         objective.preconditioner.enter(unet)
     loop = TrainingLoop(unet, config.loop, folder)

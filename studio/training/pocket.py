@@ -23,7 +23,7 @@ import torch
 
 from scenes.objects.samples import ObjectSampleConfig
 from scenes.toybox.samples import SampleConfig
-from studio.training.contrast import ContrastConfig, WrongViews
+from studio.training.contrast import ContrastConfig, WrongWords
 from studio.training.denoiser import (
     DenoiserConfig,
     build_scheduler,
@@ -63,6 +63,8 @@ class PocketConfig:
     """Rendered training images of the toybox."""
     objects_share: float = 0.2
     """Share of all images that shows the pack's objects, which are rendered on top; 0 is none."""
+    pair_images: int = 0
+    """Further images of the toybox, with two objects each; one in ten of the others has two too."""
     seed: int = 1
     """Seed of data, initial weights and batches."""
     vae: VAEConfig = field(default_factory=VAEConfig)
@@ -97,26 +99,28 @@ REFINE_PRESETS: dict[str, PocketConfig] = {
     name: replace(
         preset,
         seed=2,
+        pair_images=preset.images // 4,
         denoiser=replace(
             preset.denoiser,
             noise_tilt=1.25,
-            contrast=ContrastConfig(share=0.75),
+            contrast=ContrastConfig(share=0.75, bindings=0.5),
             loop=replace(preset.denoiser.loop, steps=steps, learning_rate=4e-4, warmup=100),
         ),
     )
     for (name, preset), steps in zip(PRESETS.items(), (3000, 20_000))
 }
-"""To go on from a finished model: new images, more draws of the noisy timesteps, in which layout
-and side are decided, and view words compared with wrong ones."""
+"""To go on from a finished model: new images, more of them with two objects, more draws of the
+noisy timesteps, in which layout and side are decided, and captions compared with wrong ones."""
 
 
 def _note_images(config: PocketConfig, work: Path) -> None:
     """Write down what the denoiser in ``work`` sees; refuse to go on with other images."""
     note, asked = work / "images.json", {"images": config.images, "seed": config.seed}
-    asked["object_images"] = config.object_images
+    asked |= {"object_images": config.object_images, "pair_images": config.pair_images}
     if (work / "unet" / "state.safetensors").exists():
-        # A training without a note is from before there were objects.
-        seen = json.loads(note.read_text()) if note.exists() else {**asked, "object_images": 0}
+        # A note that is missing, or does not tell of them, is from before there were any.
+        none = {"object_images": 0, "pair_images": 0}
+        seen = none | json.loads(note.read_text()) if note.exists() else asked | none
         if seen != asked:
             raise ValueError(
                 f"The training in {work} has seen {seen}, but {asked} is asked for. Give the "
@@ -132,11 +136,12 @@ def cache_images(config: PocketConfig, work: Path, *, log: Callable[[str], None]
 
     Args:
         config: how many images.
-        work: training folder; toybox images are in ``images``, those of the pack in ``objects``.
+        work: training folder; toybox images are in ``images`` and ``pairs``, those of the pack in
+            ``objects``.
         log: receives progress lines.
 
     Returns:
-        The images, toybox first.
+        The images, in this order.
 
     Raises:
         ValueError: ``work`` holds other images, or a denoiser trained on others.
@@ -145,6 +150,8 @@ def cache_images(config: PocketConfig, work: Path, *, log: Callable[[str], None]
     folders = {work / "images": (SampleConfig(), config.images)}
     if config.object_images:
         folders[work / "objects"] = (ObjectSampleConfig(), config.object_images)
+    if config.pair_images:
+        folders[work / "pairs"] = (SampleConfig(pairs=1.0), config.pair_images)
     for folder, (samples, count) in folders.items():
         render_cache(
             folder,
@@ -168,9 +175,10 @@ def _encode(
 ) -> MixedLatents:
     """Latents and text states of the cached images, each world's in a folder of its own."""
     folders = {work / "latents": (work / "images", key)}
-    if config.object_images:
-        objects = work / "objects"
-        folders[work / "object_latents"] = (objects, f"{key}/{cache_key(objects)}")
+    for name, count in (("object", config.object_images), ("pair", config.pair_images)):
+        if count:
+            source = work / f"{name}s"
+            folders[work / f"{name}_latents"] = (source, f"{key}/{cache_key(source)}")
     for folder, (source, own_key) in folders.items():
         images = ImageCache(source)
         cache_text(folder, images, encoder, tokenizer, log=log)
@@ -300,15 +308,11 @@ def refine_pocket(
     digest = unet_digest(start)
     latents = cache_refinement(config, work, start=start, device=device, log=log)
     vae, encoder, tokenizer = frozen_parts(start, device)
-    views = None
+    wrong = None
     if config.denoiser.contrast.share:
-        images = cache_images(config, work, log=log)
-        views = WrongViews(
-            images.captions,
-            latents.latents,
-            partial(encode_captions, encoder, tokenizer),
-            config.denoiser.contrast.least_difference,
-        )
+        captions = cache_images(config, work, log=log).captions
+        encode = partial(encode_captions, encoder, tokenizer)
+        wrong = WrongWords(config.denoiser.contrast, captions, latents.latents, encode)
     unet = train_denoiser(
         config.denoiser,
         latents,
@@ -317,7 +321,7 @@ def refine_pocket(
         device=device,
         log=log,
         start=unet,
-        views=views,
+        wrong=wrong,
     )
     before = start / "training.json"
     card = json.loads(before.read_text()) if before.is_file() else {}
@@ -326,6 +330,7 @@ def refine_pocket(
         "config": asdict(config.denoiser),
         "images": config.images,
         "object_images": config.object_images,
+        "pair_images": config.pair_images,
         "seed": config.seed,
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }

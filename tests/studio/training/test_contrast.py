@@ -1,4 +1,4 @@
-"""Right view words against wrong ones: what is compared, in which order, and what it rewards."""
+"""Right captions against wrong ones: what is compared, and what it rewards."""
 
 from __future__ import annotations
 
@@ -8,34 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from studio.training.contrast import (
-    OPPOSITE_VIEWS,
-    ContrastConfig,
-    WrongViews,
-    contrast_loss,
-    open_share,
-)
+from studio.training.contrast import ContrastConfig, WrongWords, contrast_loss, open_share
+from studio.training.contrast_bindings import exchanged
 from studio.training.denoiser import TEXT_WIDTH, DenoiserConfig, LatentCache, train_denoiser
 from studio.training.loop import LoopConfig
 from studio.training.text import MAX_TOKENS
+from tests.studio.training.test_contrast_views import CAPTIONS, latents
 
-SIDES = tuple(OPPOSITE_VIEWS)
-CAPTIONS = [f"a red {kind}, {view}" for kind in ("mug", "duck", "apple") for view in SIDES]
-CAPTIONS += ["a duck", "a blue duck, overhead view", "a mug left of a duck, front view"]
-
-
-def latents() -> np.ndarray:
-    """Sides of the duck differ by 1, of the mug by a half, of the apple not at all."""
-    values = np.zeros((len(CAPTIONS), 4, 2, 2), dtype=np.float16)
-    for row, caption in enumerate(CAPTIONS):
-        size = 1.0 if "duck" in caption else 0.5 if "mug" in caption else 0.0
-        values[row] = size * caption.endswith(("left side view", "front view"))
-    return values
-
-
-def rows_of(kind: dict[str, np.ndarray]) -> list[int]:
-    """All rows of a kind, whatever their view."""
-    return sorted(int(row) for rows in kind.values() for row in rows)
+PAIR = "a red mug left of a blue duck, front view"
+VIEWS = ContrastConfig(share=0.75, least_difference=0.1)
 
 
 def lengths(captions: list[str]) -> torch.Tensor:
@@ -43,58 +24,28 @@ def lengths(captions: list[str]) -> torch.Tensor:
     return torch.tensor([[[float(len(caption))]] for caption in captions])
 
 
-def test_opposites_are_mutual():
-    assert all(
-        OPPOSITE_VIEWS[OPPOSITE_VIEWS[view]] == view != OPPOSITE_VIEWS[view] for view in SIDES
-    )
+def test_a_share_of_the_compared_images_shows_two_objects():
+    captions = [*CAPTIONS, PAIR]
+    values = np.concatenate([latents(), np.zeros((1, 4, 2, 2), dtype=np.float16)])
+    config = ContrastConfig(share=0.75, bindings=0.25, least_difference=0.1)
+    words = WrongWords(config, captions, values, lengths)
+    rng, pairs = np.random.default_rng(0), 0
+    for _ in range(50):
+        rows, states = words.draw(rng, 20, 1.0)
+        of_pair = rows == captions.index(PAIR)
+        pairs += int(of_pair.sum())
+        wrong = {float(len(text)) for text in exchanged(PAIR)}
+        assert set(states.flatten()[of_pair].tolist()) <= wrong
+        assert len(rows) == len(states) == 20
+    assert pairs / 1000 == pytest.approx(0.25, abs=0.05)
 
 
-def test_only_the_view_of_a_caption_is_exchanged():
-    rng = np.random.default_rng(0)
-    assert WrongViews.contradict("left, left side view", rng) == "left, right side view"
-    wrong = {WrongViews.contradict("a car, a bus, front view", rng) for _ in range(50)}
-    assert wrong == {"a car, a bus, back view", "a car, a bus, overhead view"}
-    wrong = {WrongViews.contradict("a car, overhead view", rng) for _ in range(50)}
-    assert wrong == {"a car, front view", "a car, back view"}
-
-
-def test_kinds_come_in_the_order_of_how_their_sides_differ_and_flat_ones_not_at_all():
-    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.1)
-    assert [rows_of(kind) for kind in views.kinds] == [[4, 5, 6, 7, 13], [0, 1, 2, 3]]
-
-
-def test_captions_of_two_objects_or_without_a_view_are_not_compared():
-    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.0)
-    compared = {row for kind in views.kinds for row in rows_of(kind)}
-    assert compared == {*range(12), CAPTIONS.index("a blue duck, overhead view")}
-
-
-def test_synonyms_are_of_the_same_kind():
-    captions = [f"a {noun}, {v}" for noun, v in zip(("duck", "rubber duck") * 2, SIDES)]
-    values = np.arange(4, dtype=np.float16).reshape(4, 1, 1, 1)
-    views = WrongViews(captions, values, lengths, 0.1)
-    assert [rows_of(kind) for kind in views.kinds] == [[0, 1, 2, 3]]
-
-
-def test_draws_widen_from_the_first_kind_to_all():
-    views = WrongViews(CAPTIONS, latents(), lengths, least_difference=0.1)
-    rng = np.random.default_rng(0)
-    duck = {4, 5, 6, 7, 13}
-    for share, expected in ((0.0, duck), (0.5, duck), (0.51, duck | {0, 1, 2, 3})):
-        rows, states = views.draw(rng, 64, share)
-        assert set(rows.tolist()) == expected
-        assert (np.diff(rows) >= 0).all()
-        told = [len(CAPTIONS[row]) for row in rows]
-        assert states.shape == (64, 1, 1)
-        assert (states.flatten() != torch.tensor(told)).all()
-
-
-def test_views_are_drawn_alike_often_though_few_images_are_from_above():
-    captions = [*CAPTIONS, *(f"a {color} duck, front view" for color in ("red", "blue") * 20)]
-    values = np.concatenate([latents(), np.ones((40, 4, 2, 2), dtype=np.float16)])
-    views = WrongViews(captions, values, lengths, least_difference=0.1)
-    rows, _ = views.draw(np.random.default_rng(0), 2000, 0.0)
-    assert (rows == 13).mean() == pytest.approx(0.2, abs=0.04)
+def test_without_a_share_of_bindings_no_pair_is_needed():
+    words = WrongWords(VIEWS, CAPTIONS, latents(), lengths)
+    rows, _ = words.draw(np.random.default_rng(0), 30, 0.0)
+    assert set(rows.tolist()) == {4, 5, 6, 7, 13}
+    with pytest.raises(ValueError, match=r"contrast\.bindings to 0"):
+        WrongWords(ContrastConfig(bindings=0.5), CAPTIONS, latents(), lengths)
 
 
 @pytest.mark.parametrize(
@@ -102,13 +53,6 @@ def test_views_are_drawn_alike_often_though_few_images_are_from_above():
 )
 def test_kinds_open_evenly_between_two_moments(progress: float, share: float):
     assert open_share(progress, (0.1, 0.3)) == pytest.approx(share)
-
-
-def test_objects_without_sides_are_refused():
-    with pytest.raises(ValueError, match=r"contrast\.share to 0"):
-        WrongViews(CAPTIONS, np.zeros_like(latents()), lengths, least_difference=0.1)
-    with pytest.raises(ValueError, match="opposite sides"):
-        WrongViews(["a red duck, front view"], latents()[:1], lengths, least_difference=0.1)
 
 
 def test_equal_losses_cost_tau_log_2_and_pull_both_ways_alike():
@@ -135,6 +79,8 @@ def test_each_compared_image_takes_two_rows(batch_size: int, images: int):
 def test_a_comparison_of_the_whole_batch_is_refused():
     with pytest.raises(ValueError, match=r"contrast\.share is 1\.0"):
         ContrastConfig(share=1.0)
+    with pytest.raises(ValueError, match=r"contrast\.bindings is 1\.0"):
+        ContrastConfig(bindings=1.0)
 
 
 def test_both_captions_are_read_in_the_same_noise(tmp_path):
@@ -146,7 +92,7 @@ def test_both_captions_are_read_in_the_same_noise(tmp_path):
     np.save(tmp_path / "latents.npy", noisy.astype(np.float16))
     cache = LatentCache(tmp_path)
     states = torch.from_numpy(np.array(cache.text[1])).float()
-    views = WrongViews(CAPTIONS, latents(), lambda said: states.expand(len(said), -1, -1), 0.1)
+    words = WrongWords(VIEWS, CAPTIONS, latents(), lambda said: states.expand(len(said), -1, -1))
 
     def first_loss(weight: float) -> float:
         contrast = ContrastConfig(share=0.75, weight=weight, temperature=0.05)
@@ -159,7 +105,7 @@ def test_both_captions_are_read_in_the_same_noise(tmp_path):
             seed=0,
             device=torch.device("cpu"),
             log=lambda _: None,
-            views=views,
+            wrong=words,
         )
         return float((tmp_path / f"weight {weight}" / "log.csv").read_text().split(",")[1])
 

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from studio.training.contrast import ContrastConfig, WrongViews
+from studio.training.contrast import ContrastConfig
+from studio.training.contrast_bindings import read_pair
+from studio.training.contrast_views import WrongViews
 from studio.training.denoiser import (
     TEXT_WIDTH,
     DenoiserConfig,
@@ -309,6 +311,23 @@ def test_a_refinement_compares_right_views_with_wrong_ones(
         log=quiet,
     )
     assert len(compared) == denoiser.loop.steps, "of four rows three quarters, for one image each"
+
+
+def test_a_refinement_sees_pairs_and_compares_who_is_what(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    contrast = ContrastConfig(share=0.75, bindings=0.9, least_difference=0.0)
+    denoiser = replace(TINY.denoiser, batch_size=8, contrast=contrast)
+    config = replace(TINY, seed=2, pair_images=6, denoiser=denoiser)
+    work, out = tmp_path / "work", tmp_path / "out"
+    cpu = torch.device("cpu")
+    refine_pocket(config, work, start=trained[1], out=out, device=cpu, log=quiet)
+    pairs = ImageCache(work / "pairs").captions
+    assert len(pairs) == 6
+    assert all(read_pair(caption) for caption in pairs)
+    assert LatentCache(work / "pair_latents").latents.shape == (6, 4, 16, 16)
+    card = json.loads((out / "training.json").read_text())
+    assert card["refinements"][-1]["pair_images"] == 6
 
 
 def test_a_wider_autoencoder_comes_with_the_denoiser_as_it_was(
