@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import shlex
@@ -38,6 +39,7 @@ SCHEMA = "text_to_3d/3"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh", "xatlas")
 PANEL = 72  # pixels of one view in the grid
 VIEWS = 4
+COLUMNS = 4  # of the grid of a single system
 EQUAL = 0.05
 """Budgets of denoiser evaluations that differ by more than this share are told."""
 PAIRS = (
@@ -170,11 +172,10 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
 def grid(results: Sequence[Result]) -> Tensor | None:
     """Four views of every asset: rows are prompts, columns systems; the first seed of each.
 
-    The bar under an asset is green when the judge names kind and colour in most of its views. A run
-    that failed leaves a word, one that had no turn yet a grey field.
+    The prompts of a single system stand in several columns. The bar under an asset is green when
+    the judge names kind and colour in most of its views. A run that failed leaves a word, one that
+    had no turn yet a grey field.
     """
-    from torch import Tensor
-
     from studio.evaluation.sheets import comparison_sheet
 
     systems = systems_of(results)
@@ -185,10 +186,33 @@ def grid(results: Sequence[Result]) -> Tensor | None:
         found = [first.get((prompt, system)) for system in systems]
         strips.append([asset_strip(result) for result in found])
         right.append([bool(r and (r.value("both_accuracy") or 0.0) > 0.5) for r in found])
-    if not any(isinstance(strip, Tensor) for row in strips for strip in row):
+    if not _shows_any(strips):
         return None
     labels = [prompt + (" (held out)" if is_held_out_prompt(prompt) else "") for prompt in prompts]
-    return comparison_sheet(strips, rows=labels, columns=systems, right=right)
+    height = math.ceil(len(prompts) / COLUMNS) if len(systems) == 1 else len(prompts)
+    parts = [slice(start, start + height) for start in range(0, len(prompts), height)]
+    if not all(_shows_any(strips[part]) for part in parts):
+        parts = [slice(None)]
+    return side_by_side(
+        [
+            comparison_sheet(strips[part], rows=labels[part], columns=systems, right=right[part])
+            for part in parts
+        ]
+    )
+
+
+def _shows_any(strips: Sequence[Sequence[Tensor | str | None]]) -> bool:
+    return any(hasattr(strip, "shape") for row in strips for strip in row)
+
+
+def side_by_side(sheets: Sequence[Tensor]) -> Tensor:
+    """Pictures ``[h, w, 3]`` from left to right, white below shorter ones."""
+    import torch
+    from torch.nn import functional
+
+    height = max(len(sheet) for sheet in sheets)
+    below = [(0, 0, 0, 0, 0, height - len(sheet)) for sheet in sheets]
+    return torch.cat([functional.pad(s, pad, value=1.0) for s, pad in zip(sheets, below)], dim=1)
 
 
 def asset_strip(result: Result | None) -> Tensor | str | None:
