@@ -56,7 +56,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## Make a 3D asset with the shipped models; PROMPT="a blue duck" changes it.
-	$(RUN_ENV) $(BIN)/studio run demo $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+	$(BIN)/studio run demo $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
 
 test: $(STAMP) ## Run the tests, without the slow and the GPU ones.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

@@ -207,12 +207,18 @@ class _Pool:
         status = run.read_info().get("status") if run else None
         return Outcome(job, "diverged" if status == "diverged" else "failed", run, error, True)
 
+    def _environment(self) -> dict[str, str]:
+        """What a run is told of threads; runs beside each other must not spin."""
+        told = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        waiting = {} if self.config.workers == 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
+        return {**waiting, **os.environ, **told}
+
     def _child(self, job: Job, cores: list[int]) -> tuple[int, dict[str, Any], str]:
         """Run `studio run` to its end: its exit code, the JSON it printed, its last line."""
         with TemporaryFile("w+") as words:
             child = subprocess.Popen(
                 _command(job, self.config),
-                env={**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(self.threads))},
+                env=self._environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=None if self.config.workers == 1 else words,  # two bars would be a mess

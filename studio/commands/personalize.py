@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from studio.personalize_configs import PersonalizeConfig
 from studio.progress import say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml, with_bases
+from studio.waiting import settle_waiting
 
 __all__ = ["TASK", "is_personalization", "run"]
 
@@ -66,7 +66,7 @@ def run(
         sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
         return
     _check(config)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle_waiting()
     from studio.device import resolve_device
 
     resolve_device(config.device)  # refuse before a folder is made

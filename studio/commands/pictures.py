@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from studio.commands.begin import begin_run, tell_changes
 from studio.config import Scene, dump, dump_yaml
 from studio.errors import StorageError
 from studio.run_folder import RunFolder
+from studio.waiting import settle_waiting
 
 __all__ = ["run"]
 
@@ -33,7 +33,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
         tell_changes(scene)
         sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
         return
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle_waiting()
     from image_tools.pocket.paths import adapter_path
     from studio.device import resolve_device
     from studio.images.adapters import named_adapters

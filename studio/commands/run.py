@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 from studio.scene_inputs import check_inputs
 from studio.task_configs import task_class
+from studio.waiting import settle_waiting
 
 if TYPE_CHECKING:
     from studio.runner import Runner
@@ -85,8 +85,7 @@ def run(
         sys.stdout.write(json.dumps(dump(scene)) + "\n" if as_json else text)
         return
     watchers = _watchers(log, view)  # refuse before anything is made
-    # Waiting threads must not burn the cores that others use; read when torch is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    settle_waiting()
     prepared = _continue(resume, source, overrides) if resume is not None else _start(given, out)
     try:
         with contextlib.ExitStack() as stack:

@@ -19,7 +19,10 @@ from studio.errors import ConfigError, WeightsMissing
         ({"what": "judge"}, "--out is out - expected a file"),
         ({"what": "pocket-control"}, "or pocket-control-depth or pocket-control-normal"),
         ({"what": "image-text"}, "--out is out - expected a file"),
-        ({"what": "judge", "objects_share": 0.5}, "--objects-share is for pocket and pocket-vae, not for judge"),
+        (
+            {"what": "judge", "objects_share": 0.5},
+            "--objects-share is for pocket and pocket-vae, not for judge",
+        ),
         (
             {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
             "objects_share is 1.0 - expected at least 0 and less than 1",
