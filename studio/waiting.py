@@ -2,7 +2,7 @@
 
 A step of a small model is thousands of short parallel loops. A thread that sleeps in between wakes
 late, one that spins burns a core that another process needs. On two idle cores the demo made 2.2
-steps a second with sleeping threads, 4.2 to 4.8 with threads that spin for some ten microseconds
+steps a second with sleeping threads, 3.6 to 4.8 with threads that spin for some ten microseconds
 first, and 3.2 with one thread; beside one busy process 2.2, 1.1 and 2.5. So threads spin when the
 machine is idle at the start, and sleep otherwise. Results do not depend on it.
 

@@ -19,7 +19,7 @@ import copy
 import json
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -185,7 +185,7 @@ def widen_pocket(
         raise ValueError("objects_share is 0 - expected more: a wider autoencoder sees objects.")
     widening = widening or WideningConfig()
     unet = begin_unet(start, work)
-    cache_images(config, work, log=log)
+    cache_images(replace(config, pair_images=0), work, log=log)
     vae, encoder, tokenizer = frozen_parts(start, device)
     before = copy.deepcopy(vae)
     toys, objects = ImageCache(work / "images"), ImageCache(work / "objects")
