@@ -6,16 +6,19 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from studio.errors import ConfigError, WeightsMissing
 from studio.progress import say
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["WHAT", "run"]
 
 CONTROLS = ("depth", "normal", "edge", "seg")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
-WHAT = ("pocket", "pocket-vae", "pocket-mv", "judge", "image-text", *ADAPTERS)
+WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
 Recipe = TypeVar("Recipe")
 
@@ -37,9 +40,8 @@ def run(
     """Train a model; calling again with the same folders continues.
 
     Args:
-        what: "pocket" (the text-to-image prior), "pocket-vae" (a finished one with an autoencoder
-            that sees more colours), "pocket-mv" (the same for sets of views), "judge" (the networks
-            behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
+        what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views), "judge"
+            (the networks behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
             by instructions, "pocket-control-depth", "-normal", "-edge" and "-seg" are ControlNets,
             "pocket-uni" is a Uni-ControlNet. "image-text" is the score of names in `studio eval`.
         out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge
@@ -47,14 +49,14 @@ def run(
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
-        start: for pocket, a finished model whose denoiser is trained on; for pocket-vae, pocket-mv
-            and the adapters, the pocket model to start from, the shipped one when not given; for
+        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv and the
+            adapters, the pocket model to start from, the shipped one when not given; for
             image-text, the file efficientnet-lite0-57934424.pth of EfficientNet-lite0.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
             work folder of another one of them, whose rendered views are used too.
         objects_share: share of training images that shows real objects instead of the toybox's, for
-            pocket and pocket-vae; the preset's when not given.
+            pocket; the preset's when not given.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket; of either
             adapter, for pocket-uni).
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -69,10 +71,8 @@ def run(
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
-    if objects_share is not None and what not in ("pocket", "pocket-vae"):
-        raise ConfigError(
-            f"--objects-share is for pocket and pocket-vae, not for {what}. Leave it out."
-        )
+    if objects_share is not None and what != "pocket":
+        raise ConfigError(f"--objects-share is for pocket, not for {what}. Leave it out.")
     work = work or Path("training_runs") / what.replace("-", "_")
     if (
         what == "pocket"
@@ -86,8 +86,6 @@ def run(
         )
     if what == "pocket":
         result = _train_pocket(preset, out, work, text_source, start, objects_share, steps, device)
-    elif what == "pocket-vae":
-        result = _widen_vae(preset, out, work, start, objects_share, steps, device)
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
     elif what in ADAPTERS:
@@ -104,6 +102,16 @@ def run(
     sys.stdout.write(f"{'weights':<20} {out}\n")
 
 
+def _fast_device(name: str) -> torch.device:
+    """The device, whose matrix products may round as its convolutions do (TF32)."""
+    import torch
+
+    from studio.device import resolve_device
+
+    torch.set_float32_matmul_precision("high")
+    return resolve_device(name)
+
+
 def _train_pocket(
     preset: str,
     out: Path,
@@ -115,14 +123,13 @@ def _train_pocket(
     device: str,
 ) -> dict[str, float]:
     from image_tools.pocket.paths import pocket_folder
-    from studio.device import resolve_device
     from studio.training.pocket import PRESETS, REFINE_PRESETS, refine_pocket, train_pocket
 
     config = PRESETS[preset] if start is None else REFINE_PRESETS[preset]
     if steps is not None:
         loop = replace(config.denoiser.loop, steps=steps)
         config = replace(config, denoiser=replace(config.denoiser, loop=loop))
-    place = resolve_device(device)
+    place = _fast_device(device)
     try:
         if objects_share is not None:
             config = replace(config, objects_share=objects_share)
@@ -136,35 +143,6 @@ def _train_pocket(
     return {}
 
 
-def _widen_vae(
-    preset: str,
-    out: Path,
-    work: Path,
-    start: Path | None,
-    objects_share: float | None,
-    steps: int | None,
-    device: str,
-) -> dict[str, float]:
-    from image_tools.pocket.paths import pocket_folder
-    from studio.device import resolve_device
-    from studio.training.pocket import REFINE_PRESETS
-    from studio.training.vae_widening import WideningConfig, widen_pocket
-
-    config, widening = REFINE_PRESETS[preset], WideningConfig()
-    if steps is not None:
-        widening = replace(widening, loop=replace(widening.loop, steps=steps))
-    place = resolve_device(device)
-    try:
-        if objects_share is not None:
-            config = replace(config, objects_share=objects_share)
-        begin = pocket_folder(start)
-        return widen_pocket(
-            config, work, start=begin, out=out, device=place, log=say, widening=widening
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
 def _train_multiview(
     preset: str,
     out: Path,
@@ -175,7 +153,6 @@ def _train_multiview(
     device: str,
 ) -> dict[str, float]:
     from image_tools.pocket.paths import pocket_folder
-    from studio.device import resolve_device
     from studio.training.multiview import PRESETS, train_multiview
 
     config = PRESETS[preset]
@@ -188,7 +165,7 @@ def _train_multiview(
             start=pocket_folder(start),
             plain=images or Path("training_runs") / "pocket",
             out=out,
-            device=resolve_device(device),
+            device=_fast_device(device),
             log=say,
         )
     except ValueError as error:
@@ -208,10 +185,9 @@ def _train_adapter(
     device: str,
 ) -> dict[str, float]:
     from image_tools.pocket.paths import pocket_folder
-    from studio.device import resolve_device
     from studio.training import adapters_control, adapters_edit, adapters_uni
 
-    start, place = pocket_folder(start), resolve_device(device)
+    start, place = pocket_folder(start), _fast_device(device)
     try:
         if what == "pocket-ip2p":
             config = _shortened(adapters_edit.PRESETS[preset], ("loop",), steps)
@@ -243,7 +219,6 @@ def _shortened(config: Recipe, loops: tuple[str, ...], steps: int | None) -> Rec
 def _train_judge(
     preset: str, out: Path, work: Path, steps: int | None, device: str
 ) -> dict[str, float]:
-    from studio.device import resolve_device
     from studio.training.judge import PRESETS, train_judge
 
     if out.suffix != ".safetensors":
@@ -251,7 +226,7 @@ def _train_judge(
     config = PRESETS[preset]
     if steps is not None:
         config = replace(config, loop=replace(config.loop, steps=steps))
-    return train_judge(config, work, out=out, device=resolve_device(device), log=say)
+    return train_judge(config, work, out=out, device=_fast_device(device), log=say)
 
 
 def _train_image_text(preset: str, out: Path, work: Path, start: Path | None) -> dict[str, float]:

@@ -30,6 +30,7 @@ from studio.training.denoiser import (
     cache_text,
     stratified_timesteps,
 )
+from studio.training.loop import on_device
 from studio.training.start import frozen_parts, vae_digest
 
 __all__ = [
@@ -54,9 +55,9 @@ class EncodedViews:
         self, rows: np.ndarray, is_empty: np.ndarray
     ) -> tuple[Float[Tensor, "b c s s"], TextEmbedding]:
         """Latents and captions of some views, empty ones where ``is_empty`` [b] is true."""
-        latents = torch.from_numpy(self.cache.latents[rows]).float()
         said = np.where(is_empty, 0, self.cache.text_index[rows])
-        return latents, _text_rows(self.cache.text, said)
+        latents, states = self.cache.read(rows, said)
+        return latents, TextEmbedding(states)
 
 
 def encode_views(
@@ -84,7 +85,9 @@ def encode_views(
     latents = folder / "latents"
     cache_latents(latents, views, vae, key=f"views/{vae_digest(start)}", log=log)
     cache_text(latents, views, encoder, tokenizer, log=log)
-    return EncodedViews(views, LatentCache(latents))
+    cache = LatentCache(latents)
+    cache.reside(device)
+    return EncodedViews(views, cache)
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -107,9 +110,9 @@ def draw_velocity(
         generator: source of timesteps and noise.
         tilt: see :func:`studio.training.denoiser.stratified_timesteps`.
     """
-    noise = torch.randn(latents.shape, generator=generator).to(prior.device)
+    noise = on_device(torch.randn(latents.shape, generator=generator), prior.device)
     t = stratified_timesteps(len(latents), prior.num_train_timesteps, generator, tilt=tilt)
-    t, latents = t.to(prior.device), latents.to(prior.device)
+    t, latents = on_device(t, prior.device), on_device(latents, prior.device)
     alpha, sigma = alpha_sigma(prior.alphas_cumprod, t, latents)
     return NoisyBatch(add_noise(latents, noise, alpha, sigma), t, alpha * noise - sigma * latents)
 
@@ -128,8 +131,3 @@ def write_card(out: Path, card: dict) -> None:
             settings.pop("_name_or_path", None)
             path.write_text(json.dumps(settings, indent=2) + "\n")
     (out / "training.json").write_text(json.dumps(card, indent=2) + "\n")
-
-
-def _text_rows(states: np.ndarray, rows: np.ndarray) -> TextEmbedding:
-    """Cached text states ``[n, tokens, width]`` by row."""
-    return TextEmbedding(torch.from_numpy(np.stack([states[row] for row in rows])).float())

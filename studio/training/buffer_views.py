@@ -18,6 +18,8 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +40,7 @@ from scenes.toybox.render import ToyBuffers, ToyGeometry, render_buffers
 from scenes.toybox.samples import SampleConfig, ToySampler, random_background, random_cameras
 from scenes.toybox.scene import SceneSpec, build_scene
 from studio.training.image_cache import ImageCache
+from studio.training.render_pool import draw_rows
 
 __all__ = [
     "CONDITIONS",
@@ -126,25 +129,29 @@ def render_buffer_views(
             f"{folder} holds views of other settings. Name another folder, or delete this one."
         )
     images, buffers = _open_arrays(folder, config, is_new=is_new)
-    sampler = ToySampler(config.samples)
-    while state["done"] < config.views:
-        rows = range(state["done"], min(state["done"] + CHUNK, config.views))
-        for k in rows:
-            rng = np.random.default_rng([config.seed, k])
-            scene, said, view = _draw(sampler, rng)
-            images[k] = np.round(view.rgb[0] * 255)
-            buffers[k] = _packed(scene, view)
-            first = scene.objects[0]
-            state["labels"].append([KIND_NAMES.index(first.kind), COLOR_NAMES.index(first.color)])
+    drawn = draw_rows(partial(_drawn, config), range(state["done"], config.views))
+    while views := list(islice(drawn, CHUNK)):
+        for k, view in enumerate(views, start=state["done"]):
+            images[k], buffers[k], label, said = view
+            state["labels"].append(label)
             state["captions"].append(said)
-        state["done"] = rows.stop
+        state["done"] += len(views)
         images.flush()
         buffers.flush()
-        partial = state_path.with_suffix(".tmp")
-        partial.write_text(json.dumps(state))
-        partial.replace(state_path)
-        log(f"views {rows.stop}/{config.views}")
+        partial_state = state_path.with_suffix(".tmp")
+        partial_state.write_text(json.dumps(state))
+        partial_state.replace(state_path)
+        log(f"views {state['done']}/{config.views}")
     return BufferViewCache(folder)
+
+
+def _drawn(config: BufferViewConfig, k: int) -> tuple[np.ndarray, np.ndarray, list[int], str]:
+    """Image ``[h, w, 3]`` and buffers ``[h, w, 6]`` as bytes, label and caption of view k."""
+    rng = np.random.default_rng([config.seed, k])
+    scene, said, view = _draw(ToySampler(config.samples), rng)
+    first = scene.objects[0]
+    label = [KIND_NAMES.index(first.kind), COLOR_NAMES.index(first.color)]
+    return np.round(view.rgb[0] * 255).astype(np.uint8), _packed(scene, view), label, said
 
 
 def _open_arrays(

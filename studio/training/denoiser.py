@@ -25,7 +25,7 @@ from torch import Tensor
 from studio.training.conditioning import TextPreconditioner
 from studio.training.contrast import ContrastConfig, WrongWords, contrast_loss
 from studio.training.image_cache import ImageCache
-from studio.training.loop import LoopConfig, TrainingLoop
+from studio.training.loop import LoopConfig, TrainingLoop, on_device
 from studio.training.text import MAX_TOKENS, encode_captions
 from studio.training.vae import image_batch
 
@@ -111,6 +111,8 @@ class LatentCache:
         text_index: ``[n]`` row of ``text`` for each latent.
     """
 
+    _resident: tuple[Tensor, Tensor] | None = None
+
     def __init__(self, folder: Path) -> None:
         """Open a cache written by :func:`cache_text` and :func:`cache_latents`."""
         self.latents = np.load(folder / "latents.npy", mmap_mode="r")
@@ -123,17 +125,26 @@ class LatentCache:
         """Random latents ``[b, 4, 16, 16]`` and text states ``[b, 24, 384]``, float32."""
         index = np.sort(rng.integers(0, len(self.latents), size))
         rows = np.where(rng.random(size) < caption_dropout, 0, self.text_index[index])
-        return self._latents(index), self._states(rows)
+        return self.read(index, rows)
 
     def at(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
         """The latents of these rows and the states of their captions, likewise."""
-        return self._latents(index), self._states(self.text_index[index])
+        return self.read(index, self.text_index[index])
 
-    def _latents(self, index: np.ndarray) -> Tensor:
-        return torch.from_numpy(self.latents[index]).float()
+    def read(self, index: np.ndarray, rows: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Latents ``index`` and text states ``rows``, likewise."""
+        if self._resident is not None:
+            latents, text = self._resident
+            picked = [on_device(torch.from_numpy(k), text.device) for k in (index, rows)]
+            return latents[picked[0]].float(), text[picked[1]].float()
+        states = np.stack([self.text[row] for row in rows])
+        return torch.from_numpy(self.latents[index]).float(), torch.from_numpy(states).float()
 
-    def _states(self, rows: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.stack([self.text[row] for row in rows])).float()
+    def reside(self, device: torch.device) -> None:
+        """Hold all on an accelerator, whence batches come then; on the CPU the disk serves."""
+        if device.type != "cpu":
+            arrays = (self.latents[:], self.text[:])
+            self._resident = tuple(torch.from_numpy(np.array(a)).to(device) for a in arrays)
 
 
 def _is_fresh(stamp: Path, key: str) -> bool:
@@ -215,6 +226,7 @@ class _Objective:
         self.seed, self.device = seed, device
         self.alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
         self.preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
+        cache.reside(device)
 
     def __call__(self, unet: UNet2DConditionModel, step: int) -> Tensor:
         config, total = self.config, len(self.alphas_cumprod)
@@ -232,7 +244,7 @@ class _Objective:
         losses = self._losses(
             unet,
             torch.cat([latents, seen, seen]),
-            torch.cat([text, right, wrong.cpu()]),
+            torch.cat([text, right, wrong.to(right)]),
             torch.cat([t, noisy, noisy]),
             generator,
             repeated=compared,
@@ -252,11 +264,11 @@ class _Objective:
     ) -> Tensor:
         """Mean squared error of v of each row; the last ``repeated`` rows share their noise."""
         noise = torch.randn(latents[: len(latents) - repeated].shape, generator=generator)
-        noise = torch.cat([noise, noise[len(noise) - repeated :]]).to(self.device)
-        latents, t = latents.to(self.device), t.to(self.device)
+        noise = on_device(torch.cat([noise, noise[len(noise) - repeated :]]), self.device)
+        latents, t = on_device(latents, self.device), on_device(t, self.device)
         alpha = self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
-        states = self.preconditioner(text.to(self.device))
+        states = self.preconditioner(on_device(text, self.device))
         predicted = unet(alpha * latents + sigma * noise, t, encoder_hidden_states=states).sample
         return (predicted - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
 

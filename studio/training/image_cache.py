@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ import numpy as np
 from scenes.objects.pack import ObjectPack
 from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.samples import SampleConfig, ToySampler
+from studio.training.render_pool import draw_rows
 
 __all__ = ["ImageCache", "StackedRows", "cache_key", "render_cache"]
 
@@ -89,18 +91,25 @@ def cache_key(folder: Path) -> str:
     return f"{state['key']}-{state['done']}"
 
 
-def _source(
-    config: SampleConfig | ObjectSampleConfig, seed: int
-) -> tuple[ToySampler | ObjectSampler, str]:
-    """What draws the images, and a key of everything they depend on besides the code."""
-    told: list[object] = [type(config).__name__, asdict(config), seed]
+@lru_cache(maxsize=2)
+def _sampler(config: SampleConfig | ObjectSampleConfig) -> ToySampler | ObjectSampler:
     if isinstance(config, SampleConfig):
-        sampler: ToySampler | ObjectSampler = ToySampler(config)
-    else:
-        pack = ObjectPack(kept=KEPT_OBJECTS)
-        sampler = ObjectSampler(config, pack)
-        told.append(pack.digest)
-    return sampler, hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+        return ToySampler(config)
+    return ObjectSampler(config, ObjectPack(kept=KEPT_OBJECTS))
+
+
+def _key(config: SampleConfig | ObjectSampleConfig, seed: int) -> str:
+    """A key of everything that the images depend on besides the code."""
+    told: list[object] = [type(config).__name__, asdict(config), seed]
+    if isinstance(config, ObjectSampleConfig):
+        told.append(ObjectPack().digest)
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
+
+
+def _draw(config: SampleConfig | ObjectSampleConfig, seed: int, k: int) -> tuple[np.ndarray, str]:
+    """Image ``[h, w, 3]`` uint8 and caption of row k."""
+    sample = _sampler(config).sample(np.random.default_rng([seed, k]))
+    return np.round(sample.rgb * 255).astype(np.uint8), sample.caption
 
 
 def _open(folder: Path, shape: tuple[int, ...], key: str) -> tuple[np.ndarray, dict]:
@@ -147,19 +156,19 @@ def render_cache(
     Raises:
         ValueError: ``folder`` holds a cache of another size or of another distribution.
     """
-    sampler, key = _source(config, seed)
-    images, state = _open(folder, (count, config.image_size, config.image_size, 3), key)
-    while state["done"] < count:
-        start = state["done"]
-        for k in range(start, min(start + CHUNK, count)):
-            sample = sampler.sample(np.random.default_rng([seed, k]))
-            images[k] = np.round(sample.rgb * 255)
-            state["captions"].append(sample.caption)
+    shape = (count, config.image_size, config.image_size, 3)
+    images, state = _open(folder, shape, _key(config, seed))
+    rows = range(state["done"], count)
+    for k, (image, caption) in zip(rows, draw_rows(partial(_draw, config, seed), rows)):
+        images[k] = image
+        state["captions"].append(caption)
         state["done"] = k + 1
+        if state["done"] % CHUNK and state["done"] < count:
+            continue
         images.flush()
-        partial = folder / "state.tmp"
-        partial.write_text(json.dumps(state))
-        partial.replace(folder / "state.json")
+        partial_state = folder / "state.tmp"
+        partial_state.write_text(json.dumps(state))
+        partial_state.replace(folder / "state.json")
         if log:
             log(state["done"], count)
     return ImageCache(folder)

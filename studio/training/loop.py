@@ -14,13 +14,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-__all__ = ["LoopConfig", "TrainingLoop", "cosine_rate"]
+__all__ = ["LoopConfig", "TrainingLoop", "cosine_rate", "on_device"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class LoopConfig:
     """Seconds between two saves."""
     log_every: int = 50
     """Steps between two log lines."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What matrix products and convolutions compute in; weights and their averages stay float32."""
 
 
 def cosine_rate(step: int, config: LoopConfig) -> float:
@@ -54,6 +57,13 @@ def cosine_rate(step: int, config: LoopConfig) -> float:
     x = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
     share = config.final_rate + (1 - config.final_rate) * 0.5 * (1 + math.cos(math.pi * x))
     return config.learning_rate * share
+
+
+def on_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` there; the host goes on while it travels to an accelerator."""
+    if device.type != "cuda" or tensor.is_cuda:
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class TrainingLoop:
@@ -88,23 +98,31 @@ class TrainingLoop:
         while self.step < self.config.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = cosine_rate(self.step, self.config)
-            loss = loss_fn(self.step)
+            with torch.autocast(*self._autocast):
+                loss = loss_fn(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
-            if torch.isfinite(norm):
-                self.optimizer.step()
+            # Asking here whether it is finite would make the host wait for the device.
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            self.optimizer.step()
             self._average()
             self.step += 1
-            recent.append(float(loss.detach()))
+            recent.append(loss.detach())
             self.seconds = before + time.monotonic() - started
             if self.step % self.config.log_every == 0:
-                self._log(sum(recent) / len(recent), float(norm), log)
+                self._log(float(torch.stack(recent).mean()), float(norm), log)
                 recent = []
             if time.monotonic() - saved > self.config.save_every_s:
                 self.save()
                 saved = time.monotonic()
         self.save()
+
+    @property
+    def _autocast(self) -> tuple[str, torch.dtype, bool]:
+        """Kind of device, type and whether to cast at all."""
+        device = next(iter(self.parameters.values())).device.type
+        return device, torch.bfloat16, self.config.precision == "bfloat16"
 
     @torch.no_grad()
     def _average(self) -> None:

@@ -35,7 +35,7 @@ from studio.training.denoiser import (
     stratified_timesteps,
 )
 from studio.training.image_cache import ImageCache, render_cache
-from studio.training.loop import LoopConfig, TrainingLoop
+from studio.training.loop import LoopConfig, TrainingLoop, on_device
 from studio.training.start import begin_unet, frozen_parts, unet_digest
 from studio.training.vae import image_batch
 from studio.training.view_sets import (
@@ -148,10 +148,10 @@ def joint_loss(
 ) -> Tensor:
     """Mean squared error of v for one batch, its timesteps drawn once for each set."""
     unet, rows, device = hub.unet, len(batch.latents), alphas_cumprod.device
-    noise = torch.randn(batch.latents.shape, generator=generator).to(device)
+    noise = on_device(torch.randn(batch.latents.shape, generator=generator), device)
     t = stratified_timesteps(rows // batch.views, len(alphas_cumprod), generator)
-    t = t.repeat_interleave(batch.views).to(device)
-    latents, text = batch.latents.to(device), batch.text.to(device)
+    t = on_device(t.repeat_interleave(batch.views), device)
+    latents, text = on_device(batch.latents, device), on_device(batch.text, device)
     alpha = alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
     sigma = (1 - alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
     z_t = alpha * latents + sigma * noise
@@ -160,7 +160,7 @@ def joint_loss(
             with camera_embedding_off(unet):
                 predicted = unet(z_t, t, encoder_hidden_states=text).sample
         else:
-            cameras = batch.cameras.to(device)
+            cameras = on_device(batch.cameras, device)
             predicted = unet(z_t, t, encoder_hidden_states=text, class_labels=cameras).sample
     return (predicted - (alpha * noise - sigma * latents)).square().mean()
 
@@ -200,6 +200,7 @@ def train_multiview(
     preconditioner = TextPreconditioner.of_states(images.text, config.text_ridge)
     preconditioner.enter(unet)
     loop = TrainingLoop(unet, config.loop, work / "unet")
+    images.reside(device)
     batches = JointBatches(config, sets, images)
     alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
     unet.train()

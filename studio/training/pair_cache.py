@@ -12,6 +12,8 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.samples import SampleConfig, random_background, random_cameras
 from studio.training.image_cache import ImageCache
 from studio.training.pairs import EDITS, EditSampler
+from studio.training.render_pool import draw_rows
 
 __all__ = ["PairCache", "PairConfig", "PairWriter", "render_pairs"]
 
@@ -126,24 +129,30 @@ def render_pairs(folder: Path, config: PairConfig, *, log: Callable[[str], None]
     Raises:
         ValueError: ``folder`` holds pairs of other settings.
     """
-    size, samples = config.samples.image_size, config.samples
+    size = config.samples.image_size
     writer = PairWriter(folder, pairs=config.edits, size=size, key=asdict(config))
-    sampler = EditSampler(samples, config.names)
-    while writer.drawn < config.edits:
-        rows = range(writer.drawn, min(writer.drawn + CHUNK, config.edits))
-        for k in rows:
-            rng = np.random.default_rng([config.seed, k])
-            edit = sampler.edit(rng)
-            front = max(len(edit.before.objects), len(edit.after.objects)) > 1
-            camera = random_cameras(
-                rng, image_size=size, elevation_deg=samples.elevation_deg, front=front
-            )
-            background = random_background(rng, samples.white_background)
-            images = [
-                render_rgb(ToyGeometry(scene), camera, background=background)[0][0]
-                for scene in (edit.before, edit.after)
-            ]
-            writer.add(np.stack(images), edit.instruction, edit.name, (edit.old, edit.new))
-        writer.save(rows.stop)
-        log(f"edits {rows.stop}/{config.edits}")
+    drawn = draw_rows(partial(_draw, config), range(writer.drawn, config.edits))
+    while edits := list(islice(drawn, CHUNK)):
+        for edit in edits:
+            writer.add(*edit)
+        writer.save(writer.drawn + len(edits))
+        log(f"edits {writer.drawn}/{config.edits}")
     return PairCache(folder)
+
+
+def _draw(config: PairConfig, k: int) -> tuple[np.ndarray, str, str, tuple[ObjectSpec, ObjectSpec]]:
+    """What :meth:`PairWriter.add` takes, of edit k."""
+    samples, rng = config.samples, np.random.default_rng([config.seed, k])
+    edit = EditSampler(samples, config.names).edit(rng)
+    camera = random_cameras(
+        rng,
+        image_size=samples.image_size,
+        elevation_deg=samples.elevation_deg,
+        front=max(len(edit.before.objects), len(edit.after.objects)) > 1,
+    )
+    background = random_background(rng, samples.white_background)
+    images = [
+        render_rgb(ToyGeometry(scene), camera, background=background)[0][0]
+        for scene in (edit.before, edit.after)
+    ]
+    return np.stack(images), edit.instruction, edit.name, (edit.old, edit.new)

@@ -34,6 +34,7 @@ from studio.training.denoiser import (
 from studio.training.image_cache import ImageCache, cache_key, render_cache
 from studio.training.loop import LoopConfig
 from studio.training.mixed_latents import MixedLatents
+from studio.training.recoloring import recolor
 from studio.training.start import begin_unet, frozen_parts, unet_digest, vae_digest
 from studio.training.text import build_text_encoder, encode_captions
 from studio.training.vae import VAEConfig, image_batch, psnr_of, train_decoder, train_vae
@@ -85,14 +86,22 @@ class PocketConfig:
         return round(self.images * self.objects_share / (1.0 - self.objects_share))
 
 
-_GPU_LOOP = LoopConfig(steps=60_000, learning_rate=8e-4, warmup=500, ema_decay=0.9995)
-
 PRESETS: dict[str, PocketConfig] = {
     "cpu": PocketConfig(),
     "gpu": PocketConfig(
-        images=200_000,
-        vae=replace(VAEConfig(), batch_size=64, loop=replace(VAEConfig().loop, steps=12_000)),
-        denoiser=DenoiserConfig(batch_size=128, loop=_GPU_LOOP),
+        images=160_000,
+        pair_images=40_000,
+        vae=VAEConfig(
+            batch_size=96,
+            loop=replace(VAEConfig().loop, steps=9000),
+            decoder_loop=replace(VAEConfig().decoder_loop, steps=6000),
+        ),
+        denoiser=DenoiserConfig(
+            batch_size=512,
+            noise_tilt=1.25,
+            contrast=ContrastConfig(share=0.5, bindings=0.4),
+            loop=LoopConfig(steps=10_000, learning_rate=1e-3, warmup=300, ema_decay=0.9995),
+        ),
     ),
 }
 REFINE_PRESETS: dict[str, PocketConfig] = {
@@ -104,10 +113,10 @@ REFINE_PRESETS: dict[str, PocketConfig] = {
             preset.denoiser,
             noise_tilt=1.25,
             contrast=ContrastConfig(share=0.75, bindings=0.5),
-            loop=replace(preset.denoiser.loop, steps=steps, learning_rate=4e-4, warmup=100),
+            loop=replace(preset.denoiser.loop, steps=3000, learning_rate=4e-4, warmup=100),
         ),
     )
-    for (name, preset), steps in zip(PRESETS.items(), (3000, 20_000))
+    for name, preset in PRESETS.items()
 }
 """To go on from a finished model: new images, more of them with two objects, more draws of the
 noisy timesteps, in which layout and side are decided, and captions compared with wrong ones."""
@@ -236,11 +245,15 @@ def train_pocket(
     key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
     latents = _encode(config, work, vae, encoder, tokenizer, key=key, log=log)
     unet = train_denoiser(
-        config.denoiser, latents, work / "unet", seed=config.seed, device=device, log=log
+        config.denoiser,
+        latents,
+        work / "unet",
+        seed=config.seed,
+        device=device,
+        log=log,
+        wrong=_wrong_words(config.denoiser.contrast, images, latents, encoder, tokenizer),
     )
-    train_decoder(
-        config.vae, vae, images, latents.latents, work / "decoder", seed=config.seed, log=log
-    )
+    train_decoder(config.vae, vae, images, work / "decoder", seed=config.seed, log=log)
     facts = {
         **vae_figures(config, vae, work),
         "vae": json.loads((work / "vae" / "state.json").read_text()),
@@ -251,17 +264,32 @@ def train_pocket(
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 
+def _wrong_words(
+    config: ContrastConfig,
+    images: ImageCache,
+    latents: MixedLatents,
+    encoder: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> WrongWords | None:
+    """Captions to compare the cached ones with, where the training compares any."""
+    if not config.share:
+        return None
+    encode = partial(encode_captions, encoder, tokenizer)
+    return WrongWords(config, images.captions, latents.latents, encode)
+
+
 def vae_figures(config: PocketConfig, vae: AutoencoderKL, work: Path) -> dict[str, float]:
-    """PSNR in dB on toybox individuals and on objects that no training saw."""
+    """PSNR in dB on toybox individuals and objects that no training saw, and on recoloured ones."""
     unseen = {"vae_psnr_db": SampleConfig(evaluation=True)}
     if config.object_images:
         unseen["vae_objects_psnr_db"] = ObjectSampleConfig(split="held_out")
-    figures, count = {}, min(256, config.images)
+    figures, count, seen = {}, min(256, config.images), []
     for name, samples in unseen.items():
         images = render_cache(work / "unseen" / name, samples, count=count, seed=config.seed)
-        batch = image_batch(images, np.arange(len(images)), vae.device)
-        figures[name] = round(psnr_of(vae, batch), 2)
-    return figures
+        seen.append(image_batch(images, np.arange(len(images)), vae.device))
+        figures[name] = round(psnr_of(vae, seen[-1]), 2)
+    colors = recolor(torch.cat(seen), config.vae.recolor, torch.Generator().manual_seed(0))
+    return figures | {"vae_recolored_psnr_db": round(psnr_of(vae, colors), 2)}
 
 
 def cache_refinement(
@@ -308,11 +336,7 @@ def refine_pocket(
     digest = unet_digest(start)
     latents = cache_refinement(config, work, start=start, device=device, log=log)
     vae, encoder, tokenizer = frozen_parts(start, device)
-    wrong = None
-    if config.denoiser.contrast.share:
-        captions = cache_images(config, work, log=log).captions
-        encode = partial(encode_captions, encoder, tokenizer)
-        wrong = WrongWords(config.denoiser.contrast, captions, latents.latents, encode)
+    images = cache_images(config, work, log=log)
     unet = train_denoiser(
         config.denoiser,
         latents,
@@ -321,7 +345,7 @@ def refine_pocket(
         device=device,
         log=log,
         start=unet,
-        wrong=wrong,
+        wrong=_wrong_words(config.denoiser.contrast, images, latents, encoder, tokenizer),
     )
     before = start / "training.json"
     card = json.loads(before.read_text()) if before.is_file() else {}

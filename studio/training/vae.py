@@ -2,7 +2,8 @@
 
 A stock ``AutoencoderKL``, trained with an L1 + L2 + image-gradient reconstruction loss and a small
 KL term. There is no adversarial or perceptual loss: toybox images are flat coloured, and the
-gradient term keeps their edges sharp. After training the latents are whitened, so that
+gradient term keeps their edges sharp. Some images are recoloured
+(:mod:`studio.training.recoloring`). After training the latents are whitened, so that
 ``scaling_factor`` is 1.
 """
 
@@ -19,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from studio.training.image_cache import ImageCache
-from studio.training.loop import LoopConfig, TrainingLoop
+from studio.training.loop import LoopConfig, TrainingLoop, on_device
+from studio.training.recoloring import RecolorConfig, recolor_some
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
@@ -50,6 +52,8 @@ class VAEConfig:
     """Weight of the KL term (mean over pixels and channels)."""
     gradient_weight: float = 0.5
     """Weight of the L1 loss on image differences."""
+    recolor: RecolorConfig = field(default_factory=RecolorConfig)
+    """Which images are recoloured, and how."""
     loop: LoopConfig = field(
         default_factory=lambda: LoopConfig(
             steps=3000, learning_rate=2e-3, ema_decay=0.995, weight_decay=0.0
@@ -83,7 +87,7 @@ def build_vae(config: VAEConfig) -> AutoencoderKL:
 
 def image_batch(cache: ImageCache, index: np.ndarray, device: torch.device) -> Tensor:
     """Images of the cache as ``[b, 3, h, w]`` in -1..1."""
-    batch = torch.from_numpy(cache.images[np.sort(index)]).to(device)
+    batch = on_device(torch.from_numpy(cache.images[np.sort(index)]), device)
     return batch.permute(0, 3, 1, 2).float() / 127.5 - 1.0
 
 
@@ -161,6 +165,7 @@ def train_vae(
         side = images.shape[-1] // 2 ** (len(config.widths) - 1)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         noise = torch.randn((len(images), 4, side, side), generator=generator).to(device)
+        images = recolor_some(images, config.recolor, generator)
         if step % 2:
             images = images.flip(-1)
         return vae_loss(vae, images, noise, config)
@@ -168,7 +173,8 @@ def train_vae(
     loop.run(loss_at, log=log)
     loop.load_average()
     vae.eval().requires_grad_(False)
-    whiten_latents(vae, image_batch(cache, np.arange(min(1024, len(cache))), device))
+    spread = np.linspace(0, len(cache) - 1, min(1024, len(cache))).astype(np.int64)
+    whiten_latents(vae, image_batch(cache, spread, device))
     return vae
 
 
@@ -176,13 +182,12 @@ def train_decoder(
     config: VAEConfig,
     vae: AutoencoderKL,
     cache: ImageCache,
-    latents: np.ndarray,
     folder: Path,
     *,
     seed: int,
     log: Callable[[str], None],
 ) -> None:
-    """Go on with the decoder alone, in place, on ``latents [n, 4, h, w]`` of the cached images.
+    """Go on with the decoder alone, in place.
 
     The encoder and with it the latent space stay as they are, so this may run beside or after the
     denoiser's training.
@@ -192,14 +197,15 @@ def train_decoder(
     loop = TrainingLoop(decoder, config.decoder_loop, folder)
 
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, step])
-        index = np.sort(rng.integers(0, len(latents), config.batch_size))
-        z = torch.from_numpy(latents[index]).to(vae.device).float()
-        # A little noise: sampled latents are never exactly on the encoder's manifold.
+        index = np.random.default_rng([seed, step]).integers(0, len(cache), config.batch_size)
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        z = z + DECODER_NOISE * torch.randn(z.shape, generator=generator).to(z.device)
-        rebuilt = vae.decoder(vae.post_quant_conv(z))
-        return rebuild_loss(rebuilt, image_batch(cache, index, vae.device), config)
+        images = image_batch(cache, index, vae.device)
+        images = recolor_some(images, config.recolor, generator)
+        with torch.no_grad():
+            z = vae.encode(images).latent_dist.mean
+        # A little noise: sampled latents are never exactly on the encoder's manifold.
+        z = z + DECODER_NOISE * torch.randn(z.shape, generator=generator).to(z)
+        return rebuild_loss(vae.decoder(vae.post_quant_conv(z)), images, config)
 
     loop.run(loss_at, log=log)
     loop.load_average()

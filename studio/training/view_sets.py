@@ -14,6 +14,8 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +26,7 @@ from torch import Tensor
 from image_tools.diffusion.camera_embedding import CAMERA_WIDTH, camera_vector
 from scenes.toybox.samples import SampleConfig, ToySampler, ToyViewSet
 from studio.training.denoiser import TEXT_WIDTH
+from studio.training.render_pool import draw_rows
 from studio.training.text import MAX_TOKENS, encode_captions
 
 if TYPE_CHECKING:
@@ -148,12 +151,9 @@ def render_view_sets(
             "Name another folder, or delete this one."
         )
     latents, cameras = _open_arrays(folder, config, vae, is_new)
-    sampler = config.sampler()
-    while state["done"] < config.sets:
-        rows = range(state["done"], min(state["done"] + CHUNK, config.sets))
-        sets = [
-            sampler.view_set(np.random.default_rng([config.seed, k]), config.views) for k in rows
-        ]
+    drawn = draw_rows(partial(_draw, config), range(state["done"], config.sets))
+    while sets := list(islice(drawn, CHUNK)):
+        rows = range(state["done"], state["done"] + len(sets))
         latents[rows.start : rows.stop] = _encode(sets, vae)
         for k, views in zip(rows, sets):
             cameras[k] = camera_vector(views.cameras.c2w).numpy()
@@ -161,11 +161,20 @@ def render_view_sets(
         state["done"] = rows.stop
         latents.flush()
         cameras.flush()
-        partial = state_path.with_suffix(".tmp")
-        partial.write_text(json.dumps(state))
-        partial.replace(state_path)
+        partial_state = state_path.with_suffix(".tmp")
+        partial_state.write_text(json.dumps(state))
+        partial_state.replace(state_path)
         log(f"view sets {rows.stop}/{config.sets}")
     return ViewSetCache(folder)
+
+
+@lru_cache(maxsize=1)
+def _sampler(config: ViewSetConfig) -> ToySampler:
+    return config.sampler()
+
+
+def _draw(config: ViewSetConfig, k: int) -> ToyViewSet:
+    return _sampler(config).view_set(np.random.default_rng([config.seed, k]), config.views)
 
 
 @torch.no_grad()

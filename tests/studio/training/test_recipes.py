@@ -33,10 +33,9 @@ from studio.training.pocket import (
     refine_pocket,
     train_pocket,
 )
-from studio.training.start import unet_digest, vae_digest
+from studio.training.start import unet_digest
 from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions, kept_tokens
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
-from studio.training.vae_widening import WideningConfig, widen_pocket
 
 SHORT = LoopConfig(steps=2, log_every=1)
 TINY = PocketConfig(
@@ -328,30 +327,6 @@ def test_a_refinement_sees_pairs_and_compares_who_is_what(
     assert LatentCache(work / "pair_latents").latents.shape == (6, 4, 16, 16)
     card = json.loads((out / "training.json").read_text())
     assert card["refinements"][-1]["pair_images"] == 6
-
-
-def test_a_wider_autoencoder_comes_with_the_denoiser_as_it_was(
-    trained: tuple[Path, Path], tmp_path: Path
-) -> None:
-    out, cpu = tmp_path / "out", torch.device("cpu")
-    widening = WideningConfig(toys=2, objects=1, recolored=1, loop=SHORT)
-    config = replace(TINY, seed=2)
-    figures = widen_pocket(
-        config,
-        tmp_path / "work",
-        start=trained[1],
-        out=out,
-        device=cpu,
-        log=quiet,
-        widening=widening,
-    )
-    assert unet_digest(out) == unet_digest(trained[1])
-    assert vae_digest(out) != vae_digest(trained[1])
-    assert 0.0 < figures["vae_latents_moved"] < 1.0
-    assert json.loads((out / "training.json").read_text())["widening"]["facts"] == figures
-    none = replace(config, objects_share=0.0)
-    with pytest.raises(ValueError, match="objects_share is 0"):
-        widen_pocket(none, tmp_path / "none", start=trained[1], out=out, device=cpu, log=quiet)
 
 
 def test_the_card_of_a_model_tells_each_training_it_went_through(

@@ -13,7 +13,7 @@ from studio.errors import ConfigError, WeightsMissing
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "jury"}, "what is 'jury' - expected pocket or pocket-vae or pocket-mv or judge"),
+        ({"what": "jury"}, "what is 'jury' - expected pocket or pocket-mv or judge"),
         ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),
@@ -21,7 +21,7 @@ from studio.errors import ConfigError, WeightsMissing
         ({"what": "image-text"}, "--out is out - expected a file"),
         (
             {"what": "judge", "objects_share": 0.5},
-            "--objects-share is for pocket and pocket-vae, not for judge",
+            "--objects-share is for pocket, not for judge",
         ),
         (
             {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
