@@ -14,6 +14,7 @@ import torch
 from studio.errors import ConfigError
 
 __all__ = [
+    "PeakMemory",
     "configure",
     "make_generators",
     "peak_memory_bytes",
@@ -98,3 +99,43 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class PeakMemory:
+    """Highest memory use of a run, and on a GPU of each of its stages."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Count from now on; a CPU process counts from its start, which cannot be changed."""
+        self.device = device
+        self._stages: dict[str, dict[str, int]] = {}
+        self._stage: str | None = None
+        self._highest = 0
+        self._reset()
+
+    def begin(self, stage: str) -> None:
+        """Count for ``stage`` from now on; memory that was only kept cached is given back."""
+        self._stages = self.stages()
+        self._highest = self.total()
+        self._stage = stage
+        self._reset()
+
+    def stages(self) -> dict[str, dict[str, int]]:
+        """Bytes in use (``allocated``) and taken from the GPU (``reserved``) at most, by stage;
+        nothing on other devices, which count for the whole process."""
+        if self._stage is None or self.device.type != "cuda":
+            return self._stages
+        peak = {
+            "allocated": torch.cuda.max_memory_allocated(self.device),
+            "reserved": torch.cuda.max_memory_reserved(self.device),
+        }
+        return {**self._stages, self._stage: peak}
+
+    def total(self) -> int:
+        """Highest use of the whole run in bytes."""
+        return max(self._highest, peak_memory_bytes(self.device))
+
+    def _reset(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.init()  # before it, there is nothing to reset, which is an error
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats(self.device)

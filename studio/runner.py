@@ -25,9 +25,9 @@ from renderers.outputs import RenderOutput
 from studio.checkpoints import load_latest, save_checkpoint
 from studio.configs import SceneConfig
 from studio.device import (
+    PeakMemory,
     configure,
     make_generators,
-    peak_memory_bytes,
     resolve_device,
     thread_counts,
     use_thread_counts,
@@ -78,7 +78,7 @@ class Runner:
         checkpoint = load_latest(run.checkpoints_dir, warn=say)
         if checkpoint or scene.subject:
             self._use_the_same_threads()
-        started = time.perf_counter()
+        started, self.memory = time.perf_counter(), PeakMemory(self.device)
         self.subject = SubjectRun(scene, run, self.device) if scene.subject else None
         self.start = RunStart(scene, run, self.device) if scene.edit else None
         self.priors = self.subject.priors if self.subject else StagePriors(scene, self.device)
@@ -253,6 +253,7 @@ class Runner:
     def _enter(self, index: int) -> Stage:
         """Build a stage with its prior, its guidance and its preview views."""
         self._let_go()
+        self.memory.begin(self.scene.stages[index].name)
         self.prior = self.priors.at(index)
         stage = build_stage(self.scene, index, self.device)
         if self.start and index == 0:
@@ -359,7 +360,8 @@ class Runner:
 
     def _note(self, metrics: dict[str, float]) -> None:
         """Record times, memory and the last metrics in run.json."""
-        before = self.run.read_info().get("seconds", {})
+        info = self.run.read_info()
+        before = info.get("seconds", {})
         seconds = {
             name: round(before.get(name, 0.0) + value, 3) for name, value in self.seconds.items()
         }
@@ -369,8 +371,10 @@ class Runner:
             "steps_done": self.steps_done,
             "denoiser_evaluations": self.denoiser_evaluations,
             "seconds": seconds,
-            "peak_memory_bytes": peak_memory_bytes(self.device),
+            "peak_memory_bytes": self.memory.total(),
         }
+        if stages := self.memory.stages():
+            values["stage_memory_bytes"] = info.get("stage_memory_bytes", {}) | stages
         if metrics:
             values["metrics"] = {name: round(value, 6) for name, value in metrics.items()}
         self.run.update_info(values)
