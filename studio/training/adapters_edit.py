@@ -83,10 +83,10 @@ class EditRecipe:
 PRESETS: dict[str, EditRecipe] = {
     "cpu": EditRecipe(),
     "gpu": EditRecipe(
-        pairs=PairConfig(edits=60_000),
-        generated=replace(GeneratedPairConfig(), edits=5_000),
-        batch_size=128,
-        loop=LoopConfig(steps=20_000, learning_rate=4e-4, ema_decay=0.9995),
+        pairs=PairConfig(edits=24_000),
+        generated=replace(GeneratedPairConfig(), edits=100),
+        batch_size=192,
+        loop=LoopConfig(steps=5000, learning_rate=6e-4),
     ),
 }
 

@@ -50,6 +50,7 @@ class TextPreconditioner:
         scale = (values.clamp(min=0) + ridge * values.mean()).rsqrt()
         self.matrix = (vectors * scale @ vectors.T).float()
         self.inverse = (vectors / scale @ vectors.T).float()
+        self._placed = self.matrix
 
     @classmethod
     def of_states(cls, states: np.ndarray, ridge: float) -> TextPreconditioner:
@@ -64,7 +65,11 @@ class TextPreconditioner:
 
     def __call__(self, states: Float[Tensor, "... width"]) -> Float[Tensor, "... width"]:
         """What a network in training reads instead of ``states``."""
-        return states @ self.matrix.to(states)
+        if self._placed.device != states.device:
+            self._placed = self.matrix.to(states.device)
+        # Rounding the large shared directions would drown the small ones that are scaled up.
+        with torch.autocast(states.device.type, enabled=False):
+            return states @ self._placed.to(states.dtype)
 
     def enter(self, unet: UNet2DConditionModel) -> None:
         """Make ``unet`` read preconditioned states: A becomes A W^-1."""

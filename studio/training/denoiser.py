@@ -45,6 +45,7 @@ __all__ = [
 ]
 
 TEXT_WIDTH = 384
+ENCODED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -187,8 +188,8 @@ def cache_latents(
         return
     folder.mkdir(parents=True, exist_ok=True)
     latents = np.empty((len(images), 4, 16, 16), dtype=np.float16)
-    for start in range(0, len(images), 64):
-        index = np.arange(start, min(start + 64, len(images)))
+    for start in range(0, len(images), ENCODED_AT_ONCE):
+        index = np.arange(start, min(start + ENCODED_AT_ONCE, len(images)))
         mean = vae.encode(image_batch(images, index, vae.device)).latent_dist.mean
         latents[index] = (mean * vae.config.scaling_factor).half().cpu().numpy()
         if start % 6400 == 0:

@@ -88,9 +88,9 @@ class MultiViewTrainingConfig:
 PRESETS: dict[str, MultiViewTrainingConfig] = {
     "cpu": MultiViewTrainingConfig(),
     "gpu": MultiViewTrainingConfig(
-        view_sets=ViewSetConfig(sets=40_000),
-        sets_per_batch=32,
-        loop=replace(MultiViewTrainingConfig().loop, steps=20_000, ema_decay=0.9995),
+        view_sets=ViewSetConfig(sets=24_000),
+        sets_per_batch=48,
+        loop=replace(MultiViewTrainingConfig().loop, steps=6000, learning_rate=4e-4),
     ),
 }
 
