@@ -169,13 +169,13 @@ def _processor(device: str) -> str:
 
 def commit() -> str | None:
     """Short hash of the checkout, if this is one."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        cwd=RESULTS.parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    try:
+        done = subprocess.run(
+            command, cwd=RESULTS.parent, capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:  # no git here
+        return None
     return done.stdout.strip() or None
 
 

@@ -38,6 +38,7 @@ from image_tools.configs import DiffusersPriorConfig, MVDreamPriorConfig
 from renderers.camera_configs import ResolutionMilestone
 from studio.config import load_scene
 from studio.configs import SceneConfig, StageConfig
+from studio.errors import Interrupted
 from studio.run_folder import RunFolder, create_run
 from studio.runner import Runner
 
@@ -165,7 +166,8 @@ class Bench:
         scene = with_local_priors(scene, settings.work, device=self.device, sizes=sizes)
         print(f"{preset}: weights in {time.monotonic() - started:.0f} s", flush=True)
         for measurement in measurements(scene, settings.steps, divisor=sizes.divisor):
-            self._run(preset, measurement)
+            if time.monotonic() < self.deadline:
+                self._run(preset, measurement)
 
     def _run(self, preset: str, measurement: Measurement) -> None:
         out, runner = self.options.work / "runs", None
@@ -183,6 +185,9 @@ class Bench:
                 measurement.scene, run, deadline=self.deadline, stage_ends=stage_ends
             )
             runner.optimise()
+        except Interrupted:
+            self.deadline = 0.0  # whoever stopped this run wants no other
+            self.failures.append(Failure(preset, runner.stage.config.name, "stopped"))
         except TimeIsUp:
             self.failures.append(Failure(preset, runner.stage.config.name, "out of time"))
         except Exception as error:

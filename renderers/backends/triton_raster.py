@@ -95,21 +95,22 @@ def visibility(pos_clip: Tensor, tri: Tensor, height: int, width: int) -> tuple[
     if len(run_face) > 0:
         before = (torch.cumsum(n_runs, 0) - n_runs)[run_face.long()]
         run_start = (torch.arange(len(run_face), device=tri.device) - before) * RUN
-        _draw[(triton.cdiv(len(run_face), RUNS_PER_PROGRAM),)](
-            faces.corners.contiguous(),
-            torch.cat([faces.low, faces.extent], 1).int().contiguous(),
-            faces.view.contiguous(),
-            faces.face.contiguous(),
-            run_face,
-            run_start.int().contiguous(),
-            nearest,
-            len(run_face),
-            height,
-            width,
-            RUNS=RUNS_PER_PROGRAM,
-            LENGTH=RUN,
-            enable_fp_fusion=False,
-        )
+        with torch.cuda.device_of(pos_clip):
+            _draw[(triton.cdiv(len(run_face), RUNS_PER_PROGRAM),)](
+                faces.corners.contiguous(),
+                torch.cat([faces.low, faces.extent], 1).int().contiguous(),
+                faces.view.contiguous(),
+                faces.face.contiguous(),
+                run_face,
+                run_start.int().contiguous(),
+                nearest,
+                len(run_face),
+                height,
+                width,
+                RUNS=RUNS_PER_PROGRAM,
+                LENGTH=RUN,
+                enable_fp_fusion=False,
+            )
     return _unpack(nearest)
 
 
