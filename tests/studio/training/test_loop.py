@@ -161,3 +161,23 @@ def test_cosine_rate_at_its_landmarks() -> None:
     assert cosine_rate(5000, config) == pytest.approx(0.1)
     rates = [cosine_rate(step, config) for step in range(100, 1101)]
     assert rates == sorted(rates, reverse=True)
+
+
+def test_half_precision_computes_so_and_keeps_full_weights(tmp_path: Path) -> None:
+    seen = []
+    model = small_model()
+    config = replace(CONFIG, precision="bfloat16", steps=60)
+    loop = TrainingLoop(model, config, tmp_path)
+
+    def loss_at(step: int) -> Tensor:
+        data = torch.randn(16, 3, generator=torch.Generator().manual_seed(step))
+        predicted = model(data)
+        seen.append(predicted.dtype)
+        return (predicted.squeeze(1).float() - data.sum(1)).square().mean()
+
+    loop.run(loss_at, log=lambda line: None)
+    assert set(seen) == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    with (tmp_path / "log.csv").open() as file:
+        losses = [float(row[1]) for row in csv.reader(file)]
+    assert losses[-1] < 0.3 * losses[0]
