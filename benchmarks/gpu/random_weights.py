@@ -201,8 +201,8 @@ def _write_modules(folder: Path, model: Model, encoder: str, *, device: str, siz
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    tokenizer = _tokenizer(folder)
-    ends = {"bos_token_id": len(tokenizer) - 2, "eos_token_id": len(tokenizer) - 1}
+    n_words = _write_tokenizer(folder / encoder.replace("text_encoder", "tokenizer"))
+    ends = {"bos_token_id": n_words - 2, "eos_token_id": n_words - 1}
     text = CLIPTextConfig(
         **sizes.text(model.text),
         vocab_size=VOCABULARY,
@@ -220,8 +220,7 @@ def _write_modules(folder: Path, model: Model, encoder: str, *, device: str, siz
     for seed, (name, module) in enumerate(modules.items()):
         filled = _with_values(module, device, seed=seed)
         filled.save_pretrained(folder / name, variant=model.variant)
-        module.to("meta")
-    tokenizer.save_pretrained(folder / encoder.replace("text_encoder", "tokenizer"))
+        module.to("meta")  # one at a time in memory
 
 
 def _with_values(module: nn.Module, device: str, *, seed: int) -> nn.Module:
@@ -239,17 +238,22 @@ def _with_values(module: nn.Module, device: str, *, seed: int) -> nn.Module:
     return module
 
 
-def _tokenizer(folder: Path):
-    """A CLIP tokenizer of single bytes: as many tokens as the longest prompt has, at once."""
-    from transformers import CLIPTokenizer
+def _write_tokenizer(folder: Path) -> int:
+    """A CLIP tokenizer of single bytes, as files; returns the number of its words.
 
+    Whatever the prompt, the text encoder sees as many tokens as ever.
+    """
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     symbols = [chr(code) for code in (*printable, *range(256, 512 - len(printable)))]
-    words = [*symbols, *(s + "</w>" for s in symbols), "<|startoftext|>", "<|endoftext|>"]
-    vocabulary, merges = folder / "words" / "vocab.json", folder / "words" / "merges.txt"
-    _write_json(vocabulary, {word: number for number, word in enumerate(words)})
-    merges.write_text("#version: 0.2\n", encoding="utf-8")
-    return CLIPTokenizer(str(vocabulary), str(merges), model_max_length=LONGEST)
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    words = [*symbols, *(symbol + "</w>" for symbol in symbols), start, end]
+    _write_json(folder / "vocab.json", {word: number for number, word in enumerate(words)})
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    marks = {"bos_token": start, "eos_token": end, "unk_token": end, "pad_token": end}
+    _write_json(folder / "special_tokens_map.json", marks)
+    settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LONGEST, **marks}
+    _write_json(folder / "tokenizer_config.json", settings)
+    return len(words)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from guidance.base import GuidanceOutput
 from renderers.outputs import RenderOutput
 from studio.configs import AdamConfig, LossesConfig
 from studio.device import (
+    PeakMemory,
     make_generators,
     peak_memory_bytes,
     resolve_device,
@@ -51,6 +52,26 @@ def test_generators_depend_on_seed_and_name_only():
 
 def test_peak_memory_is_plausible():
     assert 50e6 < peak_memory_bytes(CPU) < 1e12
+
+
+def test_memory_of_stages_is_known_of_gpus_only():
+    memory = PeakMemory(CPU)
+    memory.begin("shape")
+    assert memory.stages() == {}
+    assert 50e6 < memory.total() <= peak_memory_bytes(CPU)
+
+
+@pytest.mark.gpu
+def test_each_stage_has_its_own_peak_on_a_gpu():
+    memory = PeakMemory(torch.device("cuda"))
+    sizes = {"large": 1 << 26, "small": 1 << 22}
+    for name, size in sizes.items():
+        memory.begin(name)
+        torch.empty(size, dtype=torch.uint8, device="cuda")
+    peaks = memory.stages()
+    assert peaks["large"]["allocated"] - peaks["small"]["allocated"] == (1 << 26) - (1 << 22)
+    assert peaks["small"]["reserved"] < peaks["large"]["reserved"]
+    assert memory.total() == peaks["large"]["allocated"]
 
 
 def test_thread_counts_are_restored_or_refused():
