@@ -27,7 +27,7 @@ def test_rows_that_are_not_asked_for_are_not_drawn_here() -> None:
 
 
 def test_an_error_of_a_row_comes_out() -> None:
-    with pytest.raises(ValueError, match="math domain error|expected a nonnegative input"):
+    with pytest.raises(ValueError, match=r"math domain error|expected a nonnegative input"):
         list(draw_rows(math.sqrt, [4, 1, -1, 9], workers=2))
 
 
