@@ -212,6 +212,9 @@ def train(
     objects_share: Annotated[
         float | None, typer.Option(help="Share of real objects in the images, for pocket.")
     ] = None,
+    parts: Annotated[
+        str, typer.Option(help="What of --start pocket trains on: denoiser or all.")
+    ] = "denoiser",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Json = False,
@@ -228,6 +231,7 @@ def train(
         start=start,
         images=images,
         objects_share=objects_share,
+        parts=parts,
         steps=steps,
         device=device,
         as_json=as_json,

@@ -20,6 +20,7 @@ CONTROLS = ("depth", "normal", "edge", "seg")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
 WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
+PARTS = ("denoiser", "all")
 Recipe = TypeVar("Recipe")
 
 
@@ -33,6 +34,7 @@ def run(
     start: Path | None = None,
     images: Path | None = None,
     objects_share: float | None = None,
+    parts: str = "denoiser",
     steps: int | None = None,
     device: str = "auto",
     as_json: bool = False,
@@ -49,7 +51,7 @@ def run(
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).
         work: folder of data and checkpoints; `training_runs/<what>`.
         text_source: transformers folder of all-MiniLM-L6-v2, for a pocket from nothing.
-        start: for pocket, a finished model whose denoiser is trained on; for pocket-mv and the
+        start: for pocket, a finished model that is trained on; for pocket-mv and the
             adapters, the pocket model to start from, the shipped one when not given; for
             image-text, the file efficientnet-lite0-57934424.pth of EfficientNet-lite0.
         images: work folder of a pocket training, whose images pocket-mv uses too;
@@ -57,6 +59,8 @@ def run(
             work folder of another one of them, whose rendered views are used too.
         objects_share: share of training images that shows real objects instead of the toybox's, for
             pocket; the preset's when not given.
+        parts: what of ``start`` is trained on, for pocket: "denoiser", or "all", which makes new
+            latents, so that everything trained beside the old model needs to be trained again.
         steps: optimizer steps instead of the preset's (of the denoiser, for pocket; of either
             adapter, for pocket-uni).
         device: auto, cpu, cuda, cuda:1 or mps.
@@ -66,13 +70,19 @@ def run(
         ConfigError: an argument is wrong.
         WeightsMissing: the text encoder's source is not there.
     """
-    for name, value, allowed in (("what", what, WHAT), ("--preset", preset, PRESET_NAMES)):
+    for name, value, allowed in (
+        ("what", what, WHAT),
+        ("--preset", preset, PRESET_NAMES),
+        ("--parts", parts, PARTS),
+    ):
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
         raise ConfigError(f"--steps is {steps} - expected at least 1.")
     if objects_share is not None and what != "pocket":
         raise ConfigError(f"--objects-share is for pocket, not for {what}. Leave it out.")
+    if parts == "all" and start is None:
+        raise ConfigError("--parts all needs --start: the model whose parts are trained on.")
     work = work or Path("training_runs") / what.replace("-", "_")
     if (
         what == "pocket"
@@ -85,7 +95,9 @@ def run(
             "To train a finished pocket on, give --start instead."
         )
     if what == "pocket":
-        result = _train_pocket(preset, out, work, text_source, start, objects_share, steps, device)
+        result = _train_pocket(
+            preset, out, work, text_source, start, objects_share, parts, steps, device
+        )
     elif what == "pocket-mv":
         result = _train_multiview(preset, out, work, start, images, steps, device)
     elif what in ADAPTERS:
@@ -119,13 +131,15 @@ def _train_pocket(
     text_source: Path | None,
     start: Path | None,
     objects_share: float | None,
+    parts: str,
     steps: int | None,
     device: str,
 ) -> dict[str, float]:
     from image_tools.pocket.paths import pocket_folder
     from studio.training.pocket import PRESETS, REFINE_PRESETS, refine_pocket, train_pocket
 
-    config = PRESETS[preset] if start is None else REFINE_PRESETS[preset]
+    is_whole = start is None or parts == "all"
+    config = PRESETS[preset] if is_whole else REFINE_PRESETS[preset]
     if steps is not None:
         loop = replace(config.denoiser.loop, steps=steps)
         config = replace(config, denoiser=replace(config.denoiser, loop=loop))
@@ -133,10 +147,14 @@ def _train_pocket(
     try:
         if objects_share is not None:
             config = replace(config, objects_share=objects_share)
-        if start is None:
-            train_pocket(config, work, text_source=text_source, out=out, device=place, log=say)
+        begin = pocket_folder(start) if start is not None else None
+        if is_whole:
+            source = begin or text_source
+            train_pocket(
+                config, work, text_source=source, out=out, device=place, log=say, start=begin
+            )
         else:
-            refine_pocket(config, work, start=pocket_folder(start), out=out, device=place, log=say)
+            refine_pocket(config, work, start=begin, out=out, device=place, log=say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     say(f"Measure it with: studio eval --prior {out}")

@@ -97,9 +97,9 @@ class ControlRecipe:
 PRESETS: dict[str, ControlRecipe] = {
     "cpu": ControlRecipe(),
     "gpu": ControlRecipe(
-        views=BufferViewConfig(views=24_000),
+        views=BufferViewConfig(views=16_000),
         batch_size=128,
-        loop=replace(ControlRecipe().loop, steps=4000, learning_rate=8e-4),
+        loop=replace(ControlRecipe().loop, steps=2000, learning_rate=8e-4),
     ),
 }
 

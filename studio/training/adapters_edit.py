@@ -83,10 +83,10 @@ class EditRecipe:
 PRESETS: dict[str, EditRecipe] = {
     "cpu": EditRecipe(),
     "gpu": EditRecipe(
-        pairs=PairConfig(edits=24_000),
-        generated=replace(GeneratedPairConfig(), edits=100),
+        pairs=PairConfig(edits=16_000),
+        generated=replace(GeneratedPairConfig(), edits=60),
         batch_size=192,
-        loop=LoopConfig(steps=5000, learning_rate=6e-4),
+        loop=LoopConfig(steps=2800, learning_rate=6e-4),
     ),
 }
 

@@ -116,10 +116,10 @@ class UniRecipe:
 PRESETS: dict[str, UniRecipe] = {
     "cpu": UniRecipe(),
     "gpu": UniRecipe(
-        views=BufferViewConfig(views=24_000),
+        views=BufferViewConfig(views=16_000),
         batch_size=128,
-        local_loop=replace(UniRecipe().local_loop, steps=4000, learning_rate=8e-4),
-        content_loop=replace(UniRecipe().content_loop, learning_rate=5e-4),
+        local_loop=replace(UniRecipe().local_loop, steps=2200, learning_rate=8e-4),
+        content_loop=replace(UniRecipe().content_loop, steps=1000, learning_rate=5e-4),
     ),
 }
 

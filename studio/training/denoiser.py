@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from studio.training.conditioning import TextPreconditioner
 from studio.training.contrast import ContrastConfig, WrongWords, contrast_loss
+from studio.training.graphs import Denoiser, captured
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop, on_device
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -227,6 +228,7 @@ class _Objective:
         self.seed, self.device = seed, device
         self.alphas_cumprod = build_scheduler().alphas_cumprod.to(device)
         self.preconditioner = TextPreconditioner.of_states(cache.text, config.text_ridge)
+        self._denoise: nn.Module | None = None
         cache.reside(device)
 
     def __call__(self, unet: UNet2DConditionModel, step: int) -> Tensor:
@@ -270,7 +272,10 @@ class _Objective:
         alpha = self.alphas_cumprod[t].sqrt().view(-1, 1, 1, 1)
         sigma = (1 - self.alphas_cumprod[t]).sqrt().view(-1, 1, 1, 1)
         states = self.preconditioner(on_device(text, self.device))
-        predicted = unet(alpha * latents + sigma * noise, t, encoder_hidden_states=states).sample
+        arguments = (alpha * latents + sigma * noise, t, states)
+        if self._denoise is None:
+            self._denoise = captured(Denoiser(unet), arguments)
+        predicted = self._denoise(*arguments)
         return (predicted - (alpha * noise - sigma * latents)).square().mean((1, 2, 3))
 
 

@@ -98,7 +98,8 @@ class TrainingLoop:
         while self.step < self.config.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = cosine_rate(self.step, self.config)
-            with torch.autocast(*self._autocast):
+            # Every weight is used once a step, and graphs cannot be captured over a cache.
+            with torch.autocast(*self._autocast, cache_enabled=False):
                 loss = loss_fn(self.step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -88,9 +88,9 @@ class MultiViewTrainingConfig:
 PRESETS: dict[str, MultiViewTrainingConfig] = {
     "cpu": MultiViewTrainingConfig(),
     "gpu": MultiViewTrainingConfig(
-        view_sets=ViewSetConfig(sets=24_000),
+        view_sets=ViewSetConfig(sets=16_000),
         sets_per_batch=48,
-        loop=replace(MultiViewTrainingConfig().loop, steps=6000, learning_rate=4e-4),
+        loop=replace(MultiViewTrainingConfig().loop, steps=3600, learning_rate=4e-4),
     ),
 }
 

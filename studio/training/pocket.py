@@ -89,18 +89,19 @@ class PocketConfig:
 PRESETS: dict[str, PocketConfig] = {
     "cpu": PocketConfig(),
     "gpu": PocketConfig(
-        images=160_000,
-        pair_images=40_000,
+        images=80_000,
+        objects_share=0.25,
+        pair_images=24_000,
         vae=VAEConfig(
             batch_size=96,
-            loop=replace(VAEConfig().loop, steps=9000),
-            decoder_loop=replace(VAEConfig().decoder_loop, steps=6000),
+            loop=replace(VAEConfig().loop, steps=6000),
+            decoder_loop=replace(VAEConfig().decoder_loop, steps=2000),
         ),
         denoiser=DenoiserConfig(
             batch_size=512,
             noise_tilt=1.25,
             contrast=ContrastConfig(share=0.5, bindings=0.4),
-            loop=LoopConfig(steps=10_000, learning_rate=1e-3, warmup=300, ema_decay=0.9995),
+            loop=LoopConfig(steps=5000, learning_rate=8e-4, warmup=200),
         ),
     ),
 }
@@ -195,13 +196,16 @@ def _encode(
     return MixedLatents(*folders)
 
 
-def _vae(config: PocketConfig, images: ImageCache, work: Path, device, log):
+def _vae(config: PocketConfig, images: ImageCache, work: Path, start: Path | None, device, log):
     from diffusers import AutoencoderKL
 
-    done = work / "vae_model"
+    done, folder = work / "vae_model", work / "vae"
     if (done / "config.json").exists():
         return AutoencoderKL.from_pretrained(done, local_files_only=True).to(device).eval()
-    vae = train_vae(config.vae, images, work / "vae", seed=config.seed, device=device, log=log)
+    before = frozen_parts(start, device)[0] if start is not None else None
+    vae = train_vae(
+        config.vae, images, folder, seed=config.seed, device=device, log=log, start=before
+    )
     vae.save_pretrained(done)
     return vae
 
@@ -210,7 +214,9 @@ def _text(source: Path, work: Path, device):
     from transformers import AutoModel, AutoTokenizer
 
     folder = work / "text"
-    if not (folder / "text_encoder" / "config.json").exists():
+    if (source / "text_encoder").is_dir():
+        folder = source
+    elif not (folder / "text_encoder" / "config.json").exists():
         build_text_encoder(source, folder)
     encoder = AutoModel.from_pretrained(folder / "text_encoder", local_files_only=True)
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
@@ -225,24 +231,28 @@ def train_pocket(
     out: Path,
     device: torch.device,
     log: Callable[[str], None],
+    start: Path | None = None,
 ) -> None:
     """Run the recipe in the folder ``work`` and write the finished model to ``out``.
 
     Args:
         config: a preset or a variation of one.
         work: training folder; calling again continues there.
-        text_source: transformers folder of all-MiniLM-L6-v2.
+        text_source: transformers folder of all-MiniLM-L6-v2, or a pocket, whose text encoder stays.
         out: a new or existing folder, replaced file by file.
         device: where networks run; rendering is always on the CPU.
         log: receives progress lines.
+        start: a pocket, of whose autoencoder and denoiser the weights are the first ones.
 
     Raises:
-        ValueError: the training in ``work`` saw other images.
+        ValueError: the training in ``work`` began from another model, or saw other images.
     """
+    unet = begin_unet(start, work) if start is not None else None
     images = cache_images(config, work, log=log)
     encoder, tokenizer = _text(text_source, work, device)
-    vae = _vae(config, images, work, device, log)
-    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor])
+    vae = _vae(config, images, work, start, device, log)
+    begun = vae_digest(start) if start is not None else None
+    key = json.dumps([asdict(config.vae), config.seed, vae.config.scaling_factor, begun])
     latents = _encode(config, work, vae, encoder, tokenizer, key=key, log=log)
     unet = train_denoiser(
         config.denoiser,
@@ -251,6 +261,7 @@ def train_pocket(
         seed=config.seed,
         device=device,
         log=log,
+        start=unet,
         wrong=_wrong_words(config.denoiser.contrast, images, latents, encoder, tokenizer),
     )
     train_decoder(config.vae, vae, images, work / "decoder", seed=config.seed, log=log)
@@ -261,6 +272,8 @@ def train_pocket(
         "unet": json.loads((work / "unet" / "state.json").read_text()),
     }
     card = {"config": asdict(config), "facts": facts}
+    if start is not None:
+        card["start"] = unet_digest(start)
     write_pocket(vae, encoder, tokenizer, unet, out, card=card)
 
 

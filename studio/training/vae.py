@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from studio.training.graphs import captured
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig, TrainingLoop, on_device
 from studio.training.recoloring import RecolorConfig, recolor_some
@@ -102,12 +103,21 @@ def rebuild_loss(rebuilt: Tensor, images: Tensor, config: VAEConfig) -> Tensor:
     return loss + config.gradient_weight * edges
 
 
-def vae_loss(vae: AutoencoderKL, images: Tensor, noise: Tensor, config: VAEConfig) -> Tensor:
-    """Reconstruction and KL loss of ``images [b, 3, h, w]`` with latent ``noise``."""
-    posterior = vae.encode(images).latent_dist
-    latents = posterior.mean + posterior.std * noise
-    kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
-    return rebuild_loss(vae.decode(latents).sample, images, config) + config.kl_weight * kl
+class VAELoss(nn.Module):
+    """Reconstruction and KL loss of images."""
+
+    def __init__(self, vae: AutoencoderKL, config: VAEConfig) -> None:
+        """Of ``vae``, weighted as ``config`` says."""
+        super().__init__()
+        self.vae, self.config = vae, config
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Of ``images [b, 3, h, w]`` with latent ``noise``."""
+        posterior = self.vae.encode(images).latent_dist
+        latents = posterior.mean + posterior.std * noise
+        kl = 0.5 * (posterior.mean**2 + posterior.var - 1.0 - posterior.logvar).mean()
+        rebuilt = self.vae.decode(latents).sample
+        return rebuild_loss(rebuilt, images, self.config) + self.config.kl_weight * kl
 
 
 @torch.no_grad()
@@ -123,8 +133,10 @@ def whiten_latents(vae: AutoencoderKL, images: Tensor) -> None:
     """Make latents zero-mean, unit-variance and uncorrelated over ``images [n, 3, h, w]``.
 
     The encoder ends and the decoder starts with a 1x1 convolution, so the affine map
-    ``z -> A (z - mu)``, A = Lambda^-1/2 U^T of the latent covariance, folds into both without
-    changing any reconstruction. Without it one channel carries most of the variance and the
+    ``z -> A (z - mu)``, A = U Lambda^-1/2 U^T of the latent covariance, folds into both without
+    changing any reconstruction. Of all whitening maps this one moves latents least (Kessy et al.,
+    arXiv 1512.00809), so that those of an autoencoder that was trained on stay near their old
+    ones. Without it one channel carries most of the variance and the
     others, which hold the colours, drown early in the diffusion's noise. Sets ``scaling_factor``
     to 1.
     """
@@ -132,7 +144,7 @@ def whiten_latents(vae: AutoencoderKL, images: Tensor) -> None:
     flat = means.permute(0, 2, 3, 1).reshape(-1, means.shape[1]).double()
     mu = flat.mean(0)
     values, vectors = torch.linalg.eigh(torch.cov((flat - mu).T))
-    forward = (vectors / values.sqrt()).T
+    forward = vectors / values.sqrt() @ vectors.T
     backward = torch.linalg.inv(forward)
     channels = len(mu)
     quant, post = vae.quant_conv, vae.post_quant_conv
@@ -153,11 +165,23 @@ def train_vae(
     seed: int,
     device: torch.device,
     log: Callable[[str], None],
+    start: AutoencoderKL | None = None,
 ) -> AutoencoderKL:
-    """Train (or finish) the autoencoder; returns it with averaged weights, in eval mode."""
+    """Train (or finish) the autoencoder; returns it with averaged weights, in eval mode.
+
+    Args:
+        config: size and training; the size is ``start``'s where that is given.
+        cache: the images.
+        folder: training folder; calling again continues there.
+        seed: of initial weights and batches.
+        device: where the network runs.
+        log: receives progress lines.
+        start: an autoencoder in single precision to go on from, trained in place.
+    """
     torch.manual_seed(seed)
-    vae = build_vae(config).to(device)
+    vae = (start or build_vae(config)).to(device).requires_grad_(True).train()
     loop = TrainingLoop(vae, config.loop, folder)
+    losses: list[nn.Module] = []
 
     def loss_at(step: int) -> Tensor:
         index = np.random.default_rng([seed, step]).integers(0, len(cache), config.batch_size)
@@ -168,7 +192,9 @@ def train_vae(
         images = recolor_some(images, config.recolor, generator)
         if step % 2:
             images = images.flip(-1)
-        return vae_loss(vae, images, noise, config)
+        if not losses:
+            losses.append(captured(VAELoss(vae, config), (images, noise)))
+        return losses[0](images, noise)
 
     loop.run(loss_at, log=log)
     loop.load_average()

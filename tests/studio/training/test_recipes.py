@@ -33,7 +33,7 @@ from studio.training.pocket import (
     refine_pocket,
     train_pocket,
 )
-from studio.training.start import unet_digest
+from studio.training.start import frozen_parts, unet_digest
 from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions, kept_tokens
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
 
@@ -327,6 +327,37 @@ def test_a_refinement_sees_pairs_and_compares_who_is_what(
     assert LatentCache(work / "pair_latents").latents.shape == (6, 4, 16, 16)
     card = json.loads((out / "training.json").read_text())
     assert card["refinements"][-1]["pair_images"] == 6
+
+
+def test_autoencoder_and_denoiser_of_a_model_are_trained_on_together(
+    trained: tuple[Path, Path], tmp_path: Path
+) -> None:
+    out, cpu = tmp_path / "model", torch.device("cpu")
+    still = replace(TINY.vae.loop, learning_rate=0.0, warmup=0)
+    config = replace(TINY, seed=2, vae=replace(TINY.vae, loop=still, decoder_loop=still))
+    train_pocket(
+        config,
+        tmp_path,
+        text_source=trained[1],
+        out=out,
+        device=cpu,
+        log=quiet,
+        start=trained[1],
+    )
+    text = "text_encoder/model.safetensors"
+    assert (out / text).read_bytes() == (trained[1] / text).read_bytes()
+    assert unet_digest(out) != unet_digest(trained[1])
+    assert json.loads((out / "training.json").read_text())["start"] == unet_digest(trained[1])
+    images = torch.rand(64, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        before, after = (
+            frozen_parts(folder, cpu)[0].encode(images).latent_dist.mean
+            for folder in (trained[1], out)
+        )
+    # Without a step of training only the whitening is new, and it keeps axes as they are.
+    for channel in range(before.shape[1]):
+        pair = torch.stack([before[:, channel].flatten(), after[:, channel].flatten()])
+        assert float(torch.corrcoef(pair)[0, 1]) > 0.9
 
 
 def test_the_card_of_a_model_tells_each_training_it_went_through(

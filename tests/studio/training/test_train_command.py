@@ -27,6 +27,11 @@ from studio.errors import ConfigError, WeightsMissing
             {"what": "pocket", "start": Path("model"), "objects_share": 1.0},
             "objects_share is 1.0 - expected at least 0 and less than 1",
         ),
+        ({"what": "pocket", "parts": "vae"}, "--parts is 'vae' - expected denoiser or all"),
+        (
+            {"what": "pocket", "parts": "all", "text_source": Path("text")},
+            "--parts all needs --start",
+        ),
     ],
 )
 def test_wrong_arguments_are_named(arguments, message, tmp_path, monkeypatch):
