@@ -212,9 +212,7 @@ def train(
     objects_share: Annotated[
         float | None, typer.Option(help="Share of real objects in the images, for pocket.")
     ] = None,
-    parts: Annotated[
-        str, typer.Option(help="What of --start pocket trains on: denoiser or all.")
-    ] = "denoiser",
+    parts: Annotated[str, typer.Option(help="Of --start: denoiser or all.")] = "denoiser",
     steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     as_json: Json = False,

@@ -136,7 +136,8 @@ def _train_pocket(
     device: str,
 ) -> dict[str, float]:
     from image_tools.pocket.paths import pocket_folder
-    from studio.training.pocket import PRESETS, REFINE_PRESETS, refine_pocket, train_pocket
+    from studio.training.pocket import refine_pocket, train_pocket
+    from studio.training.pocket_recipe import PRESETS, REFINE_PRESETS
 
     is_whole = start is None or parts == "all"
     config = PRESETS[preset] if is_whole else REFINE_PRESETS[preset]

@@ -26,13 +26,8 @@ from studio.training.denoiser import (
 from studio.training.image_cache import ImageCache
 from studio.training.loop import LoopConfig
 from studio.training.mixed_latents import MixedLatents
-from studio.training.pocket import (
-    PRESETS,
-    PocketConfig,
-    cache_refinement,
-    refine_pocket,
-    train_pocket,
-)
+from studio.training.pocket import cache_refinement, refine_pocket, train_pocket
+from studio.training.pocket_recipe import PRESETS, PocketConfig
 from studio.training.start import frozen_parts, unet_digest
 from studio.training.text import MAX_TOKENS, build_text_encoder, encode_captions, kept_tokens
 from studio.training.vae import VAEConfig, build_vae, whiten_latents
