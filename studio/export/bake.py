@@ -1,8 +1,9 @@
 """Colours of the surface, from the field into a texture or onto vertices.
 
-The colour *at* the iso-surface is not what the renderer showed: a ray gathers colour over a shell
-around it. ``shell_colours`` therefore composites a few samples along the inward normal with the
-field's own densities, which is what a ray at normal incidence shows.
+The colour *at* the iso-surface is not what the renderer showed: a ray gathers colour from a little
+outside it to as deep as light gets, which is far where a field is a fog, as SDS likes to leave it.
+``shell_colours`` therefore composites samples along the inward normal with the field's own
+densities, which is what a ray at normal incidence shows.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ __all__ = [
 Colours = Callable[[Float[Tensor, "n 3"], Float[Tensor, "n 3"]], Float[Tensor, "n 3"]]
 """Display-referred colours from surface positions and unit outward normals."""
 
-SHELL_SAMPLES = 6
+SHELL_SAMPLES = 12
 # A shell with less opacity than this has no colour of its own; the surface point's is used.
 MIN_SHELL_OPACITY = 1e-2
 
@@ -55,15 +56,17 @@ def surface_colours(field: PointAlbedo) -> Colours:
     return lambda positions, _: field.albedo(positions).clamp(0.0, 1.0)
 
 
-def shell_colours(field: DensityField, *, half_thickness: float) -> Colours:
+def shell_colours(field: DensityField, *, outside: float, inside: float) -> Colours:
     """The field's albedo composited along the inward normal.
 
     Args:
         field: the radiance field.
-        half_thickness: the shell reaches this far to both sides of the surface, world units.
+        outside: distance from the surface at which the ray begins, world units.
+        inside: depth at which it ends.
     """
-    step = 2.0 * half_thickness / SHELL_SAMPLES
-    offsets = half_thickness - (torch.arange(SHELL_SAMPLES) + 0.5) * step
+    step = (outside + inside) / SHELL_SAMPLES
+    offsets = outside - (torch.arange(SHELL_SAMPLES) + 0.5) * step
+    at_surface = int(offsets.abs().argmin())
 
     def colours(positions: Tensor, normals: Tensor) -> Tensor:
         """Composite from outside to inside."""
@@ -76,7 +79,7 @@ def shell_colours(field: DensityField, *, half_thickness: float) -> Colours:
         weights = reached * (1.0 - torch.exp(-sigma * step))
         opacity = weights.sum(dim=1, keepdim=True)
         blended = (weights[..., None] * albedo).sum(dim=1) / opacity.clamp_min(1e-9)
-        return torch.where(opacity > MIN_SHELL_OPACITY, blended, albedo[:, SHELL_SAMPLES // 2])
+        return torch.where(opacity > MIN_SHELL_OPACITY, blended, albedo[:, at_surface])
 
     return colours
 

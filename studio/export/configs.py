@@ -42,8 +42,10 @@ class ExportConfig:
     """Seconds allowed for UV unwrapping; past it every triangle gets its own patch of the
     texture."""
     shell_cells: float = 2.0
-    """Half thickness, in grid cells, of the shell whose colours the texture averages along the
-    inward normal, as a ray of the renderer would; 0 takes the colour exactly at the surface."""
+    """A ray along the inward normal gathers the colour of a texel, as the renderer's do; it begins so
+    many grid cells outside. 0 takes the colour exactly at the surface."""
+    shell_depth_cells: float = 8.0
+    """It ends so many grid cells inside, sooner where the field is dense."""
     crease_deg: float = 40.0
     """Edges sharper than this angle get separate normals on both sides (hard edges)."""
     height_m: float = 1.0
@@ -67,6 +69,7 @@ class ExportConfig:
             "unwrap_budget_s": 0,
             "blur_cells": 0,
             "shell_cells": 0,
+            "shell_depth_cells": 0,
             "min_component": 0,
             "crease_deg": 0,
             "particle": 0,

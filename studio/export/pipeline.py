@@ -239,7 +239,11 @@ def _colours(
     """Shell colours for volumes; a distance field's colour lives on its surface."""
     if isinstance(scene_field, DistanceField) or config.shell_cells == 0.0:
         return surface_colours(scene_field)
-    return shell_colours(scene_field, half_thickness=config.shell_cells * surface.cell)
+    return shell_colours(
+        scene_field,
+        outside=config.shell_cells * surface.cell,
+        inside=config.shell_depth_cells * surface.cell,
+    )
 
 
 def _finish(

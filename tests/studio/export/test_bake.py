@@ -56,15 +56,15 @@ def test_vertex_colours_are_the_fields():
 
 def test_shell_of_one_colour_has_that_colour():
     x = torch.nn.functional.normalize(torch.randn(64, 3), dim=-1)
-    colours = shell_colours(Ball(0.5), half_thickness=0.05)(0.5 * x, x)
+    colours = shell_colours(Ball(0.5), outside=0.05, inside=0.1)(0.5 * x, x)
     torch.testing.assert_close(colours, torch.full_like(x, GRAY))
 
 
 def test_shell_composites_from_outside_to_inside():
     """Against the quadrature of a ray at normal incidence, with many more samples."""
     field, normal = Onion(), torch.tensor([[0.0, 0.0, 1.0]])
-    colours = shell_colours(field, half_thickness=0.06)(0.5 * normal, normal)
-    depth = 0.56 - (torch.arange(2000) + 0.5) * 0.12 / 2000
+    colours = shell_colours(field, outside=0.02, inside=0.1)(0.5 * normal, normal)
+    depth = 0.52 - (torch.arange(2000) + 0.5) * 0.12 / 2000
     points = depth[:, None] * normal
     optical = field.density(points) * 0.12 / 2000
     before = torch.cumsum(optical, 0) - optical
@@ -76,5 +76,5 @@ def test_shell_composites_from_outside_to_inside():
 
 def test_shell_without_density_falls_back_to_the_surface_point():
     field, far = Ball(0.2), torch.tensor([[0.0, 0.0, 0.9]])
-    colours = shell_colours(field, half_thickness=0.01)(far, far / 0.9)
+    colours = shell_colours(field, outside=0.01, inside=0.01)(far, far / 0.9)
     torch.testing.assert_close(colours, torch.full((1, 3), GRAY))
