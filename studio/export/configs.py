@@ -42,8 +42,8 @@ class ExportConfig:
     """Seconds allowed for UV unwrapping; past it every triangle gets its own patch of the
     texture."""
     shell_cells: float = 2.0
-    """A ray along the inward normal gathers the colour of a texel, as the renderer's do; it begins so
-    many grid cells outside. 0 takes the colour exactly at the surface."""
+    """A ray along the inward normal gathers the colour of a texel, as the renderer's do; it begins
+    so many grid cells outside. 0 takes the colour exactly at the surface."""
     shell_depth_cells: float = 8.0
     """It ends so many grid cells inside, sooner where the field is dense."""
     crease_deg: float = 40.0
