@@ -57,7 +57,7 @@ PRESETS: dict[str, PocketConfig] = {
             batch_size=512,
             noise_tilt=1.25,
             contrast=ContrastConfig(share=0.5, bindings=0.4),
-            loop=LoopConfig(steps=5000, learning_rate=8e-4, warmup=200),
+            loop=LoopConfig(steps=5000, learning_rate=8e-4, warmup=200, precision="bfloat16"),
         ),
     ),
 }

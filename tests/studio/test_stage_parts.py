@@ -62,6 +62,7 @@ def test_memory_of_stages_is_known_of_gpus_only():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_each_stage_has_its_own_peak_on_a_gpu():
     memory = PeakMemory(torch.device("cuda"))
     sizes = {"large": 1 << 26, "small": 1 << 22}
