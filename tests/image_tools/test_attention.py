@@ -154,6 +154,8 @@ def test_operations_are_keyed_by_the_step_that_is_told():
 def test_probabilities_of_unknown_processors_are_refused():
     unet = tiny_unet()
     unet.set_attn_processor({n: Plain() for n in unet.attn_processors})
+    with AttentionHub(unet, [Open()]), pytest.raises(UnsupportedModel, match="computed by Plain"):
+        call_unet(unet)
     with (
         AttentionHub(unet, [Watch(is_cross=True)]),
         pytest.raises(UnsupportedModel, match="computed by Plain"),
@@ -166,6 +168,108 @@ class Plain:
 
     def __call__(self, attn, hidden_states, *rest):
         return hidden_states
+
+
+class Open(AttentionOperation):
+    """Looks at the heads of cross-attention and leaves them as they are."""
+
+    def applies_to(self, call: AttentionCall) -> bool:
+        return call.layer.is_cross
+
+    def needs_heads(self, call: AttentionCall) -> bool:
+        return True
+
+
+class MoreKeys(Open):
+    """Keys and values behind the text's, with a bias of their own."""
+
+    def __init__(self, bias: float, extra: int = 2) -> None:
+        self.bias, self.extra = bias, extra
+
+    def heads(self, call, query, key, value):
+        more = torch.ones_like(key[:, :, :1]).expand(-1, -1, self.extra, -1)
+        bias = key.new_zeros(1, 1, 1, key.shape[2] + self.extra)
+        bias[..., key.shape[2] :] = self.bias
+        return query, torch.cat([key, more], dim=2), torch.cat([value, more], dim=2), bias
+
+
+class AddValues(Open):
+    """Adds the queries, heads side by side, to the attended values."""
+
+    def added(self, call, attn, query):
+        assert query.shape[1] == attn.heads
+        return 0.5 * query.transpose(1, 2).flatten(2)
+
+
+def test_opened_heads_that_nothing_changes_give_the_same_bit_for_bit():
+    unet = tiny_unet()
+    plain = call_unet(unet)
+    with AttentionHub(unet, [Open()]):
+        assert torch.equal(call_unet(unet), plain)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_keys_that_a_bias_forbids_change_nothing(watched):
+    unet = tiny_unet()
+    plain = call_unet(unet)
+    watch = [Watch(is_cross=True)] if watched else []
+    with AttentionHub(unet, [MoreKeys(-1e9), MoreKeys(-1e9, extra=3), *watch]):
+        torch.testing.assert_close(call_unet(unet), plain, atol=1e-5, rtol=1e-5)
+    with AttentionHub(unet, [MoreKeys(0.0), *watch]):
+        assert not torch.allclose(call_unet(unet), plain, atol=1e-4)
+    assert all(p.shape[-1] == 7 for w in watch for p in w.seen.values())
+
+
+def test_biases_of_two_operations_add_up_as_probabilities_show():
+    unet, watch = tiny_unet(), Watch(is_cross=True)
+    with AttentionHub(unet, [MoreKeys(0.7), MoreKeys(-0.4), watch]):
+        seen_output = call_unet(unet)
+        for probabilities in watch.seen.values():  # equal keys differ by their biases alone
+            ratio = probabilities[..., 5:7] / probabilities[..., 7:9]
+            torch.testing.assert_close(
+                ratio, torch.full_like(ratio, 1.1).exp(), atol=1e-3, rtol=1e-3
+            )
+    with AttentionHub(unet, [MoreKeys(0.7), MoreKeys(-0.4)]):
+        torch.testing.assert_close(call_unet(unet), seen_output, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("watched", [False, True])
+def test_added_values_go_through_the_last_projection(watched):
+    unet = tiny_unet()
+    attention = unet.mid_block.attentions[0].transformer_blocks[0].attn2
+    generator = torch.Generator().manual_seed(1)
+    hidden = torch.randn(2, 6, attention.query_dim, generator=generator)
+    text = torch.randn(2, 5, attention.cross_attention_dim, generator=generator)
+    plain = attention(hidden, text)
+    more = 0.5 * attention.to_q(hidden) @ attention.to_out[0].weight.T
+    watch = [Watch(is_cross=True)] if watched else []
+    with AttentionHub(unet, [AddValues(), *watch]):
+        torch.testing.assert_close(attention(hidden, text), plain + more)
+    with AttentionHub(unet, [*watch, AddValues(), AddValues()]):
+        torch.testing.assert_close(attention(hidden, text), plain + 2 * more)
+
+
+@pytest.mark.parametrize(
+    "norm", [{"qk_norm": "layer_norm"}, {"cross_attention_norm": "layer_norm"}]
+)
+def test_norms_of_a_layer_act_as_in_stock_attention(norm):
+    from diffusers.models.attention_processor import Attention
+
+    unet = tiny_unet()
+    block = unet.mid_block.attentions[0].transformer_blocks[0]
+    generator = torch.Generator().manual_seed(2)
+    block.attn2 = Attention(32, cross_attention_dim=16, heads=2, dim_head=16, **norm)
+    for parameter in block.attn2.parameters():
+        torch.nn.init.normal_(parameter, std=0.4, generator=generator)
+    hidden = torch.randn(2, 6, 32, generator=generator)
+    text = torch.randn(2, 5, 16, generator=generator)
+    mask = torch.zeros(2, 1, 5)
+    mask[1, :, 3:] = -1e4
+    plain = block.attn2(hidden, text, attention_mask=mask)
+    with AttentionHub(unet, [Open()]):
+        assert torch.equal(block.attn2(hidden, text, attention_mask=mask), plain)
+    with AttentionHub(unet, [Watch(is_cross=True)]):
+        torch.testing.assert_close(block.attn2(hidden, text, attention_mask=mask), plain)
 
 
 def test_gradients_flow_and_given_tensors_are_not_written_to():
