@@ -18,7 +18,6 @@ stays keeps its own map; for equal numbers of tokens there is no difference.
 from __future__ import annotations
 
 import difflib
-import string
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -26,6 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from image_tools.editing.phrases import bare_word, phrase_starts
 from renderers.errors import StudioError
 
 __all__ = [
@@ -194,19 +194,12 @@ def _align(source: tuple[int, ...], target: tuple[int, ...]) -> list[int]:
 
 def _places(prompt: PromptTokens, word: str) -> list[int]:
     """Places of all words that a word, or words in a row, stands for."""
-    wanted = [_bare(part) for part in word.split()]
-    have = [_bare(part) for part in prompt.words]
-    starts = [k for k in range(len(have)) if wanted and have[k : k + len(wanted)] == wanted]
+    starts = phrase_starts(prompt.words, word)
     if not starts:
-        near = difflib.get_close_matches(word.lower(), have, n=1)
+        near = difflib.get_close_matches(word.lower(), map(bare_word, prompt.words), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else " Use a word of the prompt."
         raise WordsError(
             f"'{word}' is not in the prompt '{prompt.text}' - expected one of its words, or its "
             f"number.{hint}"
         )
-    return sorted({k + n for k in starts for n in range(len(wanted))})
-
-
-def _bare(word: str) -> str:
-    """Without case and attached punctuation; a word of punctuation only stays."""
-    return word.lower().strip(string.punctuation) or word
+    return sorted({k + n for k in starts for n in range(len(word.split()))})
