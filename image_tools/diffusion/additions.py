@@ -1,4 +1,5 @@
-"""What image tools add to one denoiser call: channels beside the latents, residuals of its encoder.
+"""What image tools add to one denoiser call: channels beside the latents, residuals of its encoder,
+changes of its attention.
 
 An addition belongs to the rows of a condition, as text does, so that whoever stacks conditions for
 a call (guidance of any kind, sets of views) says which row gets what. Without additions the call
@@ -16,6 +17,8 @@ from typing import Protocol
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from image_tools.diffusion.attention import AttentionOperation
 
 __all__ = ["Addition", "DenoiserCall", "scatter_rows"]
 
@@ -40,6 +43,8 @@ class DenoiserCall:
     """Added to the encoder's outputs on their way to the decoder."""
     mid: Tensor | None = None
     """Added to the middle block's output."""
+    operations: tuple[AttentionOperation, ...] = ()
+    """Change attention, after those operations that act on the denoiser already."""
 
     @property
     def sample(self) -> Tensor:
@@ -49,6 +54,10 @@ class DenoiserCall:
     def with_channels(self, channels: Float[Tensor, "rows k s s"]) -> DenoiserCall:
         """More input channels."""
         return replace(self, channels=(*self.channels, channels))
+
+    def with_operations(self, *operations: AttentionOperation) -> DenoiserCall:
+        """More changes of attention."""
+        return replace(self, operations=(*self.operations, *operations))
 
     def with_residuals(self, down: Sequence[Tensor], mid: Tensor) -> DenoiserCall:
         """More residuals, which add up with those that are there."""

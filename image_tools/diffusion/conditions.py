@@ -127,16 +127,18 @@ def cat_embeddings(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
     return TextEmbedding(stack("tokens"), stack("pooled"), stack("aesthetic"))
 
 
-def size_conditions(text: TextEmbedding, image_size: int) -> Float[Tensor, "batch ids"]:
+def size_conditions(
+    text: TextEmbedding, image_hw: tuple[int, int]
+) -> Float[Tensor, "batch ids"]:
     """The numbers an SDXL model is told beside the text (arXiv 2307.01952, section 2.2).
 
     Original height and width, crop corner, and then the target height and width, or for a refiner
     the quality score in their place. In pixels: an uncropped image of the size it was trained on.
     """
-    size = float(image_size)
-    ids = text.tokens.new_tensor([size, size, 0.0, 0.0]).expand(len(text), -1)
+    size = text.tokens.new_tensor([float(side) for side in image_hw])
+    ids = torch.cat([size, torch.zeros_like(size)]).expand(len(text), -1)
     if text.aesthetic is None:
-        return torch.cat([ids, text.tokens.new_full((len(text), 2), size)], dim=1)
+        return torch.cat([ids, size.expand(len(text), -1)], dim=1)
     return torch.cat([ids, text.aesthetic[:, None].to(ids)], dim=1)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from image_tools.configs import AestheticsConfig
 from image_tools.diffusion.additions import DenoiserCall
-from image_tools.diffusion.attention import batch_roles
+from image_tools.diffusion.attention import attention_operations, batch_roles
 from image_tools.diffusion.camera_embedding import camera_embedding_off, has_camera_embedding
 from image_tools.diffusion.conditions import (
     Condition,
@@ -141,8 +142,13 @@ class DiffusionPrior:
         """Rows and columns in pixels of the images the prior was trained on."""
         return self.latent_size * 2 ** (len(self.vae.config.block_out_channels) - 1)
 
+    @property
+    def image_hw(self) -> tuple[int, int]:
+        """Height and width in pixels to which images are resized before they are encoded."""
+        return self.image_size, self.image_size
+
     def encode_images(self, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b c s s"]:
-        """Images in 0..1 to scaled latents, resized to ``image_size`` first. Differentiable.
+        """Images in 0..1 to scaled latents, resized to ``image_hw`` first. Differentiable.
 
         Raises:
             ShapeError: if ``images`` is not [b, h, w, 3].
@@ -159,7 +165,7 @@ class DiffusionPrior:
         """
         check_shape("images", images, "B H W 3")
         pixels = images.movedim(-1, 1)
-        size = (self.image_size, self.image_size)
+        size = self.image_hw
         if pixels.shape[-2:] != size:
             shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
@@ -286,7 +292,8 @@ class DiffusionPrior:
         call = DenoiserCall(sample, t.to(self.device), text.tokens, labels, added)
         for addition in condition.additions:
             call = addition.apply(call)
-        with batch_roles(self.unet, condition.roles):
+        changed = attention_operations(self.unet, call.operations)
+        with changed if call.operations else nullcontext(), batch_roles(self.unet, condition.roles):
             output = self.unet(
                 call.sample,
                 call.t,
@@ -331,7 +338,7 @@ class DiffusionPrior:
         unet = self.unet.config
         if unet.addition_embed_type != "text_time":
             return None
-        ids = size_conditions(text, self.image_size)
+        ids = size_conditions(text, self.image_hw)
         given = text.pooled.shape[1] + ids.shape[1] * unet.addition_time_embed_dim
         if given != unet.projection_class_embeddings_input_dim:
             told = "with" if text.aesthetic is not None else "without"

@@ -117,7 +117,7 @@ def test_score_travels_with_its_row():
     assert mixed.aesthetic.tolist() == [2.0, 6.0]
     assert good.lerp(bad, torch.tensor([0.25, 1.0])).aesthetic.tolist() == [5.0, 2.0]
     assert good.select(torch.tensor([0])).expand(3).aesthetic.tolist() == [6.0] * 3
-    assert size_conditions(mixed, 32).tolist() == [[32, 32, 0, 0, 2], [32, 32, 0, 0, 6]]
+    assert size_conditions(mixed, (32, 32)).tolist() == [[32, 32, 0, 0, 2], [32, 32, 0, 0, 6]]
 
 
 def test_two_encoder_base_model_is_told_sizes_and_no_score(tiny_pipelines):

@@ -1,0 +1,1 @@
+"""Virtual try-on: people in given garments, from pictures of both."""
