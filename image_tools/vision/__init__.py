@@ -1,0 +1,1 @@
+"""Networks that look at pictures: faces, and what encoders see in reference images."""

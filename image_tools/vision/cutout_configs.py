@@ -1,0 +1,29 @@
+"""Settings of cutting a thing out of photos, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CutoutConfig"]
+
+
+@dataclass(frozen=True)
+class CutoutConfig:
+    """How the thing that all photos show is told from what is around it. All numbers are ours."""
+
+    size: int = 128
+    """Longer side, in pixels, at which it is decided."""
+    iterations: int = 6
+    """How often colours and pixels take turns."""
+    thing_colors: int = 8
+    """Gaussians of the thing's colours, in all photos together."""
+    around_colors: int = 6
+    """Gaussians of the surroundings' colours, in each photo."""
+    frame: float = 0.03
+    """Share of a photo's side, at its border, that is surroundings for sure."""
+    contrast: float = 1.5
+    """How much an edge of colour separates neighbours."""
+    data: float = 0.05
+    """Weight of a pixel's own colour against its neighbours."""
+    seed: int = 0
+    """Seed of the groups of colours."""
