@@ -323,6 +323,8 @@ def rate_share(step: int, config: TuningConfig) -> float:
     if config.schedule == "constant":
         return 1.0
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return max(0.0, 1.0 - done)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
 
 

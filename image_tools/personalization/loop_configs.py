@@ -16,8 +16,8 @@ class TuningConfig:
     """Optimizer steps in all."""
     learning_rate: float = 1e-4
     """Peak learning rate of AdamW; a group of parameters may have its own."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate after the warm-up: as it is, or falling to zero along a cosine."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate after the warm-up: as it is, or falling to zero along a cosine or a line."""
     warmup_steps: int = 0
     """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)

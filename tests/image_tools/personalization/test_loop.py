@@ -177,6 +177,8 @@ def test_rate_warms_up_and_falls_to_zero():
     assert rate_share(55, config) == pytest.approx(0.5)
     assert rate_share(99, config) < 0.001
     assert rate_share(99, replace(config, schedule="constant")) == 1.0
+    assert rate_share(55, replace(config, schedule="linear")) == pytest.approx(0.5)
+    assert rate_share(97, replace(config, schedule="linear")) == pytest.approx(0.0333, abs=1e-4)
 
 
 def test_lost_trainings_end_with_the_last_save_kept(tmp_path):
