@@ -1,7 +1,7 @@
 """The twelve subjects of the benches: their photos, and what is asked of a model that learned one.
 
 Photos and truth come from ``scenes.objects.subjects``; no training of ours has seen these objects.
-Captions name the side that a photo shows, and the colour of what stands around the subject.
+Captions name the side that a photo shows; trainings cut the subject out of its surroundings.
 
     case = case_of("rabbit")
     write_photos(case, Path("photos/rabbit"))  # five photos and captions.json
@@ -147,7 +147,7 @@ def asks_of(case: Case, *, each: int = 2) -> list[Ask]:
 
 
 def write_photos(case: Case, folder: Path, *, image_size: int = 256) -> None:
-    """Write the photos, and captions for DCO that say what each shows beside the subject."""
+    """Write the photos, and captions for DCO that say which side each shows."""
     files = write_subject_set(case.name, folder, image_size=image_size)
     photos = subject_photos(case.name, image_size=image_size)
     content = {
@@ -164,7 +164,7 @@ def _caption(case: Case, subject: str, photo: SubjectPhoto) -> str:
     """One photo in words; a subject without a front shows no side."""
     camera = photo.camera
     view = view_word(float(camera.azimuth_deg[0]), float(camera.elevation_deg[0]))
-    text = f"{case.template} in front of a {border_color(photo.rgb)} wall".replace("{}", subject)
+    text = case.template.replace("{}", subject)
     return f"{text}, {view}" if case.has_front else text
 
 

@@ -30,7 +30,7 @@ from studio.run_folder import create_run
 from studio.runner import Runner
 
 SYSTEMS = (
-    "demo",
+    "pocket-dreamfusion",
     "pocket-magic3d",
     "pocket-prolificdreamer",
     "pocket-dreamflow",

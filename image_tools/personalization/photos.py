@@ -27,6 +27,7 @@ from jaxtyping import Float
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
+from image_tools.personalization.photo_cutouts import on_white
 from image_tools.personalization.photos_configs import PhotosConfig
 from renderers.errors import StudioError
 
@@ -108,9 +109,11 @@ def load_photos(
     folder, config = Path(folder).expanduser(), config or PhotosConfig()
     candidates, skipped = _list_folder(folder)
     images, masks, paths = [], [], []
+    # A subject is told from its surroundings better in a larger photo.
+    read_size = size if config.cutout is None else max(2 * size, config.cutout.size)
     for path in candidates:
         try:
-            image, mask = _read_photo(path, size, config)
+            image, mask = _read_photo(path, read_size, config)
         except _Unreadable as problem:
             skipped.append(SkippedFile(path, str(problem)))
             continue
@@ -121,9 +124,11 @@ def load_photos(
     if not images:
         raise _no_photos(folder, unreadable, skipped)
     _warn(folder, paths, unreadable)
-    stacked = torch.stack(masks)
+    stacked, colors = torch.stack(masks), torch.stack(images)
+    if config.cutout is not None:
+        colors, stacked = on_white(colors, stacked, paths, config.cutout, size=size)
     return SubjectPhotos(
-        torch.stack(images),
+        colors,
         tuple(paths),
         stacked if bool((stacked < 1.0).any()) else None,
         tuple(sorted(skipped, key=lambda item: item.path.name)),

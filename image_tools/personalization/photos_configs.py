@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from image_tools.vision.cutout_configs import CutoutConfig
+
 __all__ = ["PhotosConfig"]
 
 
@@ -19,6 +21,11 @@ class PhotosConfig:
     """Larger photos are skipped before they are decoded, so that a small file cannot fill the
     memory (PNG needs 4 to 8 MB for each, WebP 15). JPEGs count by the reduced size at which they
     are decoded."""
+
+    cutout: CutoutConfig | None = None
+    """Takes the subject out of its surroundings and puts it on white: by a photo's own
+    transparency, or by what the photos have in common. Empty keeps the surroundings, which are then
+    learned too where no caption names them. {} suits a prior that draws single things on white."""
 
     def __post_init__(self) -> None:
         """Refuse a limit that no photo meets."""

@@ -23,7 +23,15 @@ class CutoutConfig:
     """Share of a photo's side, at its border, that is surroundings for sure."""
     contrast: float = 1.5
     """How much an edge of colour separates neighbours."""
-    data: float = 0.05
+    data: float = 0.02
     """Weight of a pixel's own colour against its neighbours."""
+    fill: float | None = None
+    """Share of the image's side that the longer side of the thing takes afterwards, in the middle;
+    empty leaves it where it was. Photos show much around a thing, renders little."""
     seed: int = 0
     """Seed of the groups of colours."""
+
+    def __post_init__(self) -> None:
+        """Refuse a thing without size."""
+        if self.fill is not None and not 0.1 <= self.fill <= 1.0:
+            raise ValueError(f"fill is {self.fill} - expected 0.1 to 1, or nothing.")

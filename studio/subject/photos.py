@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import replace
 from typing import Any
 
 from image_tools.diffusion.prior import DiffusionPrior
@@ -35,7 +36,7 @@ def check_subject(subject: DreamBooth3DConfig) -> None:
     level = logger.level
     logger.setLevel(logging.ERROR)  # warnings come when the photos are taken
     try:
-        load_photos(subject.images, size=LOOK_SIZE, config=subject.photos)
+        load_photos(subject.images, size=LOOK_SIZE, config=replace(subject.photos, cutout=None))
     finally:
         logger.setLevel(level)
 

@@ -70,7 +70,7 @@ def test_guidance_draws_the_borders_where_the_captions_do() -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["demo", "pocket-magic3d", "pocket-prolificdreamer", "pocket-dreamflow"]
+    "preset", ["pocket-dreamfusion", "pocket-magic3d", "pocket-prolificdreamer", "pocket-dreamflow"]
 )
 def test_pocket_presets_name_the_sides_as_the_captions_do(preset: str) -> None:
     words = load_scene(preset).config.view_prompts.words

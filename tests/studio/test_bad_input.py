@@ -66,12 +66,12 @@ CASES = [
     case("wrong type: number for a mapping", "run", "demo", "stages.0.field.grid=3"),
     case("wrong type: number for a kind", "run", "demo", "stages.0.background=3"),
     case("wrong type: list for text", "run", "scene.yaml", scene_yaml="base: demo\nprompt: [a]\n"),
-    case("wrong choice", "run", "demo", "stages.0.cameras.azimuth_sampling=random"),
+    case("wrong choice", "run", "pocket-dreamfusion", "stages.0.cameras.azimuth_sampling=random"),
     case("unknown kind", "run", "demo", "stages.0.background.kind=neurl"),
     case("unknown kind, far from all", "run", "demo", "prior.kind=zzz"),
     case("kind that needs more", "run", "demo", "prior.kind=diffusers"),
     case("list too short", "run", "demo", "stages.0.cameras.fovy_deg_range=[40]"),
-    case("range reversed", "run", "demo", "stages.0.cameras.distance_range=[3,2]"),
+    case("range reversed", "run", "pocket-dreamfusion", "stages.0.cameras.distance_range=[3,2]"),
     case("broken schedule", "run", "demo", "stages.0.guidance.timesteps.max_t=[[0,0.9],[2,0.5]]"),
     case("schedule of words", "run", "demo", "stages.0.losses.opaque=high"),
     case("list index out of range", "run", "demo", "stages.3.steps=10"),
@@ -145,7 +145,12 @@ CASES = [
     case("mesh renderer on a field", "run", "demo", "stages.0.renderer.kind=mesh"),
     case("mesh loss on a field", "run", "demo", "stages.0.losses.laplacian=1"),
     case("fixed geometry of a field", "run", "demo", "stages.0.geometry=fixed"),
-    case("several views from a prior of one", "run", "demo", "stages.0.guidance.kind=multiview"),
+    case(
+        "several views from a prior of one",
+        "run",
+        "pocket-dreamfusion",
+        "stages.0.guidance.kind=multiview",
+    ),
     case("no particles", "run", "demo", "stages.0.particles=0"),
     case("export of a particle that is not there", "run", "demo", "export.particle=2"),
     case(
@@ -189,7 +194,7 @@ CASES = [
     case(
         "missing weights",
         "run",
-        "demo",
+        "pocket-dreamfusion",
         "prior.kind=diffusers",
         "prior.model=models/none",
         code=3,
@@ -197,7 +202,7 @@ CASES = [
     case(
         "folder without a model",
         "run",
-        "demo",
+        "pocket-dreamfusion",
         "prior.kind=diffusers",
         "prior.model=folder",
         code=3,
@@ -206,7 +211,7 @@ CASES = [
     case(
         "pickled weights refused",
         "run",
-        "demo",
+        "pocket-dreamfusion",
         "prior={kind: single_file, path: model.ckpt, config: folder}",
         code=3,
         **{"model.ckpt": b"\x80\x04.", "folder/": ""},
@@ -421,7 +426,7 @@ def test_weights_that_were_cut_short_are_one_clear_error(
     else:
         cut(write_single_file(write_pipeline(Path("model"), "sd1"), Path("model.safetensors")))
         prior = "prior={kind: single_file, path: model.safetensors, config: model}"
-    code, out, err = run_main(["run", "demo", prior], monkeypatch, capsys)
+    code, out, err = run_main(["run", "pocket-dreamfusion", prior], monkeypatch, capsys)
     assert code == 3
     assert out == ""
     assert "Traceback" not in err

@@ -98,7 +98,7 @@ def test_a_truncated_file_and_a_missing_part_are_found(tiny_scene, tiny_prior, t
 def test_a_model_that_the_hub_may_have_is_a_note_and_not_fetched(tmp_path, monkeypatch, capsys):
     scene = tmp_path / "scene.yaml"
     prior = "prior: {kind: diffusers, model: nobody/nothing-here}\n"
-    scene.write_text("base: demo\nprompt: a duck\n" + prior, encoding="utf-8")
+    scene.write_text("base: pocket-dreamfusion\nprompt: a duck\n" + prior, encoding="utf-8")
     for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
         monkeypatch.setenv(name, "0")
     check = weights_of(scene, capsys)["prior"]
