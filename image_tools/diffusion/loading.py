@@ -48,7 +48,14 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.pocket.paths import pocket_mv_folder
 from renderers.errors import StudioError
 
-__all__ = ["load_folder", "load_prior", "quiet_libraries", "read_tensors", "readable_weights"]
+__all__ = [
+    "load_folder",
+    "load_prior",
+    "quiet_libraries",
+    "read_module",
+    "read_tensors",
+    "readable_weights",
+]
 
 TOKENIZERS = ("CLIPTokenizer", "BertTokenizer")
 TEXT_ENCODERS = ("CLIPTextModel", "CLIPTextModelWithProjection", "BertModel")
@@ -129,7 +136,7 @@ def _folder_parts(
     read_vae = partial(
         AutoencoderKL.from_pretrained, torch_dtype=vae_dtype(memory, vae_settings, dtype)
     )
-    vae = _read_module(read_vae, folder / "vae", variant, "VAE")
+    vae = read_module(read_vae, folder / "vae", variant, "VAE")
     text_device, text_dtype = _text_place(memory, device, dtype)
 
     def load_towers() -> list[TextTower]:
@@ -162,7 +169,7 @@ def _read_denoiser(
         folder = pocket_mv_folder(Path(config.path).expanduser() if config.path else None)
         files += [folder / "unet/config.json", folder / "scheduler/scheduler_config.json"]
     read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
-    unet = _read_module(read_unet, folder / "unet", variant, "denoiser")
+    unet = read_module(read_unet, folder / "unet", variant, "denoiser")
     return _Denoiser(unet, _read_scheduler(folder), files)
 
 
@@ -214,15 +221,17 @@ def _read_tower(
             folder / tokenizer_name, local_files_only=True
         )
     reader = partial(getattr(transformers, kind).from_pretrained, dtype=dtype)
-    return TextTower(
-        tokenizer, _read_module(reader, folder / encoder_name, variant, "text encoder")
-    )
+    return TextTower(tokenizer, read_module(reader, folder / encoder_name, variant, "text encoder"))
 
 
-def _read_module(
+def read_module(
     reader: Callable[..., Any], folder: Path, variant: str | None, role: str
 ) -> torch.nn.Module:
-    """One component; its files are known to exist, so any failure means that they are damaged."""
+    """One component; its files are known to exist, so any failure means that they are damaged.
+
+    Raises:
+        WeightsMissing: they are, or lack tensors.
+    """
     with readable_weights(folder, role), quiet_libraries():
         module, info = reader(
             folder,

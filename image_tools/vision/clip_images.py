@@ -4,9 +4,8 @@ Images are brought to the model's size as CLIP was trained (arXiv 2103.00020): t
 resized (bicubic), the middle cut out, CLIP's mean and deviation taken off. All of it is torch, so
 gradients reach the images; the model itself is frozen.
 
-Deviation: sizes and colours are not rounded to whole numbers between the steps, so pixels differ
-from those of transformers' PIL processor by up to 1.5 of 255 levels. ``fit: pad`` keeps what the cut
-would lose.
+Deviation: colours are not rounded to whole levels, so that gradients pass; pixels differ from those
+of transformers' PIL processor by up to 1.5 of 255 levels. ``fit: pad`` keeps what the cut loses.
 
     clip = load_clip_images("~/models/image_encoder", torch.device("cpu"))
     tokens = clip.hidden(images)
@@ -84,13 +83,9 @@ class ClipImages:
         pixels, side = images.movedim(-1, 1), self.side
         if self.fit == "pad":
             pixels = _padded(pixels)
-        height, width = pixels.shape[-2:]
-        short = min(height, width)
-        size = (side * height // short, side * width // short)
-        if size != (height, width):
-            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
-        top, left = (size[0] - side) // 2, (size[1] - side) // 2
-        pixels = pixels[..., top : top + side, left : left + side].clamp(0.0, 1.0)
+        pixels = _resized(pixels, side)
+        top, left = ((length - side) // 2 for length in pixels.shape[-2:])
+        pixels = pixels[..., top : top + side, left : left + side]
         mean, std = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
         return (pixels - mean) / std
 
@@ -154,6 +149,18 @@ def load_clip_images(
     find_weights(folder, "model", role=ROLE)
     read = partial(CLIPVisionModelWithProjection.from_pretrained, dtype=dtype)
     return ClipImages(read_module(read, folder, None, ROLE).to(device), fit=fit)
+
+
+def _resized(pixels: Float[Tensor, "b 3 h w"], side: int) -> Float[Tensor, "b 3 rows columns"]:
+    """The shorter axis at ``side`` pixels: columns, then rows, overshoots cut off as PIL does."""
+    height, width = pixels.shape[-2:]
+    short = min(height, width)
+    rows, columns = side * height // short, side * width // short
+    for size in ((height, columns), (rows, columns)):
+        if size != tuple(pixels.shape[-2:]):
+            pixels = F.interpolate(pixels, size, mode="bicubic", antialias=True)
+        pixels = pixels.clamp(0.0, 1.0)
+    return pixels
 
 
 def _padded(pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 s s"]:
