@@ -48,6 +48,7 @@ __all__ = [
     "BufferViewCache",
     "BufferViewConfig",
     "condition_images",
+    "draw_view",
     "render_buffer_views",
     "silhouettes",
 ]
@@ -148,7 +149,7 @@ def render_buffer_views(
 def _drawn(config: BufferViewConfig, k: int) -> tuple[np.ndarray, np.ndarray, list[int], str]:
     """Image ``[h, w, 3]`` and buffers ``[h, w, 6]`` as bytes, label and caption of view k."""
     rng = np.random.default_rng([config.seed, k])
-    scene, said, view = _draw(ToySampler(config.samples), rng)
+    scene, said, view = draw_view(ToySampler(config.samples), rng)
     first = scene.objects[0]
     label = [KIND_NAMES.index(first.kind), COLOR_NAMES.index(first.color)]
     return np.round(view.rgb[0] * 255).astype(np.uint8), _packed(scene, view), label, said
@@ -166,7 +167,7 @@ def _open_arrays(
     return images, buffers
 
 
-def _draw(sampler: ToySampler, rng: np.random.Generator) -> tuple[SceneSpec, str, ToyBuffers]:
+def draw_view(sampler: ToySampler, rng: np.random.Generator) -> tuple[SceneSpec, str, ToyBuffers]:
     """A scene, what is said of it, and one view with its buffers."""
     config = sampler.config
     scene = sampler.scene(rng)
