@@ -28,7 +28,15 @@ from image_tools.diffusion.weights import find_weights, read_json
 from image_tools.errors import UnsupportedModel
 from renderers.errors import check_shape
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "ClipFeatures", "ClipImages", "ImageFit", "load_clip_images"]
+__all__ = [
+    "CLIP_MEAN",
+    "CLIP_STD",
+    "ClipFeatures",
+    "ClipImages",
+    "ImageFit",
+    "clip_pixels",
+    "load_clip_images",
+]
 
 ROLE = "CLIP vision model"
 KINDS = ("CLIPVisionModelWithProjection", "CLIPModel")
@@ -79,15 +87,7 @@ class ClipImages:
         Raises:
             ShapeError: if ``images`` is not [b, h, w, 3].
         """
-        check_shape("images", images, "B H W 3")
-        pixels, side = images.movedim(-1, 1), self.side
-        if self.fit == "pad":
-            pixels = _padded(pixels)
-        pixels = _resized(pixels, side)
-        top, left = ((length - side) // 2 for length in pixels.shape[-2:])
-        pixels = pixels[..., top : top + side, left : left + side]
-        mean, std = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
-        return (pixels - mean) / std
+        return clip_pixels(images, self.side, fit=self.fit)
 
     def see(self, pixels: Float[Tensor, "b 3 s s"]) -> ClipFeatures:
         """Features of preprocessed images, in their number format and on their device."""
@@ -116,6 +116,25 @@ class ClipImages:
         """Zero pixels after normalisation: what IP-Adapter shows where there is no image."""
         parameter = next(self.model.parameters())
         return torch.zeros(rows, 3, self.side, self.side, device=parameter.device)
+
+
+def clip_pixels(
+    images: Float[Tensor, "b h w 3"], side: int, *, fit: ImageFit = "crop"
+) -> Float[Tensor, "b 3 s s"]:
+    """Images in 0..1 as a CLIP model of ``side`` pixels sees them.
+
+    Raises:
+        ShapeError: if ``images`` is not [b, h, w, 3].
+    """
+    check_shape("images", images, "B H W 3")
+    pixels = images.movedim(-1, 1)
+    if fit == "pad":
+        pixels = _padded(pixels)
+    pixels = _resized(pixels, side)
+    top, left = ((length - side) // 2 for length in pixels.shape[-2:])
+    pixels = pixels[..., top : top + side, left : left + side]
+    mean, std = (pixels.new_tensor(values)[:, None, None] for values in (CLIP_MEAN, CLIP_STD))
+    return (pixels - mean) / std
 
 
 def load_clip_images(
