@@ -36,12 +36,20 @@ NEIGHBOURS = ((0, 1, 1.0), (1, 0, 1.0), (1, 1, 0.5**0.5), (1, -1, 0.5**0.5))
 """Rows and columns to four of the eight neighbours, and the weight of their distance."""
 SPREAD = 1e-3
 """Added to the variances of colours, so that flat areas keep a Gaussian."""
+JITTER = 1e-3
+"""Noise on colours, so that a flat area is not one point to k-means."""
+SEPARATION = 0.7
+"""Nats by which the thing's pixels must fit the thing better than the surroundings, on average."""
+SMALL_HOLE = 0.02
+"""Holes below this share of the thing are glints and spots, larger ones are holes: a handle's."""
 LUMINANCE = 0.5
 """Weight of brightness beside the colour differences: shadows are darker places of one colour."""
 
 
 def cut_out(images: Float[Tensor, "n h w 3"], config: CutoutConfig) -> Float[Tensor, "n h w"]:
     """How much of each pixel belongs to the thing that all photos show, 0..1.
+
+    All of a photo's mask is 0 where the colours of thing and surroundings are the same.
 
     Args:
         images: sRGB colours in 0..1; one photo will do, several in different places do better.
@@ -56,6 +64,7 @@ def cut_out(images: Float[Tensor, "n h w 3"], config: CutoutConfig) -> Float[Ten
     walkers = [_Walker(photo, config) for photo in colors]
     inside = np.stack([_first_guess(shape)] * len(colors))
     outside = np.stack([_frame(shape, config.frame)] * len(colors))
+    gain = np.zeros(len(colors))
     for _ in range(config.iterations):
         thing = _Mixture.fit(colors[inside > 0.5], config.thing_colors, rng)
         for k, photo in enumerate(colors):
@@ -65,6 +74,9 @@ def cut_out(images: Float[Tensor, "n h w 3"], config: CutoutConfig) -> Float[Ten
             posterior = 1.0 / (1.0 + np.exp(-np.clip(evidence + prior, -30.0, 30.0)))
             posterior[outside[k]] = 0.0
             inside[k] = walkers[k].solve(posterior)
+            is_thing = inside[k] > 0.5
+            gain[k] = evidence[is_thing].mean() if is_thing.any() else 0.0
+    inside[gain < SEPARATION] = 0.0
     masks = torch.from_numpy(np.stack([_largest(mask) for mask in inside])).float()
     large = torch.nn.functional.interpolate(
         masks[:, None], (height, width), mode="bilinear", align_corners=False
@@ -120,6 +132,7 @@ class _Mixture:
             colors = colors[rng.choice(len(colors), 4000, replace=False)]
         if len(colors) <= count:
             colors = np.repeat(colors, count + 1, 0) if len(colors) else np.zeros((count + 1, 3))
+        colors = colors + rng.normal(0.0, JITTER, colors.shape)
         _, groups = kmeans2(colors, count, minit="++", seed=rng)
         means, factors, constants = [], [], []
         for group in range(count):
@@ -176,14 +189,18 @@ class _Walker:
 
 
 def _largest(mask: Float[np.ndarray, "h w"]) -> Float[np.ndarray, "h w"]:
-    """The largest piece without its holes; soft at its border."""
+    """The largest piece without its small holes; soft at its border."""
     from scipy import ndimage
 
     labels, count = ndimage.label(mask > 0.5)
     if count == 0:
         return np.zeros_like(mask)
     sizes = ndimage.sum_labels(np.ones_like(mask), labels, np.arange(1, count + 1))
-    whole = ndimage.binary_fill_holes(labels == 1 + int(np.argmax(sizes)))
+    piece = labels == 1 + int(np.argmax(sizes))
+    holes, count = ndimage.label(ndimage.binary_fill_holes(piece) & ~piece)
+    areas = ndimage.sum_labels(np.ones_like(mask), holes, np.arange(1, count + 1))
+    small = 1 + np.flatnonzero(areas < SMALL_HOLE * piece.sum())
+    whole = piece | np.isin(holes, small)
     soft = np.clip((mask - 0.5) * 4.0 + 0.5, 0.0, 1.0)
     near = ndimage.binary_dilation(whole, iterations=1)
     filled = whole & (mask <= 0.5)
