@@ -6,21 +6,15 @@ common does (:mod:`image_tools.vision.cutout`).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from image_tools.vision.cutout import cut_out
 from image_tools.vision.cutout_configs import CutoutConfig
 
 __all__ = ["on_white"]
-
-logger = logging.getLogger(__name__)
 
 # A cut-out that is less or more of the photo than this has found nothing, or everything.
 SOUND_SHARES = (0.01, 0.9)
@@ -29,19 +23,17 @@ SOUND_SHARES = (0.01, 0.9)
 def on_white(
     images: Float[Tensor, "n h w 3"],
     masks: Float[Tensor, "n h w"],
-    paths: Sequence[Path],
     config: CutoutConfig,
     *,
     size: int,
-) -> tuple[Float[Tensor, "n size size 3"], Float[Tensor, "n size size"]]:
-    """Photos and masks of the wanted size, with white around the subject.
+) -> tuple[Float[Tensor, "n size size 3"], Float[Tensor, "n size size"], Bool[Tensor, " n"]]:
+    """Photos and masks of the wanted size, with white around the subject, and where it was found.
 
-    A photo in which nothing, or everything, was found stays as it is, with a warning.
+    A photo in which nothing, or everything, was found stays as it is.
 
     Args:
         images: sRGB colours in 0..1, on white where a photo is transparent.
         masks: 0 where a photo is transparent.
-        paths: where each photo comes from.
         config: how.
         size: rows and columns of the result.
     """
@@ -52,20 +44,14 @@ def on_white(
     share = masks.flatten(1).mean(1)
     is_found = (share > SOUND_SHARES[0]) & ((share < SOUND_SHARES[1]) | ~is_opaque)
     framed = []
-    for image, mask, path, found in zip(images, masks, paths, is_found.tolist(), strict=True):
-        if not found:
-            logger.warning(
-                "The subject of '%s' could not be told from its surroundings, and the photo stays "
-                "as it is. Save it as PNG with a transparent background, or leave it out.",
-                path,
-            )
-            mask = torch.ones_like(mask)
-        white = torch.cat([image * mask[..., None] + 1.0 - mask[..., None], mask[..., None]], -1)
+    for image, mask, found in zip(images, masks, is_found.tolist(), strict=True):
+        kept = mask if found else torch.ones_like(mask)
+        white = torch.cat([image * kept[..., None] + 1.0 - kept[..., None], kept[..., None]], -1)
         if found and config.fill is not None:
             white = _framed(white, config.fill)
         framed.append(_shrunk(white, size))
     stacked = torch.stack(framed)
-    return stacked[..., :3], stacked[..., 3]
+    return stacked[..., :3], stacked[..., 3], is_found
 
 
 def _framed(image: Float[Tensor, "h w 4"], fill: float) -> Float[Tensor, "s s 4"]:

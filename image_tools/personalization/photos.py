@@ -18,7 +18,7 @@ import io
 import logging
 import struct
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,7 @@ from torch import Tensor
 
 from image_tools.personalization.photo_cutouts import on_white
 from image_tools.personalization.photos_configs import PhotosConfig
+from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.errors import StudioError
 
 __all__ = ["PhotosError", "SkippedFile", "SubjectPhotos", "load_photo", "load_photos"]
@@ -124,14 +125,37 @@ def load_photos(
     if not images:
         raise _no_photos(folder, unreadable, skipped)
     _warn(folder, paths, unreadable)
-    stacked, colors = torch.stack(masks), torch.stack(images)
-    if config.cutout is not None:
-        colors, stacked = on_white(colors, stacked, paths, config.cutout, size=size)
-    return SubjectPhotos(
-        colors,
+    stacked = torch.stack(masks)
+    photos = SubjectPhotos(
+        torch.stack(images),
         tuple(paths),
         stacked if bool((stacked < 1.0).any()) else None,
         tuple(sorted(skipped, key=lambda item: item.path.name)),
+    )
+    return photos if config.cutout is None else _cut_out(photos, config.cutout, size)
+
+
+def _cut_out(photos: SubjectPhotos, config: CutoutConfig, size: int) -> SubjectPhotos:
+    """The photos on white, without those whose subject was not found, as long as others remain."""
+    masks = torch.ones(photos.images.shape[:3]) if photos.masks is None else photos.masks
+    images, masks, found = on_white(photos.images, masks, config, size=size)
+    lost = [path for path, is_found in zip(photos.paths, found, strict=True) if not is_found]
+    is_hopeless = len(lost) == len(photos)
+    for path in lost:
+        logger.warning(
+            "The subject of '%s' could not be told from its surroundings, and the photo %s. Save "
+            "it as PNG with a transparent background.",
+            path,
+            "stays as it is, like all others" if is_hopeless else "is left out",
+        )
+    if is_hopeless:
+        return replace(photos, images=images, masks=None)
+    skipped = [SkippedFile(path, "has a subject that could not be cut out") for path in lost]
+    return SubjectPhotos(
+        images[found],
+        tuple(path for path in photos.paths if path not in lost),
+        masks[found],
+        tuple(sorted([*photos.skipped, *skipped], key=lambda item: item.path.name)),
     )
 
 

@@ -17,7 +17,7 @@ once finished: render, draw, encode, train, write; then it is measured.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +84,7 @@ PRESETS: dict[str, EditRecipe] = {
     "cpu": EditRecipe(),
     "gpu": EditRecipe(
         pairs=PairConfig(edits=16_000),
-        generated=replace(GeneratedPairConfig(), edits=60),
+        generated=GeneratedPairConfig(edits=60),
         batch_size=192,
         loop=LoopConfig(steps=2800, learning_rate=6e-4),
     ),

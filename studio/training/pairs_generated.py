@@ -44,7 +44,7 @@ CHUNK = 5  # edits between two saves
 class GeneratedPairConfig:
     """What the prior is asked for, and what is kept of it."""
 
-    edits: int = 200
+    edits: int = 30
     """Pairs of captions; 0 for none."""
     seed: int = 42
     """Seed of captions, words and noise."""

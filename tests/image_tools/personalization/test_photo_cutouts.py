@@ -64,12 +64,24 @@ def test_transparency_of_a_photo_is_taken_as_it_is(tmp_path):
     assert torch.allclose(mask, inside, atol=0.2)  # the bicubic filter swings at an edge
 
 
+def test_a_photo_of_nothing_is_left_out_where_others_remain(tmp_path, caplog):
+    write_three(tmp_path)
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "grey.png")
+    with caplog.at_level(logging.WARNING):
+        photos = load_photos(tmp_path, size=SIZE, config=CUT)
+    assert "grey.png' could not be told from its surroundings, and the photo is left out" in (
+        caplog.text
+    )
+    assert [path.name for path in photos.paths] == ["0.png", "1.png", "2.png"]
+    assert len(photos.images) == len(photos.masks) == 3
+    assert [item.path.name for item in photos.skipped] == ["grey.png"]
+
+
 def test_a_photo_of_nothing_stays_as_it_is_with_a_warning(tmp_path, caplog):
     Image.new("RGB", (64, 64), "gray").save(tmp_path / "grey.png")
     with caplog.at_level(logging.WARNING):
         photos = load_photos(tmp_path, size=SIZE, config=CUT)
-    assert "could not be told from its surroundings" in caplog.text
-    assert "grey.png" in caplog.text
+    assert "stays as it is, like all others" in caplog.text
     grey = torch.full_like(photos.images, 128 / 255)
     assert torch.allclose(photos.images, grey, atol=1e-3)
 
