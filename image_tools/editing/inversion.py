@@ -1,8 +1,8 @@
 """Real images as starting noise: DDIM inversion, null-text and negative-prompt inversion.
 
-``invert_latents`` runs DDIM backwards with the conditional prediction alone, z_{t-1} to z_t by
-epsilon(z_{t-1}, t); it equals diffusers' ``DDIMInverseScheduler`` fed with epsilon. Sampled with
-guidance, its end does not come back to the image. Null-text inversion (Mokady et al., arXiv
+``invert_latents`` runs DDIM backwards, by default with the conditional prediction alone, z_{t-1} to
+z_t by epsilon(z_{t-1}, t); it equals diffusers' ``DDIMInverseScheduler`` fed with epsilon. Sampled
+with guidance, its end does not come back to the image. Null-text inversion (Mokady et al., arXiv
 2211.09794, section 3.2) learns for each step an embedding of "no condition" with which guidance
 follows the inverted path:
 
@@ -80,19 +80,23 @@ def invert_latents(
     cond: Condition | TextEmbedding,
     *,
     steps: int,
+    uncond: Condition | TextEmbedding | None = None,
+    guidance_scale: float = 1.0,
 ) -> list[Float[Tensor, "b c h w"]]:
     """The path from clean latents to noise: ``steps + 1`` latents, the clean ones first.
 
     Args:
-        prior: predicts the noise, without guidance.
+        prior: predicts the noise.
         latents: clean latents.
         cond: what they show.
         steps: of the sampler that will come back.
+        uncond: what guidance leads away from, where there is any.
+        guidance_scale: of the predictions; without ``uncond`` it does nothing.
     """
-    path = [latents]
+    path, uncond = [latents], cond if uncond is None else uncond
     for step in reversed(ddim_steps(prior, steps)):
         t = torch.full((len(latents),), step.t, device=latents.device)
-        noise_pred = prior.guided_noise(path[-1], t, cond, cond, 1.0)
+        noise_pred = prior.guided_noise(path[-1], t, cond, uncond, guidance_scale)
         path.append(inverse_ddim_step(path[-1], noise_pred, step))
     return path
 

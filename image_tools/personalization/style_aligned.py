@@ -1,0 +1,342 @@
+"""Pictures in one style without training (StyleAligned, Hertz et al., arXiv 2312.02133).
+
+What images share inside the denoiser is in ``style_sharing``. Two priors say with whom:
+
+* ``StyleAlignedPrior``: the first image of every batch is the reference of the others, in both
+  halves of guidance. With ``draw_style_set`` it draws a set, or with a reference picture, whose
+  inverted latents are put into the first row after every step.
+* ``StyleReferencePrior``: rows of the reference picture ride along with every batch, noised to the
+  batch's timesteps, and are cut off from the result. Samplers and guidance rules, whose rows may
+  have different timesteps, take it as it is.
+
+The authors' score shift with a picture is log 2; without one it is 0.
+
+Controls around a ``StyleAlignedPrior`` leave the reference free: their residuals are 0 in its row.
+Controls inside of it act on all rows. Additions around a ``StyleReferencePrior`` act on its batch
+alone. With nothing shared the prediction is the inner prior's bit for bit.
+
+    images = draw_style_set(prior, ["a toy train.", "a toy plane."], generators=[...], config=...)
+    prior = StyleReferencePrior(prior, noised_reference(prior, image, "a vase, watercolour"))
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from image_tools.configs import DdimConfig
+from image_tools.diffusion.additions import DenoiserCall
+from image_tools.diffusion.conditions import (
+    Condition,
+    TextEmbedding,
+    as_condition,
+    cat_embeddings,
+)
+from image_tools.diffusion.modified import ModifiedPrior, WrappedPrior
+from image_tools.diffusion.protocol import NoisePrior
+from image_tools.diffusion.sampling import denoise_latents, unit_noise
+from image_tools.errors import UnsupportedModel
+from image_tools.personalization.partial_addition import PartialAddition
+from image_tools.personalization.style_aligned_configs import StyleSharingConfig
+from image_tools.personalization.style_references import InvertedReference, StyleReference
+from image_tools.personalization.style_sharing import StyleRows, is_off, style_sharing
+from renderers.errors import ShapeError, StudioError
+
+__all__ = [
+    "PICTURE_SHIFT",
+    "StyleAlignedPrior",
+    "StyleReferencePrior",
+    "draw_style_set",
+    "styled",
+]
+
+PICTURE_SHIFT = math.log(2.0)
+"""Score shift where the reference is a picture."""
+ROLE = "style"
+
+
+def styled(prompt: str, style: str) -> str:
+    """A prompt with the words of a style, as published; itself where there are none."""
+    return f"{prompt.rstrip(' .')}, {style.rstrip(' .')}." if style.strip() else prompt
+
+
+class StyleAlignedPrior(ModifiedPrior):
+    """A prior for batches of images in the style of their first."""
+
+    def __init__(
+        self,
+        plain: NoisePrior,
+        config: StyleSharingConfig | None = None,
+        *,
+        score_shift: float = 0.0,
+    ) -> None:
+        """Wrap a prior.
+
+        Args:
+            plain: the prior.
+            config: what is shared.
+            score_shift: where the config leaves it open.
+        """
+        super().__init__(plain)
+        self.config = config or StyleSharingConfig()
+        self.score_shift = score_shift
+        self._is_off = is_off(self.config, plain.unet)
+
+    def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
+        """The condition, in which nothing controls the first row."""
+        if self._is_off or not condition.additions:
+            return condition
+        condition = condition.expand(rows)
+        free = _FreeRows(torch.arange(rows) == 0)
+        return replace(condition, additions=(*condition.additions, free))
+
+    def predict_output(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c h w"]:
+        """The denoiser's output; the rows are one batch, and every row counts as conditional."""
+        with self._sharing(len(latents)):
+            return super().predict_output(latents, t, condition)
+
+    def guided_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        cond: Condition | TextEmbedding,
+        uncond: Condition | TextEmbedding,
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c h w"]:
+        """Guidance in which each half has the first row as its reference."""
+        with self._sharing(len(latents)):
+            return super().guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
+
+    def _sharing(self, batch: int) -> AbstractContextManager[None]:
+        rows = StyleRows((0,) * batch)
+        return style_sharing(self.unet, rows, self.config, score_shift=self.score_shift)
+
+
+@dataclass(frozen=True)
+class _FreeRows:
+    """Takes the residuals of all additions before it out of some rows."""
+
+    is_free: Bool[Tensor, " rows"]
+
+    def __len__(self) -> int:
+        return len(self.is_free)
+
+    def expand(self, rows: int) -> _FreeRows:
+        """Itself, which has all rows already."""
+        return self
+
+    def stack(self, others: Sequence[_FreeRows]) -> _FreeRows:
+        """More rows."""
+        return _FreeRows(torch.cat([self.is_free, *(other.is_free for other in others)]))
+
+    def apply(self, call: DenoiserCall) -> DenoiserCall:
+        """The call with zeros for the residuals of these rows."""
+        if call.mid is None:
+            return call
+        is_free = self.is_free.to(call.mid.device).reshape(-1, 1, 1, 1)
+        down = tuple(part.masked_fill(is_free, 0.0) for part in call.down)
+        return replace(call, down=down, mid=call.mid.masked_fill(is_free, 0.0))
+
+
+@dataclass(frozen=True)
+class _Riders:
+    """The rows of a reference beside those of a batch."""
+
+    latents: Float[Tensor, "k c h w"]
+    t: Int[Tensor, " k"]
+    """Every timestep of the batch once."""
+    places: Int[Tensor, " b"]
+    """Which of them each row of the batch has."""
+
+    @property
+    def rows(self) -> StyleRows:
+        """The batch, and the reference's rows behind it."""
+        batch = len(self.places)
+        theirs = (self.places + batch).tolist()
+        return StyleRows((*theirs, *range(batch, batch + len(self.t))))
+
+    def first(self) -> Int[Tensor, " k"]:
+        """A row of the batch for each timestep."""
+        return torch.stack([(self.places == k).nonzero()[0, 0] for k in range(len(self.t))])
+
+
+class StyleReferencePrior(WrappedPrior):
+    """A prior whose images are in the style of a picture."""
+
+    def __init__(
+        self,
+        plain: NoisePrior,
+        reference: StyleReference,
+        config: StyleSharingConfig | None = None,
+        *,
+        score_shift: float = PICTURE_SHIFT,
+    ) -> None:
+        """Encode the reference's prompt.
+
+        Args:
+            plain: the prior.
+            reference: the picture.
+            config: what is shared.
+            score_shift: where the config leaves it open.
+
+        Raises:
+            StudioError: the config has all images see each other.
+        """
+        super().__init__(plain)
+        self.reference, self.config = reference, config or StyleSharingConfig()
+        if self.config.attention == "full":
+            raise StudioError(
+                "sharing.attention is full with a reference picture - expected reference or off."
+            )
+        self.score_shift = score_shift
+        self._is_off = is_off(self.config, plain.unet)
+        with torch.no_grad():
+            self._text = plain.encode_prompt([reference.prompt])
+
+    def predict_output(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        condition: Condition | TextEmbedding,
+    ) -> Float[Tensor, "b c h w"]:
+        """The denoiser's output; every row counts as conditional."""
+        if self._is_off:
+            return self.plain.predict_output(latents, t, condition)
+        riders = self._riders(latents, t)
+        told = _joined(as_condition(condition).expand(len(t)), self._text.expand(len(riders.t)))
+        with self._sharing(riders):
+            output = self.plain.predict_output(
+                torch.cat([latents, riders.latents]), torch.cat([t, riders.t]), told
+            )
+        return output[: len(latents)]
+
+    def guided_noise(
+        self,
+        latents: Float[Tensor, "b c h w"],
+        t: Int[Tensor, " b"],
+        cond: Condition | TextEmbedding,
+        uncond: Condition | TextEmbedding,
+        guidance_scale: float,
+        *,
+        rescale: float = 0.0,
+    ) -> Float[Tensor, "b c h w"]:
+        """Guidance of batch and reference, which is led away from what its first row is."""
+        if self._is_off:
+            return self.plain.guided_noise(
+                latents, t, cond, uncond, guidance_scale, rescale=rescale
+            )
+        riders = self._riders(latents, t)
+        cond, uncond = as_condition(cond).expand(len(t)), as_condition(uncond).expand(len(t))
+        with self._sharing(riders):
+            noise = self.plain.guided_noise(
+                torch.cat([latents, riders.latents]),
+                torch.cat([t, riders.t]),
+                _joined(cond, self._text.expand(len(riders.t))),
+                _joined(uncond, uncond.text.select(riders.first())),
+                guidance_scale,
+                rescale=rescale,
+            )
+        return noise[: len(latents)]
+
+    def _riders(self, latents: Tensor, t: Tensor) -> _Riders:
+        steps, places = t.unique(return_inverse=True)
+        return _Riders(self.reference.at(steps).to(latents), steps, places)
+
+    def _sharing(self, riders: _Riders) -> AbstractContextManager[None]:
+        return style_sharing(self.unet, riders.rows, self.config, score_shift=self.score_shift)
+
+
+def _joined(condition: Condition, text: TextEmbedding) -> Condition:
+    """A condition and below it the reference's rows, to which nothing is added.
+
+    Raises:
+        UnsupportedModel: the rows are views with cameras.
+        ShapeError: a tool around this prior gave text of another shape.
+    """
+    batch, more = len(condition), len(text)
+    if condition.class_labels is not None:
+        raise UnsupportedModel(
+            "A style reference got views with cameras - expected single images. Use a single-view "
+            "prior."
+        )
+    found, wanted = list(condition.text.tokens.shape[1:]), list(text.tokens.shape[1:])
+    if found != wanted:
+        raise ShapeError(
+            f"The text has shape {found}, the style reference's {wanted} - expected the same. Put "
+            "tools that change the text inside of the style reference."
+        )
+    return Condition(
+        cat_embeddings([condition.text, text]),
+        roles=(*condition.roles, *(ROLE,) * more) if condition.roles else (),
+        additions=tuple(
+            PartialAddition(addition, torch.arange(batch), batch + more)
+            for addition in condition.additions
+        ),
+    )
+
+
+def draw_style_set(
+    prior: NoisePrior,
+    prompts: Sequence[str],
+    *,
+    generators: Sequence[torch.Generator],
+    config: DdimConfig,
+    sharing: StyleSharingConfig | None = None,
+    reference: InvertedReference | None = None,
+    negative_prompt: str = "",
+) -> Float[Tensor, "n height width 3"]:
+    """Pictures in one style: that of the first, or of a reference picture.
+
+    Args:
+        prior: draws; it may be modified by other tools.
+        prompts: what is drawn.
+        generators: one for each picture.
+        config: of the sampler.
+        sharing: what is shared.
+        reference: a picture, inverted with as many steps.
+        negative_prompt: for all of them.
+
+    Raises:
+        ValueError: the numbers of prompts and generators, or of steps, differ.
+    """
+    if len(prompts) != len(generators):
+        raise ValueError(
+            f"{len(prompts)} prompts came with {len(generators)} generators. Give one each."
+        )
+    size = prior.latent_size
+    latents = unit_noise((prior.latent_channels, size, size), generators, prior.device)
+    if reference is None:
+        tool, after_step = StyleAlignedPrior(prior, sharing), None
+    else:
+        if len(reference.timesteps) != config.steps:
+            raise ValueError(
+                f"the sampler has {config.steps} steps and the reference was inverted with "
+                f"{len(reference.timesteps)}. Give both the same."
+            )
+        tool = StyleAlignedPrior(prior, sharing, score_shift=PICTURE_SHIFT)
+        after_step = reference.after_step
+        prompts, latents = [reference.prompt, *prompts], torch.cat([reference.start, latents])
+        generators = [torch.Generator(), *generators]  # the reference's own row is overwritten
+    latents = denoise_latents(
+        tool,
+        latents,
+        prior.encode_prompt(prompts),
+        prior.encode_negative([negative_prompt]).expand(len(prompts)),
+        generators=generators,
+        config=config,
+        after_step=after_step,
+    )
+    return prior.decode_latents(latents if reference is None else latents[1:])
