@@ -1,0 +1,1 @@
+"""A procedural world of clothed people with exact ground truth for virtual try-on."""
