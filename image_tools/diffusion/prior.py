@@ -276,6 +276,26 @@ class DiffusionPrior:
         alpha, sigma = alpha_sigma(self.alphas_cumprod, t, latents)
         return x0_from_noise(noise_pred, latents, alpha, sigma)
 
+    def added_conditions(self, text: TextEmbedding) -> dict[str, Tensor] | None:
+        """SDXL's pooled text, sizes and scores.
+
+        Raises:
+            UnsupportedModel: the model's index and its denoiser disagree about the scores.
+        """
+        unet = self.unet.config
+        if unet.addition_embed_type != "text_time":
+            return None
+        ids = size_conditions(text, self.image_hw)
+        given = text.pooled.shape[1] + ids.shape[1] * unet.addition_time_embed_dim
+        if given != unet.projection_class_embeddings_input_dim:
+            told = "with" if text.aesthetic is not None else "without"
+            raise UnsupportedModel(
+                f"The denoiser wants {unet.projection_class_embeddings_input_dim} numbers beside "
+                f"the text, and its text encoder and sizes {told} a quality score make {given}. "
+                "Check requires_aesthetics_score in model_index.json and the second text encoder."
+            )
+        return {"text_embeds": text.pooled, "time_ids": ids}
+
     def _denoise(self, latents: Tensor, t: Tensor, condition: Condition) -> Tensor:
         condition = condition.expand(latents.shape[0])
         text, labels = condition.text.to(self.device, self.dtype), condition.class_labels
@@ -287,7 +307,7 @@ class DiffusionPrior:
                 )
             labels = labels.to(next(self.unet.class_embedding.parameters()))
         self.denoiser_evaluations += latents.shape[0]
-        added = self._added_conditions(text)
+        added = self.added_conditions(text)
         sample = latents.to(self.device, self.dtype)
         call = DenoiserCall(sample, t.to(self.device), text.tokens, labels, added)
         for addition in condition.additions:
@@ -328,26 +348,6 @@ class DiffusionPrior:
             return config.get("shift_factor") or 0.0, scale
         mean = latents.new_tensor(mean).reshape(1, -1, 1, 1)
         return mean, scale / latents.new_tensor(std).reshape(1, -1, 1, 1)
-
-    def _added_conditions(self, text: TextEmbedding) -> dict[str, Tensor] | None:
-        """SDXL's pooled text, sizes and scores.
-
-        Raises:
-            UnsupportedModel: the model's index and its denoiser disagree about the scores.
-        """
-        unet = self.unet.config
-        if unet.addition_embed_type != "text_time":
-            return None
-        ids = size_conditions(text, self.image_hw)
-        given = text.pooled.shape[1] + ids.shape[1] * unet.addition_time_embed_dim
-        if given != unet.projection_class_embeddings_input_dim:
-            told = "with" if text.aesthetic is not None else "without"
-            raise UnsupportedModel(
-                f"The denoiser wants {unet.projection_class_embeddings_input_dim} numbers beside "
-                f"the text, and its text encoder and sizes {told} a quality score make {given}. "
-                "Check requires_aesthetics_score in model_index.json and the second text encoder."
-            )
-        return {"text_embeds": text.pooled, "time_ids": ids}
 
     def _refuse_unknown_designs(self) -> None:
         unet = self.unet.config

@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from image_tools.diffusion.recomputation import recomputed_with_operations
+
 __all__ = ["WeightAverage", "gradient_checkpointing", "write_module"]
 
 
@@ -29,10 +31,10 @@ def write_module(module: nn.Module, folder: Path) -> None:
 
 @contextmanager
 def gradient_checkpointing(modules: Sequence[nn.Module], wanted: bool) -> Iterator[None]:
-    """Recompute activations for the time of the training."""
+    """Recompute activations for the time of the training, with the attention that they had."""
     if wanted:
         for module in modules:
-            module.enable_gradient_checkpointing()
+            module.enable_gradient_checkpointing(recomputed_with_operations(module))
     try:
         yield
     finally:

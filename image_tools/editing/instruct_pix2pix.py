@@ -27,15 +27,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from image_tools.diffusion.additions import DenoiserCall
-from image_tools.diffusion.conditions import (
-    Condition,
-    TextEmbedding,
-    as_condition,
-    cat_conditions,
-)
+from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
 from image_tools.diffusion.modified import ModifiedPrior, rows_of
-from image_tools.diffusion.parametrization import rescale_guidance
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
+from image_tools.diffusion.two_scales import GuidanceScales, TwoScaleBranches, two_scale_noise
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
 
@@ -229,27 +224,13 @@ class InstructPix2PixPrior(ModifiedPrior):
             )
         rows = len(latents)
         cond, uncond = as_condition(cond), as_condition(uncond)
-        terms = {
-            "both": (guidance_scale, self._with_image(cond, rows, share=1.0)),
-            "image": (self.image_scale - guidance_scale, self._with_image(uncond, rows, share=1.0)),
-            "none": (1.0 - self.image_scale, self._with_image(uncond, rows, share=0.0)),
-        }
-        needed = {
-            name: term
-            for name, term in terms.items()
-            if term[0] != 0.0 or (name == "both" and rescale > 0.0)
-        }
-        count = len(needed)
-        output = self.editor.predict_output(
-            torch.cat([latents] * count),
-            torch.cat([t] * count),
-            cat_conditions([condition for _, condition in needed.values()]),
+        branches = TwoScaleBranches(
+            none=self._with_image(uncond, rows, share=0.0),
+            shown=self._with_image(uncond, rows, share=1.0),
+            both=self._with_image(cond, rows, share=1.0),
         )
-        outputs = dict(zip(needed, output.chunk(count), strict=True))
-        guided = _combine(outputs, guidance_scale, self.image_scale)
-        if rescale > 0.0:
-            guided = rescale_guidance(guided, outputs["both"], rescale)
-        return self.to_noise(guided, latents, t)
+        scales = GuidanceScales(text=guidance_scale, shown=self.image_scale)
+        return two_scale_noise(self.editor, latents, t, branches, scales, rescale=rescale)
 
     @property
     def _active(self) -> DiffusionPrior:
@@ -266,17 +247,3 @@ class InstructPix2PixPrior(ModifiedPrior):
         addition = ImageAddition(image if share else torch.zeros_like(image))
         condition = condition.expand(rows)
         return replace(condition, additions=(*condition.additions, addition))
-
-
-def _combine(outputs: dict[str, Tensor], text_scale: float, image_scale: float) -> Tensor:
-    """Eq. 3 from the predictions that count; what is missing has a factor of zero."""
-    if len(outputs) == 3:
-        none, image, both = outputs["none"], outputs["image"], outputs["both"]
-        return none + image_scale * (image - none) + text_scale * (both - image)
-    factors = {"both": text_scale, "image": image_scale - text_scale, "none": 1.0 - image_scale}
-    if len(outputs) == 1:
-        (only,) = outputs.values()
-        return only
-    low = "none" if "none" in outputs else "image"
-    high = "both" if "both" in outputs else "image"
-    return outputs[low] + factors[high] * (outputs[high] - outputs[low])

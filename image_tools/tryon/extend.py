@@ -12,8 +12,9 @@ is narrower. New weights are zero, so that it predicts as before until it is tra
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class ExtraChannels:
 class TryOnDenoiser(DiffusionPrior):
     """A prior for pictures of one given size, whose denoiser takes channels beside the latents.
 
-    VAE, text encoders and schedule are those of another prior.
+    VAE and text encoders are those of another prior.
     """
 
     def __init__(
@@ -103,6 +104,7 @@ class TryOnDenoiser(DiffusionPrior):
         *,
         extra_channels: int,
         image_hw: tuple[int, int],
+        scheduler_config: Mapping[str, Any] | None = None,
     ) -> None:
         """Put a denoiser beside a prior's.
 
@@ -111,6 +113,7 @@ class TryOnDenoiser(DiffusionPrior):
             unet: a diffusers UNet2DConditionModel.
             extra_channels: channels that it takes beside the noisy latents.
             image_hw: height and width of the pictures, whole multiples of ``image_stride``.
+            scheduler_config: of a stock scheduler; None for the prior's.
 
         Raises:
             UnsupportedModel: if it takes another number of channels.
@@ -128,7 +131,7 @@ class TryOnDenoiser(DiffusionPrior):
                 unet=unet,
                 vae=plain.vae,
                 text=plain.text,
-                scheduler_config=plain.scheduler_config,
+                scheduler_config=scheduler_config or plain.scheduler_config,
                 fingerprint=plain.fingerprint,
                 zero_negative=plain.zero_negative,
                 aesthetics=plain.aesthetics,

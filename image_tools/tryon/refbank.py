@@ -35,6 +35,7 @@ from image_tools.diffusion.attention import (
     AttentionOperation,
     attention_operations,
 )
+from image_tools.diffusion.modified import rows_of
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError
 
@@ -62,27 +63,21 @@ class ReferenceBank:
         """The bank that stands for "no reference" in classifier-free guidance."""
         return self._map(torch.zeros_like)
 
-    def detach(self) -> ReferenceBank:
-        """The same features without gradients."""
-        return self._map(Tensor.detach)
+    def scaled(self, factors: Tensor) -> ReferenceBank:
+        """Features times factors that fit them, such as [rows, 1, 1]."""
+        return self._map(lambda values: values * factors.to(values))
 
     def select(self, rows: Int[Tensor, " selected"]) -> ReferenceBank:
         """Rows by index, in the order given; an index may repeat."""
         return self._map(lambda values: values[rows.to(values.device)])
 
-    def expand(self, rows: int) -> ReferenceBank:
-        """A single row repeated, or itself where it has that many.
+    def repeated(self, rows: int) -> ReferenceBank:
+        """A batch repeated as a whole to ``rows`` rows.
 
         Raises:
-            ShapeError: if it has another number of rows.
+            ShapeError: if the rows are not whole batches.
         """
-        if len(self) == rows:
-            return self
-        if len(self) != 1:
-            raise ShapeError(
-                f"A reference bank has {len(self)} rows for {rows} latents. Give 1 or {rows}."
-            )
-        return self._map(lambda values: values.expand(rows, -1, -1))
+        return self._map(lambda values: rows_of(values, rows, "the reference bank"))
 
     def stack(self, others: Sequence[ReferenceBank]) -> ReferenceBank:
         """Rows of other banks below these; all have as many tokens."""
@@ -130,6 +125,8 @@ def record_bank(
 ) -> ReferenceBank:
     """Features of references, from a pass that ends where its last self-attention begins.
 
+    With gradients it runs to its end: blocks that are recomputed must be whole.
+
     Args:
         unet: a diffusers UNet2DConditionModel.
         latents: of the references, noisy or not, as the UNet was trained.
@@ -146,7 +143,7 @@ def record_bank(
             encoder_hidden_states=tokens,
             added_cond_kwargs=None if added is None else dict(added),
         )
-    return ReferenceBank(writer.features)
+    return ReferenceBank(dict(writer.features))
 
 
 class BankReader(AttentionOperation):
@@ -204,8 +201,8 @@ class BankAddition:
         return len(self.bank)
 
     def expand(self, rows: int) -> BankAddition:
-        """A single row repeated, or itself where it has that many."""
-        return BankAddition(self.bank.expand(rows))
+        """A batch repeated as a whole."""
+        return BankAddition(self.bank.repeated(rows))
 
     def stack(self, others: Sequence[BankAddition]) -> BankAddition:
         """More rows."""
@@ -240,7 +237,7 @@ class _BankWriter(AttentionOperation):
 
     def __init__(self, unet: nn.Module) -> None:
         self.features: dict[str, Tensor] = {}
-        self._last = _self_attention(unet)[-1].name
+        self._last = None if torch.is_grad_enabled() else _self_attention(unet)[-1].name
 
     def applies_to(self, call: AttentionCall) -> bool:
         return not call.layer.is_cross

@@ -115,7 +115,8 @@ def test_recording_ends_at_the_last_self_attention_with_all_of_them(reference_un
     ran = []
     hook = reference_unet.conv_out.register_forward_hook(lambda *_: ran.append(True))
     latents, t, text = inputs(ROWS)
-    record_bank(reference_unet, latents, t, text)
+    with torch.no_grad():
+        record_bank(reference_unet, latents, t, text)
     hook.remove()
     assert not ran
 
@@ -158,9 +159,9 @@ def test_rows_are_independent_and_a_single_row_serves_all(unet, bank):
     assert torch.allclose(read(unet, one, rows=1), both[:1], atol=1e-5)
     with pytest.raises(ShapeError, match="a reference for each row"):
         read(unet, one)
-    assert torch.allclose(read(unet, one.expand(ROWS))[:1], both[:1], atol=1e-5)
-    with pytest.raises(ShapeError, match="2 rows for 3 latents"):
-        bank.expand(3)
+    assert torch.allclose(read(unet, one.repeated(ROWS))[:1], both[:1], atol=1e-5)
+    with pytest.raises(ShapeError, match="2 images for 3 rows"):
+        bank.repeated(3)
 
 
 def test_gradients_reach_the_reference_denoiser_and_the_drawing_one(unet, reference_unet):
@@ -190,7 +191,7 @@ def test_views_of_a_set_see_its_bank_once(reference_unet):
     latents, t, text = inputs(ROWS)
     bank = record_bank(reference_unet, latents[:1], t[:1], text[:1])
     drawn = []
-    for rows in (bank, bank.expand(ROWS)):
+    for rows in (bank, bank.repeated(ROWS)):
         operations = [CrossViewAttention(), BankReader(rows)]
         with AttentionHub(unet, operations) as hub, hub.batch(BatchLayout(views=ROWS)):
             drawn.append(call_unet(unet, ROWS, cameras=torch.zeros(ROWS, 16)))

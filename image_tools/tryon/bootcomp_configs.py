@@ -1,0 +1,67 @@
+"""BootComp (arXiv 2412.16978): its words, guidance and trainers, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from image_tools.personalization.loop_configs import TuningConfig
+from image_tools.tryon.garment_configs import GarmentCategory
+
+__all__ = ["WORDS", "CompositionTrainingConfig", "DecompositionTrainingConfig"]
+
+WORDS: dict[GarmentCategory, str] = {
+    "upper": "Upper garment",
+    "pants": "Pants",
+    "skirt": "Skirt",
+    "dress": "Dress",
+    "hat": "Hat",
+    "sunglasses": "Sunglasses",
+    "shoes": "Shoes",
+    "bag": "Bag",
+    "scarf": "Scarf",
+}
+"""What its networks call garments; they tell pants from skirts."""
+
+DECOMPOSITION = TuningConfig(steps=140_000, learning_rate=1e-5)
+COMPOSITION = TuningConfig(steps=115_000, learning_rate=1e-5)
+
+
+@dataclass(frozen=True)
+class DecompositionTrainingConfig:
+    """How the network that makes product pictures of worn garments is trained (section 3.1)."""
+
+    loop: TuningConfig = DECOMPOSITION
+    """Length and learning rate; the paper's rate is not known to us."""
+    dropout: float = 0.1
+    """Share of samples whose garment is not shown (a latent of zeros), so that guidance has
+    something to lead away from."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same result."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        _check_share("dropout", self.dropout)
+
+
+@dataclass(frozen=True)
+class CompositionTrainingConfig:
+    """How the encoder of garments beside a frozen generator is trained (section 3.3)."""
+
+    loop: TuningConfig = COMPOSITION
+    """Length and learning rate; the paper's rate is not known to us."""
+    dropout: float = 0.1
+    """Share of samples without garments (features of zeros)."""
+    text_dropout: float = 0.1
+    """Share of samples without text."""
+    checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time, the same result."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        _check_share("dropout", self.dropout)
+        _check_share("text_dropout", self.text_dropout)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value} - expected 0 to 1.")

@@ -1,0 +1,109 @@
+"""What all trainers of try-on networks share: whole modules in a resumable loop.
+
+result = train_modules({"comp": encoder}, loss, config, folder, prior=prior, identity="...")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing, write_module
+from image_tools.personalization.dreambooth import TrainingResult, identity_of
+from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
+from image_tools.personalization.loop_configs import TuningConfig
+
+__all__ = ["TrainingConfig", "draw_latents", "draw_rows", "train_modules"]
+
+
+class TrainingConfig(Protocol):
+    """What the settings of every trainer have; they are dataclasses."""
+
+    loop: TuningConfig
+    checkpointing: bool
+
+
+def draw_latents(
+    prior: DiffusionPrior, images: Float[Tensor, "b h w 3"], generator: torch.Generator
+) -> Float[Tensor, "b c s t"]:
+    """Latents of pictures as the VAE's posterior has them."""
+    mean, std = prior.encode_posterior(images.to(prior.device))
+    return mean + std * torch.randn(mean.shape, generator=generator).to(mean)
+
+
+def draw_rows(rows: int, share: float, generator: torch.Generator) -> Bool[Tensor, " rows"]:
+    """Which rows are left out, each with probability ``share``."""
+    return torch.rand(rows, generator=generator) < share
+
+
+def train_modules(
+    trained: Mapping[str, nn.Module],
+    loss: Callable[[int, torch.Generator], Tensor],
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    prior: DiffusionPrior,
+    identity: str,
+    recomputed: Sequence[nn.Module] = (),
+    hooks: LoopHooks | None = None,
+) -> TrainingResult:
+    """Train whole modules; calling again with the same folder goes on.
+
+    Args:
+        trained: diffusers modules by the name of the folder that each is written to; float32. They
+            are trained in place, and frozen at the end.
+        loss: mean loss of batch number k, which draws from the generator only.
+        config: settings.
+        folder: the training's own.
+        prior: what they are trained beside; left as it is found.
+        identity: what the batches are; a resumed training must say the same.
+        recomputed: modules whose activations are recomputed if the settings say so.
+        hooks: progress, samples, a stop request.
+
+    Raises:
+        StudioError: the folder holds another training, or a module is not float32.
+    """
+    hooks = hooks or LoopHooks()
+    parameters = {
+        f"{name}.{key}": parameter
+        for name, module in trained.items()
+        for key, parameter in module.named_parameters()
+    }
+    loop = TuningLoop(
+        [ParameterGroup(parameters)],
+        config.loop,
+        folder,
+        device=prior.device,
+        identity=identity_of(config, prior, [], {"batches": identity}),
+    )
+
+    def write(place: Path) -> list[Path]:
+        place.mkdir(parents=True, exist_ok=True)
+        for name, module in trained.items():
+            write_module(module, place / name)
+        return [place / name for name in trained]
+
+    def checkpoint(step: int) -> None:
+        write(_step_folder(folder, step))
+        hooks.checkpoint(step)
+
+    with gradient_checkpointing(recomputed, config.checkpointing):
+        finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
+    for module in trained.values():
+        module.requires_grad_(False)
+    kept = [
+        _step_folder(folder, step) / n for step in config.loop.checkpoint_steps for n in trained
+    ]
+    files = [path for path in kept if path.exists()] + (write(folder) if finished else [])
+    return TrainingResult(finished, loop.step, tuple(files))
+
+
+def _step_folder(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:06d}"

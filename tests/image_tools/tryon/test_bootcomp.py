@@ -1,0 +1,263 @@
+"""BootComp: three branches of guidance, garments in any order, and pairs of rows told apart."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from image_tools.configs import DdimConfig
+from image_tools.control.controlnet import Control, ControlledPrior
+from image_tools.diffusion.conditions import Condition
+from image_tools.diffusion.loading import load_folder
+from image_tools.errors import UnsupportedModel
+from image_tools.tryon.bootcomp import BootCompPrior
+from image_tools.tryon.bootcomp_pairs import bootstrap_garments, is_faithful
+from image_tools.tryon.decomposition import DecompositionPrior, product_views
+from image_tools.tryon.extend import TryOnDenoiser
+from image_tools.tryon.pictures import cut_out, fitted
+from image_tools.tryon.samples import Garment
+from image_tools.tryon.sampling import sample_portraits
+from renderers.errors import ShapeError, StudioError
+from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
+from tests.image_tools.tiny_unets import inputs, tiny_unet
+
+CPU = torch.device("cpu")
+SIZE = (24, 16)
+ROWS = 2
+
+
+def noise(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def moved(module, seed: int = 1):
+    """A copy of a module whose weights differ."""
+    other, generator = copy.deepcopy(module), noise(seed)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return other
+
+
+def garment(seed: int, category: str = "upper", rows: int = ROWS) -> Garment:
+    images = torch.rand(rows, 20, 30, 3, generator=noise(seed))
+    return Garment(images, (category,) * rows, ("",) * rows)
+
+
+@pytest.fixture(scope="module")
+def prior(tiny_pipelines):
+    """A frozen generator."""
+    return load_folder(tiny_pipelines["sd1"], CPU)
+
+
+@pytest.fixture(scope="module")
+def dressed(prior) -> BootCompPrior:
+    """With two garments on each person."""
+    return BootCompPrior(prior, moved(prior.unet), [garment(2), garment(3, "skirt")])
+
+
+@pytest.fixture(scope="module")
+def denoiser(tiny_pipelines) -> TryOnDenoiser:
+    """A decomposition network of SDXL's design, for portraits."""
+    plain = load_folder(tiny_pipelines["sdxl"], CPU)
+    return TryOnDenoiser(plain, moved(plain.unet, 4), extra_channels=0, image_hw=SIZE)
+
+
+def call(prior) -> tuple:
+    """Latents, timesteps and texts of a call."""
+    latents, t, _ = inputs(ROWS)
+    return latents, t, prior.encode_prompt(["a woman"]), prior.encode_negative([""])
+
+
+def test_without_garments_the_generator_predicts_bit_for_bit(prior):
+    bare = BootCompPrior(prior, moved(prior.unet))
+    arguments = call(prior)
+    assert torch.equal(bare.guided_noise(*arguments, 4.0), prior.guided_noise(*arguments, 4.0))
+    assert torch.equal(bare.predict_noise(*arguments[:3]), prior.predict_noise(*arguments[:3]))
+
+
+def test_guidance_has_three_branches(prior, dressed):
+    latents, t, cond, uncond = call(prior)
+    told = dressed.modify(Condition(cond), ROWS, is_cond=True)
+    shown = dressed.modify(Condition(uncond), ROWS, is_cond=True)
+    none = dressed.modify(Condition(uncond), ROWS, is_cond=False)
+    both, only, neither = (prior.predict_noise(latents, t, c) for c in (told, shown, none))
+    expected = neither + 2.0 * (only - neither) + 4.0 * (both - only)
+    assert torch.allclose(dressed.guided_noise(latents, t, cond, uncond, 4.0), expected, atol=2e-4)
+    assert torch.allclose(dressed.predict_noise(latents, t, cond), both, atol=1e-5)
+    assert (only - neither).abs().max() > 1e-3
+
+
+def test_the_scale_of_garments_counts(prior, dressed):
+    arguments = call(prior)
+    before = dressed.guided_noise(*arguments, 4.0)
+    dressed.garment_scale = 3.0
+    changed = dressed.guided_noise(*arguments, 4.0)
+    dressed.garment_scale = 2.0
+    assert (changed - before).abs().max() > 1e-3
+
+
+def test_the_order_of_garments_means_nothing(prior, dressed):
+    turned = BootCompPrior(prior, dressed.encoder, [garment(3, "skirt"), garment(2)])
+    arguments = call(prior)
+    expected = dressed.guided_noise(*arguments, 4.0)
+    assert torch.allclose(turned.guided_noise(*arguments, 4.0), expected, atol=2e-4)
+    one = BootCompPrior(prior, dressed.encoder, [garment(2)])
+    assert not torch.allclose(one.guided_noise(*arguments, 4.0), expected, atol=1e-3)
+
+
+def test_a_controlnet_around_it_acts_on_all_branches(prior, dressed):
+    control = Control(tiny_controlnet(prior), condition_images(prior))
+    arguments = call(prior)
+    controlled = ControlledPrior(dressed, [control])
+    assert not torch.allclose(
+        controlled.guided_noise(*arguments, 4.0), dressed.guided_noise(*arguments, 4.0), atol=1e-3
+    )
+    off = ControlledPrior(dressed, [replace(control, strength=0.0)])
+    assert torch.equal(off.guided_noise(*arguments, 4.0), dressed.guided_noise(*arguments, 4.0))
+
+
+def test_unknown_garments_and_other_encoders_are_refused(prior, dressed):
+    with pytest.raises(
+        StudioError, match=r"does not know the category 'lower' - expected upper, pants"
+    ):
+        dressed.wear([garment(1, "lower")])
+    wide = tiny_unet()
+    wide.mid_block = None
+    with pytest.raises(UnsupportedModel, match="width none in mid_block"):
+        BootCompPrior(prior, wide)
+
+
+@torch.no_grad()
+def pairs_of_rows(denoiser: TryOnDenoiser, latents, t, text, references) -> torch.Tensor:
+    """The authors' pass: noisy and clean rows in turn, told apart in every attention layer."""
+    unet = copy.deepcopy(denoiser.unet)
+    for name, attn in unet.named_modules():
+        if not name.endswith((".attn1", ".attn2")):
+            continue
+
+        def forward(hidden, encoder_hidden_states=None, attn=attn, name=name, **_):
+            noisy, clean = hidden[0::2], hidden[1::2]
+            output = torch.zeros_like(hidden)
+            if name.endswith(".attn1"):
+                output[0::2] = attn.processor(attn, noisy, torch.cat([noisy, clean], dim=1))
+                output[1::2] = attn.processor(attn, clean)
+            else:
+                output[0::2] = attn.processor(attn, noisy, encoder_hidden_states[0::2])
+            return output
+
+        attn.forward = forward
+    added = denoiser.added_conditions(text)
+    rows = 2 * len(latents)
+
+    def in_turn(noisy, clean):
+        return torch.stack([noisy, clean], dim=1).reshape(rows, *noisy.shape[1:])
+
+    output = unet(
+        in_turn(latents, references),
+        in_turn(t, torch.zeros_like(t)),
+        encoder_hidden_states=text.tokens.repeat_interleave(2, dim=0),
+        added_cond_kwargs={
+            "text_embeds": in_turn(added["text_embeds"], torch.zeros_like(added["text_embeds"])),
+            "time_ids": added["time_ids"].repeat_interleave(2, dim=0),
+        },
+    )
+    return output.sample[0::2]
+
+
+def test_decomposition_equals_pairs_of_rows(denoiser):
+    pictures = torch.rand(ROWS, *SIZE, 3, generator=noise(5))
+    latents = torch.randn(ROWS, 4, *denoiser.latent_hw, generator=noise(6))
+    t = torch.tensor([700, 30])
+    text = denoiser.encode_prompt(["A product photo of Dress", "A product photo of Hat"])
+    prior = DecompositionPrior(denoiser)
+    plain = prior.predict_output(latents, t, text)
+    prior.show(pictures)
+    expected = pairs_of_rows(denoiser, latents, t, text, denoiser.encode_images(pictures))
+    assert torch.allclose(prior.predict_output(latents, t, text), expected, atol=2e-5)
+    assert not torch.allclose(plain, expected, atol=1e-3)
+
+
+def test_no_garment_is_the_picture_of_nothing(denoiser):
+    """Guidance leads away from features of a latent of zeros, which are not zero."""
+    pictures = torch.rand(ROWS, *SIZE, 3, generator=noise(5))
+    latents = torch.randn(ROWS, 4, *denoiser.latent_hw, generator=noise(6))
+    t = torch.tensor([700, 30])
+    cond, uncond = (
+        denoiser.encode_prompt(["A product photo of Dress"]),
+        denoiser.encode_negative([""]),
+    )
+    prior = DecompositionPrior(denoiser)
+    prior.show(pictures)
+    text = cond.expand(ROWS), uncond.expand(ROWS)
+    zero = pairs_of_rows(denoiser, latents, t, text[1], torch.zeros_like(latents))
+    shown = pairs_of_rows(denoiser, latents, t, text[0], denoiser.encode_images(pictures))
+    guided = prior.guided_noise(latents, t, cond, uncond, 2.0)
+    assert torch.allclose(guided, zero + 2.0 * (shown - zero), atol=1e-4)
+
+
+def test_product_views_are_kept_where_they_look_like_the_garment(denoiser):
+    photos = torch.rand(ROWS, 30, 30, 3, generator=noise(7))
+    masks = torch.zeros(ROWS, 30, 30, 1)
+    masks[:, 5:20, 8:18] = 1.0
+    prior = DecompositionPrior(denoiser)
+    distance = lambda a, b: (a - b).abs().mean(dim=(1, 2, 3))  # noqa: E731
+    generators = [noise(8), noise(9)]
+    arguments = (prior, photos, masks, ["upper", "skirt"], distance)
+    products, kept = bootstrap_garments(*arguments, generators=generators, threshold=1.0)
+    assert products.shape == (ROWS, *SIZE, 3)
+    assert kept.tolist() == [True, True]
+    measured = distance(products, cut_out(photos, masks, SIZE))
+    between = float(measured.mean())
+    kept = is_faithful(products, cut_out(photos, masks, SIZE), distance, threshold=between)
+    assert sorted(kept.tolist()) == [False, True]
+    with pytest.raises(ShapeError, match="references has shape"):
+        is_faithful(products, photos, distance)
+
+
+def test_each_picture_depends_on_its_generator_alone(denoiser):
+    prior = DecompositionPrior(denoiser)
+    config = DdimConfig(steps=2, guidance_scale=2.0, eta=1.0)
+    pictures = torch.rand(1, *SIZE, 3, generator=noise(5))
+    prior.show(pictures)
+    both = product_views(prior, ["upper"] * 2, generators=[noise(1), noise(2)], config=config)
+    one = product_views(prior, ["upper"], generators=[noise(2)], config=config)
+    assert torch.allclose(both[1], one[0], atol=1e-4)
+
+
+def test_noisy_steps_are_those_of_the_stock_ddpm_scheduler(denoiser):
+    from diffusers import DDPMScheduler
+
+    settings = {**denoiser.scheduler_config, "timestep_spacing": "leading"}  # as SDXL's files say
+    denoiser = TryOnDenoiser(
+        denoiser, denoiser.unet, extra_channels=0, image_hw=SIZE, scheduler_config=settings
+    )
+    config = DdimConfig(steps=4, guidance_scale=1.0, eta=1.0)
+    text = denoiser.encode_prompt(["a shirt"])
+    drawn = sample_portraits(denoiser, text, text, generators=[noise(3)], config=config)
+    scheduler = DDPMScheduler.from_config(denoiser.scheduler_config)
+    scheduler.set_timesteps(4)
+    generator = noise(3)
+    latents = torch.randn(1, 4, *denoiser.latent_hw, generator=generator)
+    for t in scheduler.timesteps:
+        noise_pred = denoiser.predict_noise(latents, t[None], text)
+        latents = scheduler.step(noise_pred, t, latents, generator=generator).prev_sample
+    assert torch.allclose(drawn, denoiser.decode_latents(latents), atol=1e-4)
+
+
+def test_cut_outs_are_as_large_as_they_can_be_and_not_stretched():
+    photo = torch.full((1, 40, 40, 3), 0.9)
+    mask = torch.zeros(1, 40, 40, 1)
+    mask[:, 10:20, 10:30] = 1.0  # twice as wide as high
+    cut = cut_out(photo, mask, (24, 16))
+    assert cut.shape == (1, 24, 16, 3)
+    assert torch.allclose(cut[0, 8:16], torch.tensor(0.9))
+    assert torch.allclose(cut[0, :8], torch.tensor(0.5))
+    with pytest.raises(StudioError, match="picture 0: its mask is empty"):
+        cut_out(photo, torch.zeros_like(mask), (24, 16))
+    assert torch.equal(fitted(photo, (40, 40)), photo)
+    white = fitted(photo, (60, 40))
+    assert torch.equal(white[0, :10], torch.ones(10, 40, 3))
