@@ -29,7 +29,11 @@ LEAST = 3
 
 
 def figures_table(
-    results: Sequence[Result], figures: Mapping[str, str], costs: Mapping[str, str]
+    results: Sequence[Result],
+    figures: Mapping[str, str],
+    costs: Mapping[str, str],
+    *,
+    unit: str = "subjects",
 ) -> str:
     """A line for each method: means over subjects with 95 % intervals, then costs.
 
@@ -37,8 +41,9 @@ def figures_table(
         results: of all methods.
         figures: headings of metrics by name.
         costs: headings of costs by name.
+        unit: what the means are over.
     """
-    lines = _heading(["method", "subjects", *figures.values(), *costs.values()])
+    lines = _heading(["method", unit, *figures.values(), *costs.values()])
     for system in systems_of(results):
         own = [result for result in results if result.system == system]
         cells = [_interval(estimate(own, name)) for name in figures]

@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from image_tools.personalization.photos_configs import PhotosConfig
+from image_tools.personalization.reference_contract import ReferenceToolSettings
+
 __all__ = ["StyleAlignedConfig", "StyleInversionConfig", "StyleSharingConfig"]
+
+PHOTOS = PhotosConfig()
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class StyleInversionConfig:
 
 
 @dataclass(frozen=True)
-class StyleAlignedConfig:
+class StyleAlignedConfig(ReferenceToolSettings):
     """Pictures in one style without training (StyleAligned, arXiv 2312.02133)."""
 
     kind: Literal["style_aligned"] = "style_aligned"
@@ -61,6 +66,8 @@ class StyleAlignedConfig:
     """Picture whose style is taken; empty to draw a set in the style of its first picture."""
     image_prompt: str = ""
     """What that picture shows, in words, its style included."""
+    photos: PhotosConfig = PHOTOS
+    """How the picture becomes a square."""
     prompts: tuple[str, ...] = ()
     """More things to draw in the same style."""
     style: str = ""
@@ -87,3 +94,7 @@ class StyleAlignedConfig:
                 "sharing.attention is full with an image - expected reference: pictures that all "
                 "see each other take no style from one of them."
             )
+
+    def pictures(self) -> list[tuple[str, str]]:
+        """The reference, if there is one."""
+        return [] if self.image is None else [("image", self.image)]
