@@ -60,7 +60,7 @@ class MultiViewGuidance(GuidanceRule):
         Raises:
             UnsupportedModel: if the prior knows single images only.
         """
-        if not isinstance(prior, MultiViewPrior):
+        if getattr(prior, "views", 1) < 2:  # tools may be around it
             raise UnsupportedModel(
                 "guidance: {kind: multiview} got a prior of single images. Expected "
                 "prior: {kind: pocket_mv}, or {kind: mvdream} with a public checkpoint."
@@ -126,11 +126,13 @@ class MultiViewGuidance(GuidanceRule):
         prior, z_t, t = self.prior, noisy.z_t, noisy.t
         rows, scale = len(z_t), self.config.guidance_scale
         camera = camera_vector(cameras.c2w).to(z_t)
-        cond = Condition(self.text.expand(rows), camera)
+        text = self.text.expand(rows).seen_from(cameras.azimuth_deg)
+        cond = Condition(text, camera, roles=("cond",) * rows)
         if scale == 1.0:
             noise_pred = prior.predict_noise(z_t, t, cond)
             return noise_pred, noise_pred
-        uncond = Condition(self.prompts.at(cameras).uncond.expand(rows), camera)
+        untold = self.prompts.at(cameras).uncond.expand(rows).seen_from(cameras.azimuth_deg)
+        uncond = Condition(untold, camera, roles=("uncond",) * rows)
         z_twice, t_twice = torch.cat([z_t, z_t]), torch.cat([t, t])
         both = prior.predict_noise(z_twice, t_twice, cat_conditions([uncond, cond]))
         eps_uncond, eps_cond = both.chunk(2)

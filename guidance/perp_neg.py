@@ -18,7 +18,7 @@ from torch import Tensor
 
 from guidance.configs import PerpNegPromptsConfig
 from guidance.views import FRONT, OVERHEAD, SIDE, azimuth_mix
-from image_tools.diffusion.conditions import TextEmbedding, cat_embeddings
+from image_tools.diffusion.conditions import Condition, TextEmbedding, cat_embeddings
 from image_tools.diffusion.parametrization import rescale_guidance
 from image_tools.diffusion.protocol import NoisePrior
 
@@ -126,12 +126,18 @@ class PerpNegCondition:
     ) -> Float[Tensor, "b c s s"]:
         """Guided epsilon from one denoiser call of (2 + n) b rows."""
         batch, n = self.weights.shape
-        rows = [self.uncond.expand(batch), self.positive.expand(batch), self.negatives]
+        positive = self.positive.expand(batch)
+        rows = [self.uncond.expand(batch), positive, self.negatives]
+        if (views := positive.azimuth_deg) is not None:
+            each = (views, views, views.repeat_interleave(n))
+            rows = [text.seen_from(azimuth) for text, azimuth in zip(rows, each, strict=True)]
         per_negative = latents.repeat_interleave(n, dim=0)
         output = prior.predict_output(
             torch.cat([latents, latents, per_negative]),
             torch.cat([t, t, t.repeat_interleave(n)]),
-            cat_embeddings(rows),
+            Condition(
+                cat_embeddings(rows), roles=("uncond",) * batch + ("cond",) * (1 + n) * batch
+            ),
         )
         out_uncond, out_positive, out_negatives = output.split([batch, batch, batch * n])
         out_negatives = out_negatives.reshape(batch, n, *latents.shape[1:])

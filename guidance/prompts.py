@@ -56,7 +56,7 @@ class ViewCondition:
     """Text of a batch of views, guided classifier-free."""
 
     positive: TextEmbedding
-    """One row per view."""
+    """One row per view, which it knows."""
     uncond: TextEmbedding
     """The negative prompt, one row for all views."""
 
@@ -97,7 +97,8 @@ class PlainPrompts:
 
     def at(self, cameras: CameraAngles) -> ViewCondition:
         """The one prompt, repeated."""
-        return ViewCondition(self.text.expand(len(cameras.azimuth_deg)), self.uncond)
+        text = self.text.expand(len(cameras.azimuth_deg))
+        return ViewCondition(text.seen_from(cameras.azimuth_deg), self.uncond)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,8 @@ class DirectionalPrompts:
         """The prompt of each view's direction."""
         rows = direction_index(cameras.azimuth_deg, cameras.elevation_deg, self.config)
         rows = sided_row(rows, cameras.azimuth_deg)
-        return ViewCondition(self.views.select(rows), self.uncond)
+        text = self.views.select(rows).seen_from(cameras.azimuth_deg)
+        return ViewCondition(text, self.uncond)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class InterpolatedPrompts:
             )
             for index in (mix.near, mix.far)
         )
-        return ViewCondition(far.lerp(near, mix.closeness), self.uncond)
+        text = far.lerp(near, mix.closeness).seen_from(cameras.azimuth_deg)
+        return ViewCondition(text, self.uncond)
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ class PerpNegPrompts:
         near, far = (self.views.select(sided_row(i, azimuth)) for i in (mix.near, mix.far))
         negatives = sided_row(mix.negatives, azimuth[:, None])
         return PerpNegCondition(
-            positive=far.lerp(near, mix.closeness),
+            positive=far.lerp(near, mix.closeness).seen_from(azimuth),
             uncond=self.uncond,
             negatives=self.views.select(negatives.flatten()),
             weights=mix.weights.to(self.views.tokens.device),

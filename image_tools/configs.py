@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from image_tools.personalization.personalized_configs import GuidanceMix, SubjectConfig
+from image_tools.personalization.reference_configs import ReferenceToolConfig
 
 __all__ = [
     "AestheticsConfig",
@@ -19,6 +20,7 @@ __all__ = [
     "Precision",
     "PriorConfig",
     "PriorMemoryConfig",
+    "ReferencedPriorConfig",
     "SingleFilePriorConfig",
 ]
 
@@ -211,7 +213,23 @@ class PersonalizedPriorConfig:
             raise ValueError("guidance is 'consistency' without subjects - expected at least one.")
 
 
-PriorConfig = BasePriorConfig | PersonalizedPriorConfig
+@dataclass(frozen=True)
+class ReferencedPriorConfig:
+    """A prior with a tool that looks at reference images: subjects, styles, faces."""
+
+    tool: ReferenceToolConfig
+    """Which tool, and what it looks at."""
+    kind: Literal["referenced"] = "referenced"
+    base: BasePriorConfig | PersonalizedPriorConfig = PocketPriorConfig()
+    """The prior that draws."""
+
+    @property
+    def memory(self) -> PriorMemoryConfig:
+        """Memory options, which are the base's."""
+        return self.base.memory
+
+
+PriorConfig = BasePriorConfig | PersonalizedPriorConfig | ReferencedPriorConfig
 
 
 @dataclass(frozen=True)

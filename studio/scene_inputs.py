@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from image_tools.configs import ReferencedPriorConfig
+from image_tools.personalization.reference_configs import ReferenceToolConfig
 from image_tools.pocket.paths import adapter_path
 from renderers.mesh_configs import MeshFileConfig
 from studio.configs import SceneConfig
@@ -19,9 +21,14 @@ def check_inputs(scene: SceneConfig) -> None:
     """Refuse a scene whose mesh, adapters or instruction are missing.
 
     Raises:
-        ConfigError: no mesh, or no instruction, is given.
+        ConfigError: no mesh, no instruction, or no reference picture that can be read, is given.
         WeightsMissing: a ControlNet or an edit model is not there.
     """
+    from studio.stage_priors import priors_of
+
+    for key, prior in priors_of(scene):
+        if isinstance(prior, ReferencedPriorConfig):
+            _check_references(prior.tool, f"{key}.tool", scene.prompt)
     for stage in scene.stages:
         if isinstance(stage.field, MeshFileConfig):
             from studio.start_mesh import check_mesh_file
@@ -38,3 +45,13 @@ def check_inputs(scene: SceneConfig) -> None:
                     "edit.instruction: is empty - expected what to change, as an order. "
                     'Add: edit.instruction="make it blue"'
                 )
+
+
+def _check_references(tool: ReferenceToolConfig, key: str, prompt: str) -> None:
+    """Whether the tool's pictures can be read and the prompt suits it."""
+    from studio.images.reading import check_readable
+
+    problems = tool.problems(prompt)
+    if problems:
+        raise ConfigError(f"{key}.{problems[0]}")
+    check_readable((f"{key}.{name}", path) for name, path in tool.pictures())

@@ -12,6 +12,7 @@ from image_tools.configs import (
     PersonalizedPriorConfig,
     PocketMultiViewPriorConfig,
     PriorConfig,
+    ReferencedPriorConfig,
 )
 from renderers.configs import HashSDFConfig, MultiViewCamerasConfig, SolidBackgroundConfig
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig, MeshRendererConfig
@@ -171,6 +172,8 @@ def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
     if not isinstance(stage.guidance, MultiViewConfig):
         return []
     problems = []
+    if isinstance(prior, ReferencedPriorConfig):
+        prior = prior.base
     if isinstance(prior, PersonalizedPriorConfig):
         if prior.guidance == "consistency":
             problems.append(

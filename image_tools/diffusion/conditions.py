@@ -35,6 +35,9 @@ class TextEmbedding:
     """One vector per prompt, for models that want it (SDXL)."""
     aesthetic: Float[Tensor, " batch"] | None = None
     """Quality score, 0 to 10, told beside the prompt (SDXL refiners)."""
+    azimuth_deg: Float[Tensor, " batch"] | None = None
+    """From where the text is about an object, for tools that act by the view; NaN in rows without a
+    view, None for pictures. No denoiser is told."""
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -46,6 +49,12 @@ class TextEmbedding:
     def with_aesthetic(self, score: float) -> TextEmbedding:
         """The same text with a quality score."""
         return replace(self, aesthetic=self.tokens.new_full((len(self),), score))
+
+    def seen_from(self, azimuth_deg: Float[Tensor, " batch"] | None) -> TextEmbedding:
+        """The same text about other views, one for each row."""
+        if azimuth_deg is None:
+            return replace(self, azimuth_deg=None)
+        return replace(self, azimuth_deg=azimuth_deg.to(self.tokens.device))
 
     def select(self, rows: Int[Tensor, " selected"]) -> TextEmbedding:
         """Rows by index, in the order given; an index may repeat."""
@@ -69,7 +78,7 @@ class TextEmbedding:
     def lerp(self, other: TextEmbedding, share: Float[Tensor, " batch"]) -> TextEmbedding:
         """Row by row ``self + share (other - self)``; ``share`` 0 is self, 1 is other.
 
-        What only one of the two has is left out.
+        What only one of the two has is left out, and so are views.
         """
 
         def mix(mine: Tensor | None, theirs: Tensor | None) -> Tensor | None:
@@ -85,7 +94,7 @@ class TextEmbedding:
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> TextEmbedding:
         """The same change to every part that is there."""
-        parts = (self.tokens, self.pooled, self.aesthetic)
+        parts = (self.tokens, self.pooled, self.aesthetic, self.azimuth_deg)
         return TextEmbedding(*(None if part is None else change(part) for part in parts))
 
 
@@ -118,13 +127,21 @@ def as_condition(condition: Condition | TextEmbedding) -> Condition:
 
 
 def cat_embeddings(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
-    """Stack embeddings row-wise. All must have pooled vectors and scores, or none."""
+    """Stack embeddings row-wise. All must have pooled vectors and scores, or none; where only some
+    are about a view, the others' rows have none."""
 
     def stack(name: str) -> Tensor | None:
         parts = [getattr(e, name) for e in embeddings if getattr(e, name) is not None]
         return torch.cat(parts) if parts else None
 
-    return TextEmbedding(stack("tokens"), stack("pooled"), stack("aesthetic"))
+    if any(e.azimuth_deg is not None for e in embeddings):
+        nowhere = (e.tokens.new_full((len(e),), torch.nan) for e in embeddings)
+        embeddings = [
+            e if e.azimuth_deg is not None else e.seen_from(none)
+            for e, none in zip(embeddings, nowhere, strict=True)
+        ]
+    parts = ("tokens", "pooled", "aesthetic", "azimuth_deg")
+    return TextEmbedding(*(stack(name) for name in parts))
 
 
 def size_conditions(

@@ -17,6 +17,7 @@ from image_tools.configs import (
     PocketMultiViewPriorConfig,
     PocketPriorConfig,
     PriorConfig,
+    ReferencedPriorConfig,
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.mvdream_weights import find_mvdream_file
@@ -71,6 +72,10 @@ def find_prior_files(
     """
     if isinstance(config, PersonalizedPriorConfig):
         return find_prior_files(config.base, find_folder) + subject_files(config.subjects)
+    if isinstance(config, ReferencedPriorConfig):
+        from image_tools.personalization.references import reference_files
+
+        return find_prior_files(config.base, find_folder) + reference_files(config.tool)
     if isinstance(config, SingleFilePriorConfig):
         path = Path(config.path).expanduser()
         check_safetensors_file(path, role=ROLE)

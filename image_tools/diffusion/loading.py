@@ -26,6 +26,7 @@ from image_tools.configs import (
     PocketMultiViewPriorConfig,
     PriorConfig,
     PriorMemoryConfig,
+    ReferencedPriorConfig,
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.layout import (
@@ -94,6 +95,10 @@ def load_prior(
         return personalized_prior(
             base, config.subjects, guidance=config.guidance, parallel=config.parallel
         )
+    if isinstance(config, ReferencedPriorConfig):
+        from image_tools.personalization.references import build_reference_tool
+
+        return build_reference_tool(config.tool, load_prior(config.base, device, dtype))
     memory = config.memory
     device = prior_device(memory, device)
     dtype = dtype or getattr(torch, memory.dtype)

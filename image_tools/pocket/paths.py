@@ -9,6 +9,7 @@ from image_tools.errors import WeightsMissing
 __all__ = [
     "POCKET_FOLDER",
     "POCKET_MV_FOLDER",
+    "adapter_files",
     "adapter_path",
     "pocket_folder",
     "pocket_mv_folder",
@@ -18,6 +19,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 POCKET_FOLDER = WEIGHTS / "pocket"
 POCKET_MV_FOLDER = WEIGHTS / "pocket-mv"
 SHIPPED_PREFIX = "pocket-"
+SUFFIX = ".safetensors"
 
 
 def pocket_folder(folder: Path | None = None) -> Path:
@@ -73,3 +75,19 @@ def adapter_path(name: str, *, role: str) -> Path:
             f"a folder in diffusers layout, or a .safetensors file; {remedy}."
         )
     return path
+
+
+def adapter_files(name: str, *, role: str) -> list[Path]:
+    """The weight files that are meant by ``name``: one file, or those in its folder.
+
+    Raises:
+        WeightsMissing: there are none.
+    """
+    path = adapter_path(name, role=role)
+    if path.is_file():
+        return [path]
+    places = (path.glob(f"{folder}*{SUFFIX}") for folder in ("", "unet/", "*/"))
+    found = next((files for place in places if (files := sorted(place))), None)
+    if found is None:
+        raise WeightsMissing(f"{role}: no {SUFFIX} file in '{path}' - expected a model's weights.")
+    return found

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from image_tools.configs import PriorConfig
+from image_tools.configs import PersonalizedPriorConfig, PriorConfig, ReferencedPriorConfig
 from studio.config import load_task
 from studio.configs import SceneConfig
 from studio.errors import StudioError
@@ -161,7 +161,8 @@ def _weights(scene: str | None) -> Iterator[Check]:
     from guidance.debiasing import find_masked_language_model
     from image_tools.diffusion.layout import find_prior_files
     from image_tools.diffusion.weights import find_local_folder
-    from studio.images.adapters import find_adapter, named_adapters
+    from image_tools.pocket.paths import adapter_files
+    from studio.images.adapters import named_adapters
     from studio.stage_priors import priors_of
 
     config = load_task(scene or "demo").config
@@ -170,7 +171,7 @@ def _weights(scene: str | None) -> Iterator[Check]:
         yield _model(key, prior.kind, _hub_id(prior), find)
     if not isinstance(config, SceneConfig):
         for key, name in named_adapters(config):
-            yield _model(key, "adapter", None, partial(find_adapter, name, key))
+            yield _model(key, "adapter", None, partial(adapter_files, name, role=key))
     elif config.debias is not None:
         find = partial(find_masked_language_model, config.debias.model)
         yield _model("debias", "masked language model", None, find)
@@ -180,6 +181,8 @@ def _hub_id(prior: PriorConfig) -> str | None:
     """The model that a run would ask the hub for, if it could be one and may be asked for."""
     from image_tools.diffusion.weights import hub_allowed, is_hub_id
 
+    while isinstance(prior, PersonalizedPriorConfig | ReferencedPriorConfig):
+        prior = prior.base
     model = getattr(prior, "model", getattr(prior, "base", None)) or ""
     is_local = Path(model).expanduser().is_dir()
     return model if is_hub_id(model) and not is_local and hub_allowed() else None

@@ -1,7 +1,8 @@
 """Scene files that make pictures, as frozen dataclasses without torch.
 
-``task: edit_image`` changes a picture, ``control_image`` draws along a condition, and
-``regional_image`` draws what each part is told. ``studio run`` takes them like any other scene.
+``task: edit_image`` changes a picture, ``control_image`` draws along a condition,
+``regional_image`` draws what each part is told, and ``reference_image`` by reference pictures.
+``studio run`` takes them like any other scene.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from image_tools.configs import (
     DiffusersPriorConfig,
     PersonalizedPriorConfig,
     PocketPriorConfig,
+    ReferencedPriorConfig,
     SingleFilePriorConfig,
 )
+from image_tools.personalization.reference_configs import ReferenceToolConfig
 from studio.images.method_configs import (
     ControlMethodConfig,
     DdsMethodConfig,
@@ -34,11 +37,16 @@ __all__ = [
     "EditImageConfig",
     "ImagePriorConfig",
     "ImageTaskConfig",
+    "ReferenceImageConfig",
     "RegionalImageConfig",
 ]
 
 ImagePriorConfig = (
-    PocketPriorConfig | DiffusersPriorConfig | SingleFilePriorConfig | PersonalizedPriorConfig
+    PocketPriorConfig
+    | DiffusersPriorConfig
+    | SingleFilePriorConfig
+    | PersonalizedPriorConfig
+    | ReferencedPriorConfig
 )
 """Priors that draw single pictures."""
 
@@ -180,4 +188,23 @@ class RegionalImageConfig(_PicturesConfig):
         return self.regions.masks if isinstance(self.regions, ExplicitRegionsConfig) else ()
 
 
-ImageTaskConfig = EditImageConfig | ControlImageConfig | RegionalImageConfig
+@dataclass(frozen=True, kw_only=True)
+class ReferenceImageConfig(_PicturesConfig):
+    """Draw with pictures beside the prompt: of a subject, a style or a face."""
+
+    task: Literal["reference_image"] = "reference_image"
+    """What the scene is for: here, to draw by reference pictures."""
+    tool: ReferenceToolConfig
+    """Which tool looks at the pictures, and at which."""
+
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return self.tool.kind
+
+    def _problems(self) -> list[str]:
+        told = [f"tool.{problem}" for problem in self.tool.problems(self.prompt)]
+        return super()._problems() + told
+
+
+ImageTaskConfig = EditImageConfig | ControlImageConfig | RegionalImageConfig | ReferenceImageConfig

@@ -20,9 +20,8 @@ from image_tools.control.uni_controlnet import UniControlledPrior
 from image_tools.control.uni_weights import read_uni
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import ddim_steps
-from image_tools.pocket.paths import adapter_path
+from image_tools.pocket.paths import adapter_files, adapter_path
 from studio.errors import WeightsMissing
-from studio.images.adapters import find_adapter
 from studio.images.configs import ControlImageConfig
 from studio.images.looks import look_embedding
 from studio.images.method_configs import (
@@ -85,7 +84,7 @@ def _with_adapter(
     prior: DiffusionPrior, config: ControlImageConfig, images: list[Float[Tensor, "1 h w 3"]]
 ) -> UniControlledPrior:
     key, method = "method.model", config.method
-    file = find_adapter(method.model, key)[0]
+    file = adapter_files(method.model, role=key)[0]
     local, content = read_uni(file, prior.unet, prior.dtype)
     wanted = {"maps": (method.maps, local), "content": (method.content, content)}
     for name, (given, adapter) in wanted.items():

@@ -29,12 +29,14 @@ from studio.images.configs import (
     ControlImageConfig,
     EditImageConfig,
     ImageTaskConfig,
+    ReferenceImageConfig,
     RegionalImageConfig,
 )
 from studio.images.controls import make_controlled
 from studio.images.edits import make_editor
 from studio.images.heat import HeatRow, check_words, heat_sheet
 from studio.images.picture import Draw, Picture
+from studio.images.references import make_referenced
 from studio.images.regions import make_regional, plan_of, plan_text
 from studio.previews import save_png
 from studio.progress import format_seconds, logged_to, say
@@ -101,6 +103,8 @@ def _drawing(prior: DiffusionPrior, config: ImageTaskConfig, plan: RegionalConfi
         return make_editor(prior, config)
     if isinstance(config, ControlImageConfig):
         return make_controlled(prior, config)
+    if isinstance(config, ReferenceImageConfig):
+        return make_referenced(prior, config)
     return make_regional(prior, config, plan)
 
 

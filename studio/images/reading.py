@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from jaxtyping import Float
@@ -13,7 +13,12 @@ from image_tools.control.annotators import canny_image
 from image_tools.personalization.photos import PhotosError, load_photo
 from image_tools.personalization.photos_configs import PhotosConfig
 from studio.errors import ConfigError
-from studio.images.configs import ControlImageConfig, EditImageConfig, ImageTaskConfig
+from studio.images.configs import (
+    ControlImageConfig,
+    EditImageConfig,
+    ImageTaskConfig,
+    ReferenceImageConfig,
+)
 from studio.images.method_configs import (
     CannyConditionConfig,
     ConditionConfig,
@@ -25,6 +30,7 @@ from studio.images.method_configs import (
 
 __all__ = [
     "check_pictures",
+    "check_readable",
     "conditions_of",
     "picture_paths",
     "read_condition",
@@ -80,7 +86,16 @@ def check_pictures(config: ImageTaskConfig) -> None:
     Raises:
         ConfigError: naming the first one.
     """
-    for key, path in picture_paths(config):
+    check_readable(picture_paths(config))
+
+
+def check_readable(pictures: Iterable[tuple[str, str]]) -> None:
+    """Refuse pictures, given with their keys, that cannot be read.
+
+    Raises:
+        ConfigError: naming the first one.
+    """
+    for key, path in pictures:
         read_picture(path, key, size=LOOK_SIZE)
 
 
@@ -97,6 +112,8 @@ def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
         shares = isinstance(config.method, PromptToPromptMethodConfig | NullTextMethodConfig)
         if shares and config.method.mask is not None:
             yield "method.mask", config.method.mask
+    elif isinstance(config, ReferenceImageConfig):
+        yield from ((f"tool.{key}", path) for key, path in config.tool.pictures())
     else:
         yield from ((f"regions.masks.{k}", path) for k, path in enumerate(config.masks))
 

@@ -1,0 +1,13 @@
+"""The tools that look at reference images, told apart by ``kind``; importable without torch.
+
+A new one derives its config from ``ReferenceToolSettings``, joins the union here, and is built in
+``references.py``. Its module must not import ``image_tools.configs``, which imports this one.
+"""
+
+from __future__ import annotations
+
+from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
+
+__all__ = ["ReferenceToolConfig"]
+
+ReferenceToolConfig = IPAdapterConfig
