@@ -60,10 +60,14 @@ def write_flat(path: Path, tensors: Mapping[str, Tensor]) -> None:
     if path.suffix not in PICKLED:
         write_safetensors(path, tensors, {"format": "pt"})
         return
-    nested: dict[str, dict[str, Tensor]] = {}
+    nested: dict[str, dict[str, Tensor] | Tensor] = {}
     for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        nested.setdefault(part, {})[rest] = tensor.detach().cpu().contiguous()
+        part, dot, rest = name.partition(".")
+        own = tensor.detach().cpu().contiguous()
+        if dot:
+            nested.setdefault(part, {})[rest] = own
+        else:
+            nested[part] = own
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     torch.save(nested, partial)
