@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
@@ -31,7 +32,7 @@ from image_tools.control.control_configs import (
 )
 from image_tools.diffusion.additions import DenoiserCall, scatter_rows
 from image_tools.diffusion.conditions import Condition
-from image_tools.diffusion.modified import ModifiedPrior, rows_of
+from image_tools.diffusion.modified import ModifiedPrior, conditional_rows, rows_of
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError, check_shape
@@ -67,6 +68,14 @@ class Control:
     """How it shares the work with the prompt; see ``ControlConfig``."""
     name: str = "control"
     """What errors call it."""
+    context: tuple[Float[Tensor, "b n width"], Float[Tensor, "b n width"]] | None = None
+    """What its attention sees in the place of the text, in the conditional and in the unconditional
+    half of guidance (rows with a role that begins with "uncond"); one row each, or one for each
+    latent. None for the text."""
+    mask: Float[Tensor, "h w"] | None = None
+    """Where it acts, 0 to 1, at any size; None for everywhere."""
+    shares: Float[Tensor, " b"] | None = None
+    """Factor for each image on top of ``strength``, such as what a view shows; None for 1."""
 
 
 class ControlledPrior(ModifiedPrior):
@@ -117,15 +126,19 @@ class ControlledPrior(ModifiedPrior):
         controls = [control for control in self.controls if control.strength != 0.0]
         if not controls:
             return condition
+        condition = condition.expand(rows)
         total = self.alphas_cumprod.shape[0]
         additions = []
         for control in controls:
             acts = is_cond or not _is_cond_only(control)
             images = rows_of(control.images, rows, f"control '{control.name}'")
             strength = images.new_full((rows,), control.strength if acts else 0.0)
+            if control.shares is not None:
+                shares = rows_of(control.shares, rows, f"shares of control '{control.name}'")
+                strength = strength * shares.to(strength)
             schedule = _Schedule(control.window, total, self._timesteps)
-            additions.append(ResidualAddition(control, images, strength, schedule))
-        condition = condition.expand(rows)
+            context = _context_rows(control, condition, rows, is_cond=is_cond)
+            additions.append(ResidualAddition(control, images, strength, schedule, context))
         return replace(condition, additions=(*condition.additions, *additions))
 
 
@@ -146,6 +159,8 @@ class ResidualAddition:
     images: Float[Tensor, "rows h w k"]
     strength: Float[Tensor, " rows"]
     schedule: _Schedule
+    context: Float[Tensor, "rows n width"] | None = None
+    """What its attention sees in the place of the text."""
 
     def __len__(self) -> int:
         return len(self.images)
@@ -162,10 +177,13 @@ class ResidualAddition:
 
     def stack(self, others: Sequence[ResidualAddition]) -> ResidualAddition:
         """More rows of the same control."""
+        all_rows = (self, *others)
+        context = None if self.context is None else torch.cat([one.context for one in all_rows])
         return replace(
             self,
-            images=torch.cat([self.images, *(other.images for other in others)]),
-            strength=torch.cat([self.strength, *(other.strength for other in others)]),
+            images=torch.cat([one.images for one in all_rows]),
+            strength=torch.cat([one.strength for one in all_rows]),
+            context=context,
         )
 
     def apply(self, call: DenoiserCall) -> DenoiserCall:
@@ -192,10 +210,11 @@ class ResidualAddition:
         parameter = next(model.parameters())
         labels = call.class_labels if model.class_embedding is not None else None
         added = call.added if model.config.addition_embed_type is not None else None
+        seen = call.tokens if self.context is None else self.context
         down, mid = model(
             call.latents[chosen].to(parameter),
             call.t[chosen].to(parameter.device),
-            encoder_hidden_states=call.tokens[chosen].to(parameter),
+            encoder_hidden_states=seen[chosen.to(seen.device)].to(parameter),
             controlnet_cond=self.images[chosen.to(self.images.device)].movedim(-1, 1).to(parameter),
             class_labels=None if labels is None else labels[chosen].to(parameter),
             added_cond_kwargs=added and {k: v[chosen].to(parameter) for k, v in added.items()},
@@ -204,7 +223,7 @@ class ResidualAddition:
         weights = layer_weights(len(down) + 1, decays=_decays(self.control))
         strength = strength.reshape(-1, 1, 1, 1)
         parts = [
-            part.to(strength) * (strength * weight)
+            _masked(part.to(strength) * (strength * weight), self.control.mask)
             for part, weight in zip([*down, mid], weights, strict=True)
         ]
         return parts[:-1], parts[-1]
@@ -272,6 +291,24 @@ def check_condition_image(images: Tensor, name: str, channels: int) -> None:
             f"Images of control '{name}' have values from {low:.3g} to {high:.3g} - expected 0 to "
             "1. Divide bytes by 255; do not centre them around 0."
         )
+
+
+def _context_rows(
+    control: Control, condition: Condition, rows: int, *, is_cond: bool
+) -> Float[Tensor, "rows n width"] | None:
+    if control.context is None:
+        return None
+    name = f"the context of control '{control.name}'"
+    told, untold = (rows_of(tokens, rows, name) for tokens in control.context)
+    sees = conditional_rows(condition, rows, is_cond=is_cond).to(told.device)
+    return torch.where(sees[:, None, None], told, untold)
+
+
+def _masked(residual: Float[Tensor, "rows c h w"], mask: Tensor | None) -> Tensor:
+    """A residual where a mask, averaged over its cells, lets it through."""
+    if mask is None:
+        return residual
+    return residual * F.adaptive_avg_pool2d(mask[None].to(residual), residual.shape[-2:])
 
 
 def _check_size(addition: ResidualAddition, latents: Tensor) -> None:

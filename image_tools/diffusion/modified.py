@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jaxtyping import Float, Int
+import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import ShapeError
 
-__all__ = ["ModifiedPrior", "WrappedPrior", "rows_of"]
+__all__ = ["ModifiedPrior", "WrappedPrior", "conditional_rows", "rows_of"]
 
 
 def rows_of(images: Float[Tensor, "b ..."], rows: int, name: str) -> Float[Tensor, "rows ..."]:
@@ -33,6 +34,18 @@ def rows_of(images: Float[Tensor, "b ..."], rows: int, name: str) -> Float[Tenso
             "for each latent."
         )
     return images.repeat(rows // len(images), *[1] * (images.ndim - 1))
+
+
+def conditional_rows(condition: Condition, rows: int, *, is_cond: bool) -> Bool[Tensor, " rows"]:
+    """Which rows of a call are told what a tool shows: those without the role of an "uncond" one.
+
+    Args:
+        condition: of so many rows.
+        rows: latents of the call.
+        is_cond: what rows without roles are.
+    """
+    roles = condition.roles or ("cond" if is_cond else "uncond",) * rows
+    return torch.tensor([not role.startswith("uncond") for role in roles])
 
 
 class WrappedPrior:

@@ -57,6 +57,7 @@ __all__ = [
     "layer_numbers",
     "layer_widths",
     "new_ip_adapter",
+    "start_from_text",
 ]
 
 HEAD_WIDTH = 64
@@ -245,12 +246,17 @@ def new_ip_adapter(
     }
     adapter = IPAdapter(builders[variant](), layer_widths(unet))
     draw_weights(adapter.image_proj, generator)
-    with torch.no_grad():
-        for name, number in layer_numbers(unet).items():
-            own = adapter.ip_adapter[number]
-            own.to_k_ip.weight.copy_(_key_weight(unet, name))
-            own.to_v_ip.weight.copy_(_key_weight(unet, name, part="to_v"))
+    start_from_text(adapter, unet)
     return adapter
+
+
+@torch.no_grad()
+def start_from_text(adapter: IPAdapter, unet: nn.Module) -> None:
+    """Make an adapter's keys and values those of the text."""
+    for name, number in layer_numbers(unet).items():
+        own = adapter.ip_adapter[number]
+        own.to_k_ip.weight.copy_(_key_weight(unet, name))
+        own.to_v_ip.weight.copy_(_key_weight(unet, name, part="to_v"))
 
 
 @dataclass(frozen=True)

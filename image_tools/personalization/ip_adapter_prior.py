@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from image_tools.diffusion.additions import DenoiserCall
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
-from image_tools.diffusion.modified import ModifiedPrior, rows_of
+from image_tools.diffusion.modified import ModifiedPrior, conditional_rows, rows_of
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.ip_adapter import (
@@ -240,15 +240,19 @@ class IPAdapterPrior(ModifiedPrior):
         if not self.is_on:
             return condition
         condition = condition.expand(rows)
-        roles = condition.roles or ("cond" if is_cond else "uncond",) * rows
-        sees = torch.tensor([not role.startswith("uncond") for role in roles])
+        sees = conditional_rows(condition, rows, is_cond=is_cond)
         present, absent = (
             rows_of(part, rows, "the adapter") for part in (self._tokens, self._absent)
         )
         tokens = torch.where(sees.to(present.device)[:, None, None, None], present, absent)
-        scale = view_scale(condition.text.azimuth_deg, rows, least=self.fade.least)
-        addition = ImagePromptAddition(self._use, tokens, self.scale * scale)
+        addition = ImagePromptAddition(
+            self._use, tokens, self.scale * self.view_shares(condition, rows)
+        )
         return replace(condition, additions=(*condition.additions, addition))
+
+    def view_shares(self, condition: Condition, rows: int) -> Float[Tensor, " rows"]:
+        """How much the images count in each row, by its view."""
+        return view_scale(condition.text.azimuth_deg, rows, least=self.fade.least)
 
     def predict_output(
         self,

