@@ -7,7 +7,8 @@ A new one derives its config from ``ReferenceToolSettings``, joins the union her
 from __future__ import annotations
 
 from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
+from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 
 __all__ = ["ReferenceToolConfig"]
 
-ReferenceToolConfig = IPAdapterConfig
+ReferenceToolConfig = IPAdapterConfig | StyleAlignedConfig

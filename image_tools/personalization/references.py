@@ -11,6 +11,7 @@ from pathlib import Path
 from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.reference_configs import ReferenceToolConfig
+from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 from image_tools.pocket.paths import adapter_files
 
 __all__ = ["build_reference_tool", "reference_files"]
@@ -28,6 +29,10 @@ def build_reference_tool(config: ReferenceToolConfig, prior: DiffusionPrior) -> 
         PhotosError: a picture cannot be read.
         UnsupportedModel: the weights were made for another kind of model.
     """
+    if isinstance(config, StyleAlignedConfig):
+        from image_tools.personalization.style_aligned import load_style_reference
+
+        return load_style_reference(config, prior)
     from image_tools.personalization.ip_adapter_loading import load_ip_adapter_prior
 
     return load_ip_adapter_prior(config, prior)

@@ -38,13 +38,21 @@ from image_tools.diffusion.conditions import (
     as_condition,
     cat_embeddings,
 )
-from image_tools.diffusion.modified import ModifiedPrior, WrappedPrior
+from image_tools.diffusion.modified import ModifiedPrior, WrappedPrior, conditional_rows
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import denoise_latents, unit_noise
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.partial_addition import PartialAddition
-from image_tools.personalization.style_aligned_configs import StyleSharingConfig
-from image_tools.personalization.style_references import InvertedReference, StyleReference
+from image_tools.personalization.photos import load_photo
+from image_tools.personalization.style_aligned_configs import (
+    StyleAlignedConfig,
+    StyleSharingConfig,
+)
+from image_tools.personalization.style_references import (
+    InvertedReference,
+    StyleReference,
+    noised_reference,
+)
 from image_tools.personalization.style_sharing import StyleRows, is_off, style_sharing
 from renderers.errors import ShapeError, StudioError
 
@@ -53,6 +61,7 @@ __all__ = [
     "StyleAlignedPrior",
     "StyleReferencePrior",
     "draw_style_set",
+    "load_style_reference",
     "styled",
 ]
 
@@ -156,10 +165,10 @@ class _Riders:
     """The rows of a reference beside those of a batch."""
 
     latents: Float[Tensor, "k c h w"]
+    """One for every timestep of the batch, and for each half of guidance that is in it."""
     t: Int[Tensor, " k"]
-    """Every timestep of the batch once."""
     places: Int[Tensor, " b"]
-    """Which of them each row of the batch has."""
+    """Which of them each row of the batch looks at."""
 
     @property
     def rows(self) -> StyleRows:
@@ -168,8 +177,9 @@ class _Riders:
         theirs = (self.places + batch).tolist()
         return StyleRows((*theirs, *range(batch, batch + len(self.t))))
 
-    def first(self) -> Int[Tensor, " k"]:
-        """A row of the batch for each timestep."""
+    @property
+    def hosts(self) -> Int[Tensor, " k"]:
+        """The first row of the batch that looks at each of them."""
         return torch.stack([(self.places == k).nonzero()[0, 0] for k in range(len(self.t))])
 
 
@@ -212,14 +222,17 @@ class StyleReferencePrior(WrappedPrior):
         t: Int[Tensor, " b"],
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c h w"]:
-        """The denoiser's output; every row counts as conditional."""
+        """The denoiser's output; every row without the role of another counts as conditional."""
         if self._is_off:
             return self.plain.predict_output(latents, t, condition)
-        riders = self._riders(latents, t)
-        told = _joined(as_condition(condition).expand(len(t)), self._text.expand(len(riders.t)))
+        condition = as_condition(condition).expand(len(t))
+        is_cond = conditional_rows(condition, len(t), is_cond=True)
+        riders = self._riders(latents, t, is_cond)
         with self._sharing(riders):
             output = self.plain.predict_output(
-                torch.cat([latents, riders.latents]), torch.cat([t, riders.t]), told
+                torch.cat([latents, riders.latents]),
+                torch.cat([t, riders.t]),
+                self._joined(condition, riders, is_cond),
             )
         return output[: len(latents)]
 
@@ -233,59 +246,88 @@ class StyleReferencePrior(WrappedPrior):
         *,
         rescale: float = 0.0,
     ) -> Float[Tensor, "b c h w"]:
-        """Guidance of batch and reference, which is led away from what its first row is."""
+        """Guidance of batch and reference, which is led away from what its first host is."""
         if self._is_off:
             return self.plain.guided_noise(
                 latents, t, cond, uncond, guidance_scale, rescale=rescale
             )
-        riders = self._riders(latents, t)
+        told = torch.ones(len(t), dtype=torch.bool)
+        riders = self._riders(latents, t, told)
         cond, uncond = as_condition(cond).expand(len(t)), as_condition(uncond).expand(len(t))
         with self._sharing(riders):
             noise = self.plain.guided_noise(
                 torch.cat([latents, riders.latents]),
                 torch.cat([t, riders.t]),
-                _joined(cond, self._text.expand(len(riders.t))),
-                _joined(uncond, uncond.text.select(riders.first())),
+                self._joined(cond, riders, told),
+                self._joined(uncond, riders, ~told),
                 guidance_scale,
                 rescale=rescale,
             )
         return noise[: len(latents)]
 
-    def _riders(self, latents: Tensor, t: Tensor) -> _Riders:
-        steps, places = t.unique(return_inverse=True)
+    def _riders(self, latents: Tensor, t: Tensor, is_cond: Bool[Tensor, " b"]) -> _Riders:
+        keys, places = (2 * t + is_cond.to(t)).unique(return_inverse=True)
+        steps = keys // 2
         return _Riders(self.reference.at(steps).to(latents), steps, places)
 
     def _sharing(self, riders: _Riders) -> AbstractContextManager[None]:
         return style_sharing(self.unet, riders.rows, self.config, score_shift=self.score_shift)
 
+    def _joined(
+        self, condition: Condition, riders: _Riders, is_cond: Bool[Tensor, " b"]
+    ) -> Condition:
+        """A condition and below it the reference's rows, to which nothing is added.
 
-def _joined(condition: Condition, text: TextEmbedding) -> Condition:
-    """A condition and below it the reference's rows, to which nothing is added.
+        Raises:
+            UnsupportedModel: the rows are views with cameras.
+            ShapeError: a tool around this prior gave text of another shape.
+        """
+        if condition.class_labels is not None:
+            raise UnsupportedModel(
+                "A style reference got views with cameras - expected single images. Use a "
+                "single-view prior."
+            )
+        text, own = condition.text, self._text
+        found, wanted = list(text.tokens.shape[1:]), list(own.tokens.shape[1:])
+        if found != wanted:
+            raise ShapeError(
+                f"The text has shape {found}, the style reference's {wanted} - expected the same. "
+                "Put tools that change the text inside of the style reference."
+            )
+        hosts, batch = riders.hosts, len(condition)
+        halves = is_cond[hosts.cpu()].tolist()
+        theirs = [
+            own if told else text.select(host[None]).seen_from(None)
+            for host, told in zip(hosts, halves, strict=True)
+        ]
+        roles = [f"{'cond' if told else 'uncond'}:{ROLE}" for told in halves]
+        rows = batch + len(hosts)
+        return Condition(
+            cat_embeddings([text, *theirs]),
+            roles=(*condition.roles, *roles) if condition.roles else (),
+            additions=tuple(
+                PartialAddition(addition, torch.arange(batch), rows)
+                for addition in condition.additions
+            ),
+        )
+
+
+def load_style_reference(config: StyleAlignedConfig, prior: NoisePrior) -> StyleReferencePrior:
+    """A prior in the style of a config's picture, for samplers and guidance rules of any kind.
 
     Raises:
-        UnsupportedModel: the rows are views with cameras.
-        ShapeError: a tool around this prior gave text of another shape.
+        PhotosError: the picture cannot be read.
+        StudioError: there is none.
     """
-    batch, more = len(condition), len(text)
-    if condition.class_labels is not None:
-        raise UnsupportedModel(
-            "A style reference got views with cameras - expected single images. Use a single-view "
-            "prior."
+    if config.image is None:
+        raise StudioError(
+            "tool.image is empty - expected a picture whose style is taken. Sets that take it from "
+            "their first picture are drawn by task reference_image alone."
         )
-    found, wanted = list(condition.text.tokens.shape[1:]), list(text.tokens.shape[1:])
-    if found != wanted:
-        raise ShapeError(
-            f"The text has shape {found}, the style reference's {wanted} - expected the same. Put "
-            "tools that change the text inside of the style reference."
-        )
-    return Condition(
-        cat_embeddings([condition.text, text]),
-        roles=(*condition.roles, *(ROLE,) * more) if condition.roles else (),
-        additions=tuple(
-            PartialAddition(addition, torch.arange(batch), batch + more)
-            for addition in condition.additions
-        ),
-    )
+    photo = load_photo(config.image, size=prior.image_size, config=config.photos)
+    prompt = styled(config.image_prompt, config.style)
+    reference = noised_reference(prior, photo[None], prompt, seed=config.seed)
+    return StyleReferencePrior(prior, reference, config.sharing)
 
 
 def draw_style_set(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.references import build_reference_tool
+from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 from studio.images.configs import ReferenceImageConfig
 from studio.images.picture import Draw, Picture, draw_plainly
 from studio.images.reading import read_picture
+from studio.images.style_sets import make_style_set
 
 __all__ = ["make_referenced"]
 
@@ -26,6 +28,8 @@ def make_referenced(prior: DiffusionPrior, config: ReferenceImageConfig) -> Draw
         WeightsMissing: the tool's weights are not there.
         UnsupportedModel: they belong to another prior.
     """
+    if isinstance(config.tool, StyleAlignedConfig):
+        return make_style_set(prior, config)
     shown = reference_pictures(config, prior.image_size)
     tool = build_reference_tool(config.tool, prior)
 

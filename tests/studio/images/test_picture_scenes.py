@@ -25,6 +25,7 @@ PRESETS = {
     "control-edges": ("control_image", "controlnet"),
     "control-uni": ("control_image", "uni_controlnet"),
     "regional-rule": ("regional_image", "rule regions"),
+    "style-aligned": ("reference_image", "style_aligned"),
 }
 EDIT = {"kind": "prompt_to_prompt", "edits": [{"prompt": "a blue duck"}]}
 LAYOUT = {"kind": "explicit", "ratio": "1,1", "regions": [{"prompt": "a"}, {"prompt": "b"}]}
