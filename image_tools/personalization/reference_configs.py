@@ -6,9 +6,10 @@ A new one derives its config from ``ReferenceToolSettings``, joins the union her
 
 from __future__ import annotations
 
+from image_tools.personalization.instant_id_configs import InstantIDConfig
 from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 
 __all__ = ["ReferenceToolConfig"]
 
-ReferenceToolConfig = IPAdapterConfig | StyleAlignedConfig
+ReferenceToolConfig = IPAdapterConfig | InstantIDConfig | StyleAlignedConfig
