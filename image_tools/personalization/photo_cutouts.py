@@ -1,4 +1,4 @@
-"""A subject's photos on white: cut out, and framed as a prior's own images are.
+"""A subject's photos on plain grounds: cut out, and framed as a prior's own images are.
 
 A photo's own transparency says where its subject is; where there is none, what all photos have in
 common does (:mod:`image_tools.vision.cutout`).
@@ -6,6 +6,7 @@ common does (:mod:`image_tools.vision.cutout`).
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -14,20 +15,23 @@ from torch import Tensor
 from image_tools.vision.cutout import cut_out
 from image_tools.vision.cutout_configs import CutoutConfig
 
-__all__ = ["on_white"]
+__all__ = ["on_plain"]
 
 # A cut-out that is less or more of the photo than this has found nothing, or everything.
 SOUND_SHARES = (0.01, 0.9)
+COLORS_DRAWN = 6
+COLORS_SEEN = 400
+"""Pixels of a subject that stand for all."""
 
 
-def on_white(
+def on_plain(
     images: Float[Tensor, "n h w 3"],
     masks: Float[Tensor, "n h w"],
     config: CutoutConfig,
     *,
     size: int,
 ) -> tuple[Float[Tensor, "n size size 3"], Float[Tensor, "n size size"], Bool[Tensor, " n"]]:
-    """Photos and masks of the wanted size, with white around the subject, and where it was found.
+    """Photos and masks of the wanted size, with a plain ground around the subject, and where it was found.
 
     A photo in which nothing, or everything, was found stays as it is.
 
@@ -44,17 +48,34 @@ def on_white(
     share = masks.flatten(1).mean(1)
     is_found = (share > SOUND_SHARES[0]) & ((share < SOUND_SHARES[1]) | ~is_opaque)
     framed = []
+    rng = np.random.default_rng(config.seed)
     for image, mask, found in zip(images, masks, is_found.tolist(), strict=True):
-        kept = mask if found else torch.ones_like(mask)
-        white = torch.cat([image * kept[..., None] + 1.0 - kept[..., None], kept[..., None]], -1)
+        kept = (mask if found else torch.ones_like(mask))[..., None]
+        ground = image.new_ones(3) if config.ground == "white" else _far_color(image, mask, rng)
+        plain = torch.cat([image * kept + ground * (1.0 - kept), kept], -1)
         if found and config.fill is not None:
-            white = _framed(white, config.fill)
-        framed.append(_shrunk(white, size))
+            plain = _framed(plain, config.fill, ground)
+        framed.append(_shrunk(plain, size))
     stacked = torch.stack(framed)
     return stacked[..., :3], stacked[..., 3], is_found
 
 
-def _framed(image: Float[Tensor, "h w 4"], fill: float) -> Float[Tensor, "s s 4"]:
+def _far_color(
+    image: Float[Tensor, "h w 3"], mask: Float[Tensor, "h w"], rng: np.random.Generator
+) -> Float[Tensor, "3"]:
+    """A random colour, of several the one that is farthest from the subject's own."""
+    own = image[mask > 0.5]
+    own = own[:: max(1, len(own) // COLORS_SEEN)]
+    drawn = torch.from_numpy(rng.uniform(0.1, 1.0, (COLORS_DRAWN, 3))).to(image)
+    if len(own) == 0:
+        return drawn[0]
+    nearest = torch.cdist(drawn, own).quantile(0.02, dim=1)
+    return drawn[int(nearest.argmax())]
+
+
+def _framed(
+    image: Float[Tensor, "h w 4"], fill: float, ground: Float[Tensor, "3"]
+) -> Float[Tensor, "s s 4"]:
     """The square in whose middle the subject takes the share ``fill``."""
     rows, columns = (image[..., 3] > 0.5).nonzero(as_tuple=True)
     if len(rows) == 0:
@@ -63,10 +84,11 @@ def _framed(image: Float[Tensor, "h w 4"], fill: float) -> Float[Tensor, "s s 4"
     high = torch.stack([rows.max(), columns.max()]) + 1
     side = max(1, round(float((high - low).max()) / fill))
     top, left = ((low + high - side) // 2).tolist()
-    wide = F.pad(image[..., :3].movedim(-1, 0), (side,) * 4, value=1.0)
-    masks = F.pad(image[None, ..., 3], (side,) * 4)
-    whole = torch.cat([wide, masks]).movedim(0, -1)
-    return whole[top + side : top + 2 * side, left + side : left + 2 * side]
+    height, width = image.shape[:2]
+    wide = image.new_zeros(height + 2 * side, width + 2 * side, 4)
+    wide[..., :3] = ground
+    wide[side : side + height, side : side + width] = image
+    return wide[top + side : top + 2 * side, left + side : left + 2 * side]
 
 
 def _shrunk(image: Float[Tensor, "h w c"], size: int) -> Float[Tensor, "size size c"]:

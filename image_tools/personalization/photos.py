@@ -27,7 +27,7 @@ from jaxtyping import Float
 from PIL import Image, ImageCms, UnidentifiedImageError
 from torch import Tensor
 
-from image_tools.personalization.photo_cutouts import on_white
+from image_tools.personalization.photo_cutouts import on_plain
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.errors import StudioError
@@ -136,9 +136,9 @@ def load_photos(
 
 
 def _cut_out(photos: SubjectPhotos, config: CutoutConfig, size: int) -> SubjectPhotos:
-    """The photos on white, without those whose subject was not found, as long as others remain."""
+    """The photos on plain grounds, without those whose subject was not found, as long as others remain."""
     masks = torch.ones(photos.images.shape[:3]) if photos.masks is None else photos.masks
-    images, masks, found = on_white(photos.images, masks, config, size=size)
+    images, masks, found = on_plain(photos.images, masks, config, size=size)
     lost = [path for path, is_found in zip(photos.paths, found, strict=True) if not is_found]
     is_hopeless = len(lost) == len(photos)
     for path in lost:

@@ -23,9 +23,9 @@ class PhotosConfig:
     are decoded."""
 
     cutout: CutoutConfig | None = None
-    """Takes the subject out of its surroundings and puts it on white: by a photo's own
+    """Takes the subject out of its surroundings and puts it on a plain ground: by a photo's own
     transparency, or by what the photos have in common. Empty keeps the surroundings, which are then
-    learned too where no caption names them. {} suits a prior that draws single things on white."""
+    learned too where no caption names them. {} suits a prior that draws single things."""
 
     def __post_init__(self) -> None:
         """Refuse a limit that no photo meets."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 __all__ = ["CutoutConfig"]
 
@@ -28,8 +29,11 @@ class CutoutConfig:
     fill: float | None = None
     """Share of the image's side that the longer side of the thing takes afterwards, in the middle;
     empty leaves it where it was. Photos show much around a thing, renders little."""
+    ground: Literal["white", "colors"] = "white"
+    """What takes the place of the surroundings: white, or for each photo a plain colour that the
+    thing does not have. A prior learns a pale thing on white without its outline."""
     seed: int = 0
-    """Seed of the groups of colours."""
+    """Seed of the groups of colours, and of grounds."""
 
     def __post_init__(self) -> None:
         """Refuse a thing without size."""

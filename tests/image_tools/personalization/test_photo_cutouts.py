@@ -50,6 +50,19 @@ def test_a_subject_is_framed_in_the_middle(tmp_path):
             assert abs(float(places.float().mean()) - (SIZE - 1) / 2) < 1
 
 
+def test_each_photo_gets_a_ground_that_the_subject_does_not_have(tmp_path):
+    write_three(tmp_path)
+    cutout = CutoutConfig(size=64, fill=0.75, ground="colors")
+    photos = load_photos(tmp_path, size=SIZE, config=PhotosConfig(cutout=cutout))
+    grounds = photos.images[:, 0, 0]
+    assert torch.allclose(photos.images[:, -1, -1], grounds, atol=1e-3)
+    red = torch.tensor([1.0, 0.0, 0.0])
+    assert float((grounds - red).norm(dim=1).min()) > 0.4
+    assert float(torch.pdist(grounds).min()) > 0.02
+    again = load_photos(tmp_path, size=SIZE, config=PhotosConfig(cutout=cutout))
+    assert torch.equal(again.images, photos.images)
+
+
 def test_transparency_of_a_photo_is_taken_as_it_is(tmp_path):
     """The square is what its maker cut out, whatever its colours say."""
     image = np.zeros((64, 64, 4), np.uint8)
