@@ -31,7 +31,7 @@ def on_plain(
     *,
     size: int,
 ) -> tuple[Float[Tensor, "n size size 3"], Float[Tensor, "n size size"], Bool[Tensor, " n"]]:
-    """Photos and masks of the wanted size, with a plain ground around the subject, and where it was found.
+    """Photos and masks of the wanted size on plain grounds, and in which the subject was found.
 
     A photo in which nothing, or everything, was found stays as it is.
 

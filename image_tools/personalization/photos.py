@@ -136,7 +136,7 @@ def load_photos(
 
 
 def _cut_out(photos: SubjectPhotos, config: CutoutConfig, size: int) -> SubjectPhotos:
-    """The photos on plain grounds, without those whose subject was not found, as long as others remain."""
+    """Photos on plain grounds, without those whose subject was not found while others remain."""
     masks = torch.ones(photos.images.shape[:3]) if photos.masks is None else photos.masks
     images, masks, found = on_plain(photos.images, masks, config, size=size)
     lost = [path for path, is_found in zip(photos.paths, found, strict=True) if not is_found]
