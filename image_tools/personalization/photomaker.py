@@ -13,7 +13,8 @@ follows its own timestep, so that view words decide the geometry and the person 
 
 Embeddings of this prior hold both texts side by side in their width, so samplers and guidance rules
 need not know of it. ``merge_timestep`` counts timesteps; ``merge_timestep_of`` counts the steps of
-a sampler as the authors' pipeline does, which leaves one step more to the text.
+a sampler as the authors' pipeline does, which leaves one step more to the text. Photos of several
+people make one who looks like all of them, by the number of photos and their weights.
 
     prior = photomaker_prior(prior, read_photomaker(path), images, merge_t=merge_timestep(20, 1000))
     pictures = sample_images(prior, ["a portrait of a man img"], generators=[generator])
@@ -70,6 +71,8 @@ class Person:
     """Puts them there."""
     trigger: str = "img"
     """The word in prompts that stands behind the class word."""
+    weights: Float[Tensor, " n"] | None = None
+    """Factors of what takes those places, to mix several people unevenly; None for ones."""
 
 
 def merge_timestep(style_strength: float, num_train_timesteps: int) -> int:
@@ -158,7 +161,9 @@ class PhotoMakerPrior(WrappedPrior):
             return self.plain.fingerprint
         weight = 0.0 if self._lora is None else self._lora.weight
         digest = hashlib.sha256(f"{self.plain.fingerprint}\0{self.merge_t}\0{weight}".encode())
-        digest.update(self.person.rows.detach().float().cpu().contiguous().numpy().tobytes())
+        for part in (self.person.rows, self.person.weights):
+            if part is not None:
+                digest.update(part.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:32]
 
     @contextmanager
@@ -229,7 +234,8 @@ class PhotoMakerPrior(WrappedPrior):
     def _fused(self, prompt: str) -> TextEmbedding:
         person = self.person
         text, span = encode_repeated(self.plain, prompt, person.trigger, len(person.rows))
-        return replace(text, tokens=fuse_rows(person.fuse, text.tokens, span, person.rows))
+        tokens = fuse_rows(person.fuse, text.tokens, span, person.rows, weights=person.weights)
+        return replace(text, tokens=tokens)
 
     def _at(self, t: Int[Tensor, " b"], condition: Condition | TextEmbedding) -> Condition:
         """What each row is told at its timestep."""
@@ -254,17 +260,19 @@ def photomaker_prior(
     merge_t: int,
     trigger: str = "img",
     lora_weight: float = 1.0,
+    photo_weights: Sequence[float] = (),
 ) -> PhotoMakerPrior:
     """A prior that knows the person of some photos; the ID encoder is used once and let go.
 
     Args:
         plain: gets the file's LoRA, which acts in the new prior's calls only.
         maker: as of ``read_photomaker``.
-        images: photos of one person, in 0..1.
+        images: photos of one person, or of several who are mixed, in 0..1.
         faces: embeddings of the faces in them, which v2 needs.
         merge_t: see ``PhotoMakerPrior``.
         trigger: the word behind the class word.
         lora_weight: factor of the LoRA.
+        photo_weights: factor of each photo; empty for ones.
 
     Raises:
         StudioError: no photos, no faces where they are needed, or a prior with tools around it.
@@ -273,7 +281,8 @@ def photomaker_prior(
     encoder = maker.encoder.to(plain.device)
     with torch.no_grad():
         rows = encoder.identify(images, faces).flatten(0, 1)
-    person = Person(rows, encoder.fuse_module, trigger)
+    weights = rows.new_tensor(photo_weights).repeat_interleave(encoder.tokens)
+    person = Person(rows, encoder.fuse_module, trigger, weights if photo_weights else None)
     return PhotoMakerPrior(plain, person, maker.lora, merge_t=merge_t, lora_weight=lora_weight)
 
 

@@ -262,9 +262,21 @@ def fuse_rows(
     tokens: Float[Tensor, "1 length width"],
     span: range,
     identity: Float[Tensor, "n width"],
+    *,
+    weights: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "1 length width"]:
-    """A prompt's states with the rows of ``span`` fused with the identity; differentiable."""
+    """A prompt's states with the rows of ``span`` fused with the identity; differentiable.
+
+    Args:
+        fuse: makes the new rows.
+        tokens: states of one prompt.
+        span: where the class word stands, once for each row of the identity.
+        identity: as of ``IdEncoder.identify``.
+        weights: factors of the new rows (prompt weighting); None for ones.
+    """
     index = torch.arange(span.start, span.stop, device=tokens.device)
-    weight = fuse.layer_norm.weight
-    fused = fuse(tokens[0, index].to(weight), identity.to(weight))
+    own = fuse.layer_norm.weight
+    fused = fuse(tokens[0, index].to(own), identity.to(own))
+    if weights is not None:
+        fused = fused * weights.to(fused)[:, None]
     return tokens.index_copy(1, index, fused[None].to(tokens))

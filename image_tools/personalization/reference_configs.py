@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from image_tools.personalization.instant_id_configs import InstantIDConfig
 from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
+from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 
 __all__ = ["ReferenceToolConfig"]
 
-ReferenceToolConfig = IPAdapterConfig | InstantIDConfig | StyleAlignedConfig
+ReferenceToolConfig = IPAdapterConfig | InstantIDConfig | PhotoMakerConfig | StyleAlignedConfig
