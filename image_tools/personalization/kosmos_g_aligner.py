@@ -55,7 +55,8 @@ class AlignerNet(nn.Module):
         """
         check_shape("states", states, f"b t {self.settings.input_width}")
         memory = self.encoder_proj(self.encoder_proj.embed_tokens(states), is_token)
-        return self.encoder(self.encoder_query.expand(len(states), -1, -1), memory, is_token)
+        queries = self.encoder_query.expand(len(states), -1, -1)
+        return self.encoder(queries, memory, is_query=None, is_token=is_token)
 
 
 class AlignerTrainer(AlignerNet):
@@ -69,11 +70,18 @@ class AlignerTrainer(AlignerNet):
         self.decoder_proj = _Encoder(settings)
         self.decoder_proj.output_projection = nn.Linear(settings.width, settings.input_width)
 
-    def read_back(self, text_states: Float[Tensor, "b q w"], length: int) -> Float[Tensor, "b t d"]:
-        """The first ``length`` states that the text states were made of, as far as they tell."""
-        queries = self.decoder_query[:length].expand(len(text_states), -1, -1)
-        x = self.decoder_proj(self.decoder(queries, text_states, None), None)
-        return self.decoder_proj.output_projection(x)
+    def read_back(
+        self, text_states: Float[Tensor, "b q w"], is_token: Bool[Tensor, "b t"]
+    ) -> Float[Tensor, "b t d"]:
+        """The states that the text states were made of, as far as they tell.
+
+        Args:
+            text_states: of ``forward``.
+            is_token: where each row had states.
+        """
+        queries = self.decoder_query[: is_token.shape[1]].expand(len(text_states), -1, -1)
+        x = self.decoder(queries, text_states, is_query=is_token, is_token=None)
+        return self.decoder_proj.output_projection(self.decoder_proj(x, is_token))
 
 
 def new_aligner(settings: AlignerSettings, *, generator: torch.Generator) -> AlignerTrainer:
@@ -104,7 +112,7 @@ class _Encoder(nn.Module):
         self.layers = nn.ModuleList(_EncoderLayer(settings) for _ in range(settings.layers))
         self.layer_norm = nn.LayerNorm(settings.width)
 
-    def forward(self, x: Float[Tensor, "b t w"], is_token: Bool[Tensor, "b t"] | None) -> Tensor:
+    def forward(self, x: Float[Tensor, "b t w"], is_token: Bool[Tensor, "b t"]) -> Tensor:
         longest = self.embed_positions.num_embeddings - FIRST_POSITION
         if x.shape[1] > longest:
             raise ShapeError(
@@ -112,8 +120,7 @@ class _Encoder(nn.Module):
                 "positions. Shorten the prompt."
             )
         x = x + self.embed_positions.weight[FIRST_POSITION : FIRST_POSITION + x.shape[1]]
-        if is_token is not None:
-            x = x * is_token[..., None]
+        x = x * is_token[..., None]
         for layer in self.layers:
             x = layer(x, is_token)
         return self.layer_norm(x)
@@ -127,9 +134,11 @@ class _Decoder(nn.Module):
         self.layers = nn.ModuleList(_DecoderLayer(settings) for _ in range(settings.layers))
         self.layer_norm = nn.LayerNorm(settings.width)
 
-    def forward(self, x: Tensor, memory: Tensor, is_token: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, *, is_query: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
         for layer in self.layers:
-            x = layer(x, memory, is_token)
+            x = layer(x, memory, is_query, is_token)
         return self.layer_norm(x)
 
 
@@ -143,7 +152,7 @@ class _EncoderLayer(nn.Module):
         self.ffn = _FeedForward(settings)
         self.final_layer_norm = nn.LayerNorm(settings.width)
 
-    def forward(self, x: Tensor, is_token: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, is_token: Tensor) -> Tensor:
         inner = self.self_attn_layer_norm(x)
         x = x + self.self_attn(inner, inner, is_token)
         return x + self.ffn(self.final_layer_norm(x))
@@ -161,9 +170,11 @@ class _DecoderLayer(nn.Module):
         self.ffn = _FeedForward(settings)
         self.final_layer_norm = nn.LayerNorm(settings.width)
 
-    def forward(self, x: Tensor, memory: Tensor, is_token: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, memory: Tensor, is_query: Tensor | None, is_token: Tensor | None
+    ) -> Tensor:
         inner = self.self_attn_layer_norm(x)
-        x = x + self.self_attn(inner, inner, None)
+        x = x + self.self_attn(inner, inner, is_query)
         x = x + self.encoder_attn(self.encoder_attn_layer_norm(x), memory, is_token)
         return x + self.ffn(self.final_layer_norm(x))
 

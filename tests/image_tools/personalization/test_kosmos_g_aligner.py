@@ -112,7 +112,7 @@ def test_both_halves_equal_the_reference(aligner, states):
     text_states = aligner(states[:1], is_token)
     assert text_states.shape == (1, 5, TEXT_WIDTH)
     torch.testing.assert_close(text_states[0], reference.text_states(states[0]))
-    back = aligner.read_back(text_states, 7)
+    back = aligner.read_back(text_states, is_token)
     torch.testing.assert_close(back[0], reference.read_back(text_states[0], 7))
 
 
@@ -126,11 +126,15 @@ def test_padding_is_not_seen(aligner, states):
     other = states.clone()
     other[1, 4:] = 9.0
     assert torch.equal(aligner(other, is_token), together)
+    back = aligner.read_back(together, is_token)
+    torch.testing.assert_close(back[1:, :4], aligner.read_back(alone, is_token[1:, :4]))
 
 
 def test_every_parameter_has_a_gradient_but_those_of_unused_positions(aligner, states):
-    text_states = aligner(states, torch.ones(2, 7, dtype=torch.bool))
-    (text_states.square().mean() + aligner.read_back(text_states, 7).square().mean()).backward()
+    is_token = torch.ones(2, 7, dtype=torch.bool)
+    text_states = aligner(states, is_token)
+    back = aligner.read_back(text_states, is_token)
+    (text_states.square().mean() + back.square().mean()).backward()
     for name, parameter in aligner.named_parameters():
         assert parameter.grad is not None, name
         if not name.endswith("k_proj.bias"):  # a constant of all logits of a query

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from image_tools.personalization.kosmos_g import KosmosGModel
-from image_tools.personalization.kosmos_g_aligner import AlignerNet, new_aligner
+from image_tools.personalization.kosmos_g_aligner import AlignerTrainer, new_aligner
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
 from image_tools.personalization.kosmos_g_vocabulary import FIRST, SYMBOLS, make_tokenizer
 from image_tools.personalization.kosmos_g_weights import prompt_tokens
@@ -48,24 +48,25 @@ def tiny_mllm():
         return Kosmos2Model(config).eval()
 
 
-def tiny_aligner(queries: int = 77) -> AlignerNet:
+def tiny_aligner(queries: int = 77, heads: int = 2) -> AlignerTrainer:
     """For priors that read text of width 16."""
     settings = AlignerSettings(
         input_width=WIDTH,
         width=TEXT_WIDTH,
         queries=queries,
         layers=2,
-        heads=2,
+        heads=heads,
         ffn_width=24,
         positions=80,
     )
     return new_aligner(settings, generator=torch.Generator().manual_seed(22))
 
 
-def tiny_kosmos(folder: Path, *, queries: int = 77) -> KosmosGModel:
+def tiny_kosmos(folder: Path, *, queries: int = 77, heads: int = 2) -> KosmosGModel:
     """All parts; the vocabulary is written to ``folder``."""
     mllm, tokenizer = tiny_mllm(), make_tokenizer(write_vocabulary(folder), rows=ROWS)
-    return KosmosGModel(mllm, tiny_aligner(queries), prompt_tokens(tokenizer, mllm)).eval()
+    aligner = tiny_aligner(queries, heads)
+    return KosmosGModel(mllm, aligner, prompt_tokens(tokenizer, mllm)).eval()
 
 
 def write_vocabulary(folder: Path) -> Path:
