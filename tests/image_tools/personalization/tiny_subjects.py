@@ -1,0 +1,56 @@
+"""A tiny MS-Diffusion adapter for a tiny prior, and subjects for it."""
+
+from __future__ import annotations
+
+import torch
+
+from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.personalization.ms_diffusion import MSAdapter, encode_subjects
+from image_tools.personalization.ms_diffusion_attention import SubjectRows
+from image_tools.personalization.ms_diffusion_configs import (
+    AutoLayoutConfig,
+    MSDiffusionConfig,
+    MSSubjectConfig,
+)
+from image_tools.personalization.ms_diffusion_training import new_ms_adapter
+from image_tools.vision.clip_images import ClipImages
+from tests.image_tools.personalization.subjects import images_of
+from tests.image_tools.vision.tiny_clip import tiny_clip
+
+__all__ = ["PROMPT", "rows_of_subjects", "tiny_adapter", "two_subjects"]
+
+PROMPT = "a red duck and a mushroom"
+
+
+def tiny_adapter(prior: DiffusionPrior, *, seed: int = 3) -> tuple[ClipImages, MSAdapter]:
+    """An image encoder and an adapter whose projections for images are not those for text."""
+    clip, generator = ClipImages(tiny_clip()), torch.Generator().manual_seed(seed)
+    adapter = new_ms_adapter(prior, clip, generator=generator, dim=64, depth=1, tokens=3, dummies=2)
+    with torch.no_grad():
+        for parameter in adapter.ms_adapter.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return clip, adapter.eval().requires_grad_(False)
+
+
+def two_subjects(
+    *, scale: float = 0.6, layout: AutoLayoutConfig | None = None, **settings
+) -> MSDiffusionConfig:
+    """A duck on the left and a mushroom on the right."""
+    boxes = ((0.0, 0.25, 0.5, 1.0), (0.5, 0.0, 1.0, 0.75))
+    named = zip(("duck", "mushroom"), boxes, strict=True)
+    return MSDiffusionConfig(
+        weights="",
+        image_encoder="",
+        subjects=tuple(MSSubjectConfig(("x.png",), name, box) for name, box in named),
+        scale=scale,
+        layout=layout,
+        **settings,
+    )
+
+
+def rows_of_subjects(
+    prior: DiffusionPrior, clip: ClipImages, adapter: MSAdapter, config: MSDiffusionConfig
+) -> SubjectRows:
+    """Subjects that look like smooth noise."""
+    images = images_of(len(config.subjects), seed=4).split(1)
+    return encode_subjects(prior, clip, adapter, config, images, prompt=PROMPT)
