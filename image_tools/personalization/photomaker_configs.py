@@ -78,3 +78,7 @@ class PhotoMakerConfig(ReferenceToolSettings):
         except TriggerError as error:
             return [f"trigger: {error}"]
         return []
+
+    def plain_words(self, prompt: str) -> str:
+        """The prompt without its trigger."""
+        return split_trigger(prompt, self.trigger).text

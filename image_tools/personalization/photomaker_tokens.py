@@ -31,7 +31,10 @@ class RepeatingTokenizer:
         """Wrap a tokenizer, whose prompts then have the class word's token ``copies`` times."""
         self.plain, self.trigger, self.copies = tokenizer, trigger, copies
         self.model_max_length = tokenizer.model_max_length
-        self._end_tokens = len(tokenizer("").input_ids) - 1
+        empty = len(tokenizer("").input_ids)
+        self._end_tokens = empty - 1
+        # Asked of the tokenizer, because one that knows learned words does not say it.
+        self._pad = tokenizer("", padding="max_length", max_length=empty + 1).input_ids[-1]
 
     def __call__(
         self,
@@ -52,7 +55,7 @@ class RepeatingTokenizer:
             rows = [self._cut(ids, length) for ids in rows]
         masks = [[1] * len(ids) for ids in rows]
         if padding == "max_length":
-            rows = [ids + [self.plain.pad_token_id] * (length - len(ids)) for ids in rows]
+            rows = [ids + [self._pad] * (length - len(ids)) for ids in rows]
             masks = [mask + [0] * (length - len(mask)) for mask in masks]
         content: dict[str, Any] = {"input_ids": rows, "attention_mask": masks}
         if return_tensors == "pt":

@@ -35,3 +35,12 @@ class ReferenceToolSettings:
     def problems(self, prompt: str) -> list[str]:
         """What does not fit the scene's prompt, each beginning with its key below the tool."""
         return []
+
+    def plain_prompt(self, prompt: str) -> str:
+        """The scene's prompt as a prior without the tool reads it."""
+        return prompt
+
+    def plain_words(self, prompt: str) -> str:
+        """The scene's prompt for a prior without the tool: signs that only the tool knows left
+        out."""
+        return prompt

@@ -34,7 +34,7 @@ def make_referenced(prior: DiffusionPrior, config: ReferenceImageConfig) -> Draw
     tool = build_reference_tool(config.tool, prior)
 
     def draw(seed: int) -> list[Picture]:
-        plain = draw_plainly(prior, config, seed)
+        plain = draw_plainly(prior, config, seed, config.tool.plain_prompt(config.prompt))
         referenced = draw_plainly(tool, config, seed)
         return [
             Picture("plain", "without references", plain, config.prompt),

@@ -8,6 +8,7 @@ import pytest
 
 from image_tools.personalization.photomaker_prompts import TriggerError, split_trigger
 from image_tools.personalization.photomaker_tokens import RepeatingTokenizer
+from image_tools.personalization.placeholders import PlaceholderTokenizer
 from tests.tiny_models import _clip_tokenizer
 
 PROMPTS = (
@@ -53,6 +54,19 @@ def test_the_class_word_stands_once_for_each_row(tokenizers, prompt, copies):
         assert ours.span(prompt) == range(place, place + copies)
         used = sum(found.attention_mask[0])
         assert found.input_ids[0][:used] == ours([prompt]).input_ids[0]
+
+
+def test_learned_words_keep_their_rows(tokenizers):
+    for tokenizer in tokenizers:
+        learned = PlaceholderTokenizer(tokenizer)
+        learned.add("<hat>", range(600, 603))
+        ours = RepeatingTokenizer(learned, "img", copies=2)
+        ids = ours(["a man img with <hat>"], padding="max_length", max_length=77).input_ids[0]
+        plain, place = expanded(tokenizer, "a man img with", 2)
+        end = plain.index(tokenizer.eos_token_id)
+        pads = [tokenizer.pad_token_id] * (77 - end - 4)
+        assert ids == [*plain[:end], 600, 601, 602, tokenizer.eos_token_id, *pads]
+        assert ours.span("a man img with <hat>") == range(place, place + 2)
 
 
 def test_one_copy_is_the_prompt_without_the_trigger(tokenizers):
