@@ -79,6 +79,6 @@ class PhotoMakerConfig(ReferenceToolSettings):
             return [f"trigger: {error}"]
         return []
 
-    def plain_words(self, prompt: str) -> str:
+    def plain_prompt(self, prompt: str) -> str:
         """The prompt without its trigger."""
         return split_trigger(prompt, self.trigger).text

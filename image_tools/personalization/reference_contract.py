@@ -39,8 +39,3 @@ class ReferenceToolSettings:
     def plain_prompt(self, prompt: str) -> str:
         """The scene's prompt as a prior without the tool reads it."""
         return prompt
-
-    def plain_words(self, prompt: str) -> str:
-        """The scene's prompt for a prior without the tool: signs that only the tool knows left
-        out."""
-        return prompt

@@ -13,7 +13,7 @@ def test_the_preset_is_a_form():
     assert (config.task, config.means) == ("reference_image", "photomaker")
     assert config.tool.pictures() == [("photos.0", "me.jpg")]
     assert config.tool.models() == [("weights", "photomaker-v1.bin")]
-    assert config.tool.plain_words(config.prompt) == "a portrait of a man, oil painting"
+    assert config.tool.plain_prompt(config.prompt) == "a portrait of a man, oil painting"
 
 
 def test_prompts_without_the_trigger_are_refused_before_anything_is_read():
