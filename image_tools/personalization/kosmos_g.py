@@ -33,8 +33,8 @@ from image_tools.personalization.kosmos_g_prompt import (
     InterleavedBatch,
     PromptTokens,
     stack_rows,
-    without_images,
 )
+from image_tools.personalization.kosmos_g_words import without_images
 from image_tools.vision.clip_images import clip_pixels
 from renderers.errors import ShapeError, check_shape
 
@@ -75,10 +75,16 @@ class KosmosGModel(nn.Module):
         """Where the parts are."""
         return self.aligner.encoder_query.device
 
+    @property
+    def image_size(self) -> int:
+        """Rows and columns of pixels that it sees of an image."""
+        return self.mllm.config.vision_config.image_size
+
     def image_features(self, images: Float[Tensor, "n h w 3"]) -> Float[Tensor, "n k d"]:
         """What the language model sees of images in 0..1: CLIP's tokens through the connector."""
-        size = self.mllm.config.vision_config.image_size
-        pixels = clip_pixels(images, size).to(self.device, self.aligner.encoder_query.dtype)
+        pixels = clip_pixels(images, self.image_size).to(
+            self.device, self.aligner.encoder_query.dtype
+        )
         return self.mllm.get_image_features(pixels).pooler_output
 
     def states(

@@ -8,18 +8,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from image_tools.personalization.kosmos_g_words import (
+    InterleavedPromptError,
+    check_image_count,
+    without_images,
+)
 from image_tools.personalization.loop_configs import TuningConfig
+from image_tools.personalization.reference_contract import ReferenceToolSettings
 
 __all__ = [
-    "IMAGE_MARK",
     "AlignTrainingConfig",
     "AlignerSettings",
     "InstructionTuningConfig",
     "KosmosGConfig",
 ]
-
-IMAGE_MARK = "<i>"
-"""Stands in a prompt where an image is meant."""
 
 ALIGNING = TuningConfig(
     steps=300_000,
@@ -42,8 +44,8 @@ TUNING = TuningConfig(
 
 
 @dataclass(frozen=True)
-class KosmosGConfig:
-    """Say in one sentence, with images among its words, what the picture shows."""
+class KosmosGConfig(ReferenceToolSettings):
+    """Prompts with images among their words, for Stable Diffusion 1.x (arXiv 2310.02992)."""
 
     weights: str
     """Folder with mllm, aligner and tokenizer, as the converter of the public checkpoint writes it
@@ -52,6 +54,28 @@ class KosmosGConfig:
     images: tuple[str, ...] = ()
     """Image files, one for each <i> of the prompt, in their order. Without any, the prompt is read
     by the language model alone."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop takes the middle square of each image, as the authors do; pad all of it."""
+
+    def pictures(self) -> list[tuple[str, str]]:
+        """The images."""
+        return [(f"images.{k}", path) for k, path in enumerate(self.images)]
+
+    def models(self) -> list[tuple[str, str]]:
+        """The folder."""
+        return [("weights", self.weights)]
+
+    def problems(self, prompt: str) -> list[str]:
+        """A prompt that names another number of images."""
+        try:
+            check_image_count(prompt, len(self.images))
+        except InterleavedPromptError as error:
+            return [f"images: {error}"]
+        return []
+
+    def plain_prompt(self, prompt: str) -> str:
+        """The prompt's words alone."""
+        return without_images(prompt)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ sides of an image are tokenised apart from each other, and nothing ends the sequ
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,31 +23,25 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from image_tools.errors import UnsupportedModel
-from image_tools.personalization.kosmos_g_configs import IMAGE_MARK
-from renderers.errors import StudioError
+from image_tools.personalization.kosmos_g_words import (
+    IMAGE_MARK,
+    InterleavedPromptError,
+    check_image_count,
+    shortened,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 __all__ = [
     "InterleavedBatch",
-    "InterleavedPromptError",
     "InterleavedRow",
     "PromptTokens",
-    "check_image_count",
     "stack_rows",
-    "without_images",
 ]
 
 BOS, PAD, IMAGE_BEGINS, IMAGE_ENDS = "<s>", "<pad>", "<image>", "</image>"
 PAD_ID = 1
-SHOWN = 60
-
-
-class InterleavedPromptError(StudioError):
-    """A prompt and its images do not fit each other, or the language model."""
-
-    exit_code = 2
 
 
 @dataclass(frozen=True)
@@ -134,32 +127,11 @@ class PromptTokens:
         if len(ids) > self.max_length:
             per_image = self.image_length + 2
             raise InterleavedPromptError(
-                f"The prompt '{_shortened(prompt)}' has {len(ids)} tokens, {images * per_image} of "
+                f"The prompt '{shortened(prompt)}' has {len(ids)} tokens, {images * per_image} of "
                 f"them for {images} images - expected at most {self.max_length}. Say less, or show "
                 "fewer images."
             )
         return InterleavedRow(tuple(ids), tuple(is_image))
-
-
-def check_image_count(prompt: str, images: int) -> None:
-    """Refuse a prompt that names another number of images than there are.
-
-    Raises:
-        InterleavedPromptError: with both numbers.
-    """
-    marks = prompt.count(IMAGE_MARK)
-    if marks != images:
-        raise InterleavedPromptError(
-            f"The prompt '{_shortened(prompt)}' has {IMAGE_MARK} {marks} times, and there are "
-            f"{images} images - expected one image for each {IMAGE_MARK}, in their order. Write "
-            f"{IMAGE_MARK} where an image is meant, or change the images."
-        )
-
-
-def without_images(prompt: str) -> str:
-    """The words of a prompt alone, for models that read nothing else."""
-    words = re.sub(rf"\s*{re.escape(IMAGE_MARK)}", "", prompt)
-    return words.strip() if IMAGE_MARK in prompt else prompt
 
 
 def stack_rows(rows: Sequence[InterleavedRow]) -> InterleavedBatch:
@@ -184,7 +156,3 @@ def _special(tokenizer: Tokenizer, word: str, vocabulary: int) -> int:
             f"of its {vocabulary} rows. Use the tokenizer that belongs to these weights."
         )
     return number
-
-
-def _shortened(prompt: str) -> str:
-    return prompt if len(prompt) <= SHOWN else f"{prompt[:SHOWN]}..."

@@ -11,11 +11,10 @@ from image_tools.errors import UnsupportedModel
 from image_tools.personalization.kosmos_g import KosmosGModel, KosmosGPrior
 from image_tools.personalization.kosmos_g_aligner import new_aligner
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
-from image_tools.personalization.kosmos_g_prompt import (
+from image_tools.personalization.kosmos_g_prompt import PromptTokens, stack_rows
+from image_tools.personalization.kosmos_g_words import (
     InterleavedPromptError,
-    PromptTokens,
     check_image_count,
-    stack_rows,
     without_images,
 )
 from image_tools.vision.clip_images import CLIP_MEAN, CLIP_STD
