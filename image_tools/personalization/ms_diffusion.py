@@ -55,8 +55,8 @@ __all__ = [
     "SubjectAddition",
     "encode_subjects",
     "phrase_embeddings",
-    "phrase_words",
     "stack_subjects",
+    "words_of_phrases",
 ]
 
 NOWHERE = (0.0, 0.0, 0.0, 0.0)
@@ -208,7 +208,7 @@ def encode_subjects(
     config: MSDiffusionConfig,
     images: Sequence[Float[Tensor, "n h w 3"]],
     *,
-    prompt: str,
+    prompt: str | None = None,
 ) -> SubjectRows:
     """The subjects of one picture, a place for each of their images.
 
@@ -218,18 +218,13 @@ def encode_subjects(
         adapter: makes the tokens.
         config: phrases, boxes and scales.
         images: of each subject, in 0..1.
-        prompt: of the picture.
+        prompt: of the picture, for layouts; None for boxes alone.
 
     Raises:
         WordsError: a phrase is not in the prompt, or not as often as subjects have it.
     """
-    tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompt)
-    named, words, subjects = Counter(), [], []
-    for subject, own in zip(config.subjects, images, strict=True):
-        name = subject.phrase.lower()
-        words += [phrase_words(tokens, subject.phrase, named[name])] * len(own)
-        subjects += [subject] * len(own)
-        named[name] += 1
+    counts = torch.tensor([len(own) for own in images])
+    subjects = [s for s, own in zip(config.subjects, images, strict=True) for _ in own]
     boxes = torch.tensor([subject.box or NOWHERE for subject in subjects], device=prior.device)
     scales = [config.scale if s.scale is None else s.scale for s in subjects]
     weight = next(adapter.parameters())
@@ -239,11 +234,15 @@ def encode_subjects(
         boxes.to(weight),
         torch.full((len(subjects),), config.grounding == "learned", device=weight.device),
     )
+    words = torch.zeros(len(config.subjects), 1)
+    if prompt is not None:
+        tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompt)
+        words = words_of_phrases(tokens, [subject.phrase for subject in config.subjects])
     return SubjectRows(
         made[None].to(prior.device),
         boxes[None],
         boxes.new_tensor(scales)[None],
-        torch.stack(words)[None].to(boxes),
+        words.repeat_interleave(counts, dim=0)[None].to(boxes),
     )
 
 
@@ -274,26 +273,32 @@ def phrase_embeddings(prior: DiffusionPrior, phrases: Sequence[str]) -> Float[Te
     return (shares[..., None] * states).sum(dim=1).to(prior.device)
 
 
-def phrase_words(prompt: PromptTokens, phrase: str, occurrence: int) -> Float[Tensor, " length"]:
-    """1 for the tokens of a phrase at one of its places, counted from 0.
+def words_of_phrases(
+    prompt: PromptTokens, phrases: Sequence[str]
+) -> Float[Tensor, "phrases length"]:
+    """1 for each phrase's tokens; of equal phrases the second one has the words' second place.
 
     Raises:
-        WordsError: the prompt has it less often, or its text encoder does not read that far.
+        WordsError: the prompt has one less often, or its text encoder does not read that far.
     """
-    starts = phrase_starts(prompt.words, phrase)
-    if len(starts) <= occurrence:
-        raise WordsError(
-            f"The phrase '{phrase}' stands {len(starts)} times in the prompt '{prompt.text}' - "
-            f"expected at least {occurrence + 1}, one for each subject of that name. Use words of "
-            "the prompt, or name the subject there."
-        )
-    first = starts[occurrence]
-    places = [t for k in range(len(phrase.split())) for t in prompt.tokens_of[first + k]]
-    if not places:
-        raise WordsError(
-            f"The phrase '{phrase}' of the prompt '{prompt.text}' lies behind the {prompt.length} "
-            "tokens that the text encoder reads. Shorten the prompt, or move it to the front."
-        )
-    factors = torch.zeros(prompt.length)
-    factors[places] = 1.0
+    factors, named = torch.zeros(len(phrases), prompt.length), Counter()
+    for row, phrase in zip(factors, phrases, strict=True):
+        starts = phrase_starts(prompt.words, phrase)
+        taken = named[phrase.lower()]
+        named[phrase.lower()] += 1
+        if len(starts) <= taken:
+            raise WordsError(
+                f"The phrase '{phrase}' stands {len(starts)} times in the prompt '{prompt.text}' - "
+                f"expected at least {taken + 1}, one for each subject of that name. Use words of "
+                "the prompt, or name the subject there."
+            )
+        own = range(starts[taken], starts[taken] + len(phrase.split()))
+        places = [token for k in own for token in prompt.tokens_of[k]]
+        if not places:
+            raise WordsError(
+                f"The phrase '{phrase}' of the prompt '{prompt.text}' lies behind the "
+                f"{prompt.length} tokens that the text encoder reads. Shorten the prompt, or move "
+                "it to the front."
+            )
+        row[places] = 1.0
     return factors

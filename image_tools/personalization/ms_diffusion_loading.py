@@ -20,14 +20,18 @@ __all__ = ["load_ms_diffusion_prior"]
 
 
 def load_ms_diffusion_prior(
-    config: MSDiffusionConfig, prior: DiffusionPrior, *, prompt: str, steps: int | None = None
+    config: MSDiffusionConfig,
+    prior: DiffusionPrior,
+    *,
+    prompt: str | None = None,
+    steps: int | None = None,
 ) -> MSDiffusionPrior:
     """A prior with the adapter and the subjects that a config names.
 
     Args:
         config: weights, subjects and places.
         prior: what the adapter was trained for.
-        prompt: of the pictures; it names all subjects.
+        prompt: of the pictures, which names all subjects; only a layout needs it.
         steps: of the sampler; None where none draws, as in 3D.
 
     Raises:
@@ -36,7 +40,7 @@ def load_ms_diffusion_prior(
             shall be found where no sampler draws.
         PhotosError: a picture cannot be read; WordsError: a phrase is not in the prompt.
     """
-    if config.layout is not None and steps is None:
+    if config.layout is not None and (steps is None or prompt is None):
         raise UnsupportedModel(
             "layout finds places while a sampler draws, and none does here. Expected a box for "
             "each subject, and no layout."

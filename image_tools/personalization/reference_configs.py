@@ -9,11 +9,17 @@ from __future__ import annotations
 from image_tools.personalization.instant_id_configs import InstantIDConfig
 from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
 from image_tools.personalization.kosmos_g_configs import KosmosGConfig
+from image_tools.personalization.ms_diffusion_configs import MSDiffusionConfig
 from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 
 __all__ = ["ReferenceToolConfig"]
 
 ReferenceToolConfig = (
-    IPAdapterConfig | InstantIDConfig | KosmosGConfig | PhotoMakerConfig | StyleAlignedConfig
+    IPAdapterConfig
+    | InstantIDConfig
+    | KosmosGConfig
+    | MSDiffusionConfig
+    | PhotoMakerConfig
+    | StyleAlignedConfig
 )

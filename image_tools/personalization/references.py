@@ -12,6 +12,7 @@ from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.instant_id_configs import InstantIDConfig
 from image_tools.personalization.kosmos_g_configs import KosmosGConfig
+from image_tools.personalization.ms_diffusion_configs import MSDiffusionConfig
 from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.reference_configs import ReferenceToolConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
@@ -44,6 +45,10 @@ def build_reference_tool(config: ReferenceToolConfig, prior: DiffusionPrior) -> 
         from image_tools.personalization.kosmos_g_loading import load_kosmos_g_prior
 
         return load_kosmos_g_prior(config, prior)
+    if isinstance(config, MSDiffusionConfig):
+        from image_tools.personalization.ms_diffusion_loading import load_ms_diffusion_prior
+
+        return load_ms_diffusion_prior(config, prior)
     if isinstance(config, PhotoMakerConfig):
         from image_tools.personalization.photomaker_loading import load_photomaker_prior
 

@@ -16,8 +16,8 @@ from image_tools.personalization.ms_diffusion import (
     MSDiffusionPrior,
     encode_subjects,
     phrase_embeddings,
-    phrase_words,
     stack_subjects,
+    words_of_phrases,
 )
 from image_tools.personalization.ms_diffusion_configs import (
     AutoLayoutConfig,
@@ -161,14 +161,15 @@ def test_several_images_of_a_subject_share_its_box_phrase_and_scale(small):
 def test_alike_named_subjects_take_the_words_in_order(small):
     tokenizer = small.plain.text.towers[0].tokenizer
     tokens = tokenize_prompt(tokenizer, "a duck beside a Duck, and a cat")
-    first, second = (phrase_words(tokens, "duck", k).nonzero()[:, 0].tolist() for k in (0, 1))
-    assert first == list(tokens.tokens_of[1])
-    assert second == list(tokens.tokens_of[4])
+    found = words_of_phrases(tokens, ["duck", "a cat", "Duck"])
+    for row, words in zip(found, ([1], [6, 7], [4]), strict=True):
+        places = [token for word in words for token in tokens.tokens_of[word]]
+        assert row.nonzero()[:, 0].tolist() == places
     with pytest.raises(WordsError, match=r"'duck' stands 2 times .* expected at least 3"):
-        phrase_words(tokens, "duck", 2)
+        words_of_phrases(tokens, ["duck"] * 3)
     long = tokenize_prompt(tokenizer, "a " * 90 + "duck")
     with pytest.raises(WordsError, match="lies behind the 77 tokens"):
-        phrase_words(long, "duck", 0)
+        words_of_phrases(long, ["duck"])
 
 
 @torch.no_grad()
