@@ -216,7 +216,7 @@ def new_ip_adapter(
     tokens: int | None = None,
     face_width: int = FACE_WIDTH,
 ) -> IPAdapter:
-    """An untrained adapter whose keys and values are the text's (section 3.2.2).
+    """An untrained adapter, on the CPU, whose keys and values are the text's (section 3.2.2).
 
     Args:
         unet: the denoiser.
@@ -244,7 +244,9 @@ def new_ip_adapter(
         "faceid": lambda: FaceProjector(text_width, tokens or BASE_TOKENS, face_width),
         "faceid_plus": lambda: FacePlusProjector(settings, tokens or BASE_TOKENS, face_width),
     }
-    adapter = IPAdapter(builders[variant](), layer_widths(unet))
+    with torch.device("meta"):  # or its layers would draw from PyTorch's own generator
+        adapter = IPAdapter(builders[variant](), layer_widths(unet))
+    adapter.to_empty(device="cpu")
     draw_weights(adapter.image_proj, generator)
     start_from_text(adapter, unet)
     return adapter

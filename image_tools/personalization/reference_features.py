@@ -5,12 +5,12 @@ present, absent = encode_references(images, clip=clip, part="hidden")
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from image_tools.vision.clip_images import ClipImages
@@ -41,6 +41,27 @@ class ReferenceFeatures:
     def select(self, rows: Int[Tensor, " selected"]) -> ReferenceFeatures:
         """Rows by index, in the order given."""
         return self._map(lambda part: part[rows.to(part.device)])
+
+    @staticmethod
+    def stack(parts: Sequence[ReferenceFeatures]) -> ReferenceFeatures:
+        """All rows of several; all have the same features."""
+        clips = [part.clip for part in parts if part.clip is not None]
+        faces = [part.face for part in parts if part.face is not None]
+        return ReferenceFeatures(
+            torch.cat(clips) if clips else None, torch.cat(faces) if faces else None
+        )
+
+    def where(
+        self, is_kept: Bool[Tensor, " images"], absent: ReferenceFeatures
+    ) -> ReferenceFeatures:
+        """These features in the rows that are kept, those of no image in the others."""
+
+        def choose(own: Tensor | None, none: Tensor | None) -> Tensor | None:
+            if own is None:
+                return None
+            return torch.where(is_kept.to(own.device).reshape(-1, *[1] * (own.ndim - 1)), own, none)
+
+        return ReferenceFeatures(choose(self.clip, absent.clip), choose(self.face, absent.face))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> ReferenceFeatures:
         parts = (self.clip, self.face)
