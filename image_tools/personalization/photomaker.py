@@ -147,7 +147,6 @@ class PhotoMakerPrior(WrappedPrior):
                 f"PhotoMaker's rows have {own} numbers, the denoiser reads text of {wanted}. "
                 "Expected the prior that it was trained for: SDXL for the public weights."
             )
-        plain.pin_text_encoder()
         self.person, self.merge_t = person, merge_t
         """May be changed between calls."""
         self._is_on, self._lora = True, None
@@ -187,11 +186,11 @@ class PhotoMakerPrior(WrappedPrior):
         Raises:
             TriggerError: a prompt does not name one person.
         """
-        trigger = self.person.trigger
-        texts = self.plain.encode_prompt(
-            [split_trigger(prompt, trigger).text for prompt in prompts]
-        )
-        return _beside(texts, cat_embeddings([self._fused(prompt) for prompt in prompts]))
+        parts = [split_trigger(prompt, self.person.trigger) for prompt in prompts]
+        # First, so that the plain prior may drop its text encoders afterwards.
+        fused = [self._fused(prompt) for prompt in prompts]
+        texts = self.plain.encode_prompt([part.text for part in parts])
+        return _beside(texts, cat_embeddings(fused))
 
     def encode_negative(self, prompts: Sequence[str]) -> TextEmbedding:
         """Negative prompts in the same layout."""
@@ -281,8 +280,10 @@ def photomaker_prior(
     encoder = maker.encoder.to(plain.device)
     with torch.no_grad():
         rows = encoder.identify(images, faces).flatten(0, 1)
-    weights = rows.new_tensor(photo_weights).repeat_interleave(encoder.tokens)
-    person = Person(rows, encoder.fuse_module, trigger, weights if photo_weights else None)
+    weights = None
+    if photo_weights:
+        weights = rows.new_tensor(photo_weights).repeat_interleave(encoder.tokens)
+    person = Person(rows, encoder.fuse_module, trigger, weights)
     return PhotoMakerPrior(plain, person, maker.lora, merge_t=merge_t, lora_weight=lora_weight)
 
 

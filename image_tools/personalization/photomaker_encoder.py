@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from image_tools.personalization.perceiver import Perceiver, PerceiverSettings
+from image_tools.errors import UnsupportedModel
+from image_tools.personalization.perceiver import Perceiver, PerceiverSettings, draw_weights
 from image_tools.vision.clip_images import clip_pixels
 from renderers.errors import ShapeError, StudioError
 
@@ -31,6 +32,7 @@ __all__ = [
     "FuseModule",
     "IdEncoder",
     "IdEncoderShape",
+    "encoder_from_clip",
     "fuse_rows",
     "new_id_encoder",
 ]
@@ -255,6 +257,46 @@ class FaceIdEncoder(IdEncoder):
 def new_id_encoder(shape: IdEncoderShape) -> IdEncoder:
     """An untrained encoder: v2 where the shape has a face, otherwise v1."""
     return IdEncoder(shape) if shape.face is None else FaceIdEncoder(shape)
+
+
+def encoder_from_clip(
+    clip: nn.Module, *, text_width: int, face: FaceShape | None = None, generator: torch.Generator
+) -> IdEncoder:
+    """An ID encoder that begins as a CLIP vision model; the rest is drawn.
+
+    Args:
+        clip: a transformers CLIPVisionModelWithProjection, ViT-L/14 for the public design.
+        text_width: width of the text that the denoiser reads, 2048 for SDXL.
+        face: given for v2.
+        generator: draws what CLIP does not have.
+
+    Raises:
+        UnsupportedModel: another design of CLIP, or one whose projection fills the text's width.
+    """
+    config = clip.config
+    shape = IdEncoderShape(
+        image_size=config.image_size,
+        patch_size=config.patch_size,
+        hidden=config.hidden_size,
+        intermediate=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        projections=(config.projection_dim, text_width - config.projection_dim),
+        face=face,
+    )
+    if config.num_attention_heads != shape.heads or shape.projections[1] < 1:
+        raise UnsupportedModel(
+            f"The CLIP vision model has {config.num_attention_heads} heads and a projection of "
+            f"{config.projection_dim} for text of {text_width} - expected {shape.heads} heads (64 "
+            "numbers each) and a narrower projection. Use ViT-L/14."
+        )
+    with torch.random.fork_rng(devices=[]):  # numbers that are replaced below
+        encoder = new_id_encoder(shape)
+    for name in ("vision_model", "visual_projection"):
+        encoder.get_submodule(name).load_state_dict(clip.get_submodule(name).state_dict())
+    for name, part in encoder.named_children():
+        if name not in ("vision_model", "visual_projection"):
+            draw_weights(part, generator)
+    return encoder.eval().requires_grad_(False)
 
 
 def fuse_rows(

@@ -22,6 +22,7 @@ from image_tools.personalization.photomaker import (
 )
 from image_tools.personalization.photomaker_files import write_photomaker
 from image_tools.personalization.photomaker_prompts import TriggerError
+from image_tools.personalization.photomaker_tokens import RepeatingTokenizer
 from renderers.errors import StudioError
 from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.personalization.tiny_photomakers import (
@@ -134,6 +135,19 @@ def test_what_is_fused_is_the_repeated_prompt(plain, make, version, copies):
     prior = make(version=version)
     assert len(prior.person.rows) == copies
     repeated, span = encode_repeated(plain, PROMPT, "img", copies)
+    with torch.no_grad():
+        read = [
+            tower.encoder(
+                RepeatingTokenizer(tower.tokenizer, "img", copies=copies)(
+                    [PROMPT], padding="max_length", return_tensors="pt"
+                ).input_ids,
+                output_hidden_states=True,
+            )
+            for tower in plain.text.towers
+        ]
+    states = torch.cat([each.hidden_states[-2] for each in read], dim=-1)
+    assert torch.equal(repeated.tokens, states)
+    assert torch.equal(repeated.pooled, read[1].text_embeds)
     person = prior.encode_prompt([PROMPT, TEXT.replace("man", "girl img")])
     assert torch.equal(person.pooled[:1, 16:], repeated.pooled)
     inside = [place in span for place in range(77)]
@@ -141,6 +155,19 @@ def test_what_is_fused_is_the_repeated_prompt(plain, make, version, copies):
     assert torch.equal(person.tokens[0, outside, 32:], repeated.tokens[0, outside])
     assert not torch.equal(person.tokens[0, inside, 32:], repeated.tokens[0, inside])
     assert torch.equal(person.tokens[:1, :, :32], plain.encode_prompt([TEXT]).tokens)
+
+
+def test_photos_can_be_weighted(make):
+    """Which mixes several people unevenly; v2 has two rows for each photo."""
+    even = make(version="v2").encode_prompt([PROMPT]).tokens[..., 32:]
+    prior = make(version="v2", photo_weights=(1.0, 0.5))
+    uneven = prior.encode_prompt([PROMPT]).tokens[..., 32:]
+    factors = torch.where(even == uneven, 1.0, uneven / even)[0]
+    found = [row.mean().item() for row in factors if not torch.equal(row, torch.ones(32))]
+    assert found == pytest.approx([0.5, 0.5])
+    alone = make(version="v2", photo_weights=(1.0, 1.0))
+    assert torch.equal(alone.encode_prompt([PROMPT]).tokens[..., 32:], even)
+    assert alone.fingerprint != prior.fingerprint
 
 
 def test_each_row_follows_its_own_timestep(make):
