@@ -28,7 +28,7 @@ from image_tools.diffusion.lora_apply import (
 )
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.diffusion.weights import check_safetensors_file
+from image_tools.diffusion.weights import check_safetensors_file, find_weights
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.consistency import ConsistencyPrior, Student
 from image_tools.personalization.embedding_files import read_embeddings
@@ -39,6 +39,7 @@ from renderers.errors import StudioError
 __all__ = ["AttachedSubjects", "attach_subjects", "personalized_prior"]
 
 WEIGHTS_ROLE = "DreamBooth"
+ORIGIN_ROLE = "the model that DreamBooth began with"
 PART = "weights"
 
 
@@ -78,7 +79,9 @@ class AttachedSubjects:
                     "Two subjects have DreamBooth weights - expected one: each replaces the whole "
                     "denoiser. Train the second subject as a LoRA."
                 )
-            self._weights.append(_ReplacedWeights(prior, Path(subject.weights).expanduser()))
+            origin = subject.weights_from and Path(subject.weights_from).expanduser()
+            weights = _ReplacedWeights(prior, Path(subject.weights).expanduser(), origin)
+            self._weights.append(weights)
             undo.callback(self._weights[-1].remove)
         for use in subject.embeddings:
             words = read_embeddings(Path(use.path).expanduser(), token=use.token)
@@ -152,12 +155,20 @@ def _check_students(subjects: Sequence[SubjectConfig]) -> None:
 class _ReplacedWeights:
     """Trained weights in the place of a prior's own."""
 
-    def __init__(self, prior: DiffusionPrior, path: Path) -> None:
-        """Put them in."""
+    def __init__(self, prior: DiffusionPrior, path: Path, origin: Path | None) -> None:
+        """Put them in.
+
+        Args:
+            prior: what they were trained from, or a relative of it.
+            path: the trained weights.
+            origin: folder of the model they were trained from; None if that is the prior.
+        """
         check_safetensors_file(path, role=WEIGHTS_ROLE)
         tensors = read_tensors([path], WEIGHTS_ROLE)
         self._prior, self._pairs = prior, []
         targets = _targets(prior, tensors, path)
+        if origin is not None:
+            tensors = _carried(tensors, targets, origin)
         digest = hashlib.sha256()
         for name, parameter in targets.items():
             own = tensors[name].to(parameter.device, parameter.dtype)
@@ -186,6 +197,32 @@ class _ReplacedWeights:
         for parameter, own, base in self._pairs:
             parameter.data = own if is_on else base
         self._is_on = is_on
+
+
+def _carried(
+    tensors: Mapping[str, Tensor], targets: Mapping[str, nn.Parameter], origin: Path
+) -> dict[str, Tensor]:
+    """The prior's own weights and what was learned by a relative, added.
+
+    Raises:
+        UnsupportedModel: the weights are not those of a denoiser alone, or were trained from
+            another model.
+        WeightsMissing: there is no denoiser in the folder.
+    """
+    files = find_weights(origin / "unet", "diffusion_pytorch_model", role=ORIGIN_ROLE)
+    before = {f"unet.{name}": one for name, one in read_tensors(files, ORIGIN_ROLE).items()}
+    found = {}
+    for name, tensor in tensors.items():
+        base = before.get(name)
+        if base is None or base.shape != tensor.shape:
+            raise UnsupportedModel(
+                f"'{origin}' has no weights '{name}' of shape {list(tensor.shape)}. Expected in "
+                "weights_from the model that the weights were trained from, and weights of its "
+                "denoiser alone."
+            )
+        own = targets[name].data.float().cpu()
+        found[name] = own + (tensor.float() - base.float())
+    return found
 
 
 def _targets(

@@ -41,6 +41,10 @@ class SubjectConfig:
     weights: str | None = None
     """Weights of a full DreamBooth: a checkpoint of studio's training (checkpoints/step-*), as it
     was after some of its steps. For a whole diffusers folder set the base prior instead."""
+    weights_from: str | None = None
+    """Folder of the model, in diffusers layout, that the weights were trained from, where the prior
+    is another that was trained from it too, such as a multi-view model: what was learned is added
+    to the prior's own weights. Empty where the weights were trained from the prior itself."""
     token: str | None = None
     """How prompts name the subject, such as <my-dog> or sks dog; for consistency guidance."""
     word: str | None = None
@@ -55,6 +59,8 @@ class SubjectConfig:
             raise ValueError(
                 "a subject has neither loras nor embeddings nor weights - expected at least one."
             )
+        if self.weights_from is not None and self.weights is None:
+            raise ValueError("weights_from is given without weights - expected both, or none.")
         if (self.token is None) != (self.word is None):
             raise ValueError(
                 f"token is {self.token!r} and word {self.word!r} - expected both: how prompts name "

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 from guidance.schedules import value_at
+from image_tools.configs import PriorConfig
+from image_tools.diffusion.layout import locate_folder
 from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.consistency import ConsistencyPrior
@@ -58,7 +60,12 @@ class SubjectPriors(StagePriors):
             self.drop()
             plain = super().at(index)
             is_plain = subject is None or use is None
-            self._guiding = plain if is_plain else with_subject(plain, subject, use, self.folder)
+            origin = None if self.scene.stages[index].prior is None else self.scene.prior
+            self._guiding = (
+                plain
+                if is_plain
+                else with_subject(plain, subject, use, self.folder, trained_from=origin)
+            )
             self._made_of = made_of
         return self._guiding
 
@@ -89,8 +96,17 @@ def with_subject(
     subject: DreamBooth3DConfig,
     use: StageSubjectConfig,
     folder: SubjectFolder,
+    *,
+    trained_from: PriorConfig | None = None,
 ) -> DiffusionPrior | ConsistencyPrior:
     """A freshly loaded prior with the subject's weights, for good.
+
+    Args:
+        prior: what the subject was trained on, or a relative of it.
+        subject: how it was trained.
+        use: which of its weights.
+        folder: where they are.
+        trained_from: what it was trained on, where the prior is a relative.
 
     Raises:
         WeightsMissing: they are not in the run's folder.
@@ -98,10 +114,12 @@ def with_subject(
     """
     is_lora = not isinstance(subject.training, DreamBoothConfig)
     path = str(folder.weights(use.weights, is_lora=is_lora))
+    is_carried = trained_from is not None and not is_lora
     is_consistent = isinstance(use, ConsistencySubjectConfig)
     attached = SubjectConfig(
         loras=(LoraUseConfig(path),) if is_lora else (),
         weights=None if is_lora else path,
+        weights_from=str(locate_folder(trained_from)[0]) if is_carried else None,
         embeddings=_words(subject, folder),
         token=subject.name,
         word=subject.word,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guidance.multiview_configs import MultiViewConfig
-from image_tools.configs import PriorConfig
+from image_tools.configs import DiffusersPriorConfig, PocketPriorConfig, PriorConfig
 from image_tools.personalization.dreambooth_configs import DreamBoothConfig
 from studio.errors import ConfigError
 from studio.stage_configs import StageConfig
@@ -39,7 +39,7 @@ def subject_problems(
     """
     if task != TASK or subject is None:
         return _unwanted(task, subject, stages)
-    problems = [*_prompt_problems(subject, prompt), *_training_problems(subject, prior)]
+    problems = [*_prompt_problems(subject, prompt), *_training_problems(subject, prior, stages)]
     problems += [
         f"subject.views.{text}" for text in _consistency_problems(subject, subject.views.subject)
     ]
@@ -122,13 +122,26 @@ def _prompt_problems(subject: DreamBooth3DConfig, prompt: str) -> list[str]:
     ]
 
 
-def _training_problems(subject: DreamBooth3DConfig, prior: PriorConfig) -> list[str]:
-    """Whether the prior can be trained so."""
+def _training_problems(
+    subject: DreamBooth3DConfig, prior: PriorConfig, stages: Sequence[StageConfig]
+) -> list[str]:
+    """Whether the prior can be trained so, and what was learned carried to the stages' priors."""
     if isinstance(subject.training, DreamBoothConfig) and prior.memory.dtype != "float32":
         return [
             f"prior.memory.dtype: is {prior.memory.dtype}, and small updates of a whole denoiser "
             "are lost in it - expected float32 with subject.training.loop.precision, or "
             "subject.training.kind=dreambooth_lora."
+        ]
+    is_carried = any(stage.subject is not None and stage.prior is not None for stage in stages)
+    is_whole = isinstance(subject.training, DreamBoothConfig)
+    is_folder = isinstance(prior, PocketPriorConfig) or (
+        isinstance(prior, DiffusersPriorConfig) and prior.variant is None
+    )
+    if is_carried and is_whole and not is_folder:
+        return [
+            "prior: what a whole denoiser learned is carried to another prior by the difference "
+            f"from its folder's weights, and this one is of kind {prior.kind} or of a variant - "
+            "expected kind pocket or diffusers, or subject.training.kind=dreambooth_lora."
         ]
     return []
 
@@ -142,11 +155,6 @@ def _stage_problems(subject: DreamBooth3DConfig, stage: StageConfig, index: int)
         )
     if stage.subject is None:
         return problems
-    if stage.prior is not None and isinstance(subject.training, DreamBoothConfig):
-        problems.append(
-            "prior: weights of a whole denoiser belong to the prior that they were trained from - "
-            "expected none, or subject.training.kind=dreambooth_lora."
-        )
     is_plain = isinstance(stage.subject, PlainSubjectConfig)
     if isinstance(stage.guidance, MultiViewConfig) and not is_plain:
         problems.append(

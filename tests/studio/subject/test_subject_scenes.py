@@ -77,7 +77,10 @@ def test_the_dco_preset_puts_consistency_in_the_place_of_partial_training():
         (["stages.shape.losses.reconstruction=1"], "and this is the first"),
         (["stages.shape.subject={kind: consistency}"], "needs the prior beside the subject"),
         (["prior.memory.dtype=float16"], "prior.memory.dtype: is float16"),
-        (["stages.refine.prior={kind: pocket_mv}"], "belong to the prior that they were trained"),
+        (
+            ["prior={kind: pocket_mv}", "stages.refine.prior={kind: pocket}"],
+            "is carried to another",
+        ),
         (["stages.shape.subject.weigths=full"], "Did you mean 'weights'?"),
         (["subject.training.kind=dreamboth"], "Did you mean 'dreambooth'?"),
         (["subject=null"], "subject: is missing"),
