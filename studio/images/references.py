@@ -10,12 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.personalization.ms_diffusion_configs import MSDiffusionConfig
 from image_tools.personalization.references import build_reference_tool
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 from studio.images.configs import ReferenceImageConfig
 from studio.images.picture import Draw, Picture, draw_plainly
 from studio.images.reading import read_picture
 from studio.images.style_sets import make_style_set
+from studio.images.subjects import make_subjects
 
 __all__ = ["make_referenced"]
 
@@ -30,6 +32,8 @@ def make_referenced(prior: DiffusionPrior, config: ReferenceImageConfig) -> Draw
     """
     if isinstance(config.tool, StyleAlignedConfig):
         return make_style_set(prior, config)
+    if isinstance(config.tool, MSDiffusionConfig):
+        return make_subjects(prior, config)
     shown = reference_pictures(config, prior.image_size)
     tool = build_reference_tool(config.tool, prior)
 

@@ -28,7 +28,7 @@ from studio.images.method_configs import ExplicitRegionsConfig
 from studio.images.picture import Draw, Picture, draw_plainly
 from studio.images.reading import read_mask
 
-__all__ = ["make_regional", "plan_of", "plan_picture", "plan_text"]
+__all__ = ["PLAN_SIDE", "make_regional", "plan_of", "plan_picture", "plan_text"]
 
 PLAN_SIDE = 192  # pixels
 LIGHTER = 0.6  # share of white in a plan's colours, so that ink is read on them
