@@ -11,8 +11,9 @@ it says so by :meth:`TryOnSample.need`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -156,7 +157,7 @@ class TryOnSample:
     def select(self, rows: Int[Tensor, " selected"]) -> TryOnSample:
         """Rows by index, in the order given; an index may repeat."""
         garments = tuple(garment.select(rows) for garment in self.garments)
-        return replace(_select(self, rows), garments=garments)
+        return _select(self, rows, {"garments": garments})
 
     def to(self, device: torch.device) -> TryOnSample:
         """The same on another device."""
@@ -164,18 +165,25 @@ class TryOnSample:
         return replace(_map(self, lambda values: values.to(device)), garments=garments)
 
 
-def _map(item: Garment | TryOnSample, change: Callable[[Tensor], Tensor]) -> Garment | TryOnSample:
+def _map(
+    item: Garment | TryOnSample,
+    change: Callable[[Tensor], Tensor],
+    others: Mapping[str, Any] | None = None,
+) -> Garment | TryOnSample:
+    """All tensors changed at once with other fields, so that they are checked together."""
     values = {field.name: getattr(item, field.name) for field in fields(item)}
     changed = {name: change(v) for name, v in values.items() if isinstance(v, Tensor)}
-    return replace(item, **changed)
+    return replace(item, **{**changed, **(others or {})})
 
 
-def _select(item: Garment | TryOnSample, rows: Tensor) -> Garment | TryOnSample:
-    """Rows of tensors and of words."""
+def _select(
+    item: Garment | TryOnSample, rows: Tensor, others: Mapping[str, Any] | None = None
+) -> Garment | TryOnSample:
+    """Rows of tensors and of words, and other fields."""
     index = rows.tolist()
     words = {
         name: tuple(getattr(item, name)[k] for k in index)
         for name in ("captions", "categories")
         if getattr(item, name, ())
     }
-    return replace(_map(item, lambda values: values[rows.to(values.device)]), **words)
+    return _map(item, lambda values: values[rows.to(values.device)], {**words, **(others or {})})
