@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -55,44 +56,58 @@ def draw_keypoints(
 
 def _draw_one(kps: Tensor, size: tuple[int, int], seen: Tensor) -> Float[Tensor, "h w 3"]:
     scale = max(size) / DRAWN_FOR
-    factor = max(1, min(MAX_FACTOR, FINE // max(size)))
-    rows, columns = ((torch.arange(side * factor) + 0.5) / factor for side in size)
-    x, y = columns[None], rows[:, None]
     image = torch.zeros(*size, 3)
     points = kps.detach().cpu().float().tolist()
     shown = seen.tolist()
     for start, end in STICKS:
         if shown[start] and shown[end]:
-            inside = _in_stick(x, y, points[start], points[end], STICK_HALF_WIDTH * scale)
-            image = _painted(image, inside, KEYPOINT_COLORS[start], STICK_BRIGHTNESS)
+            stick = _Stick(points[start], points[end], STICK_HALF_WIDTH * scale)
+            _paint(image, stick, KEYPOINT_COLORS[start], STICK_BRIGHTNESS)
     for point, color, is_shown in zip(points, KEYPOINT_COLORS, shown, strict=True):
         if is_shown:
-            inside = (x - point[0]) ** 2 + (y - point[1]) ** 2 <= (DISC_RADIUS * scale) ** 2
-            image = _painted(image, inside, color, 1.0)
+            _paint(image, _Stick(point, point, DISC_RADIUS * scale), color, 1.0)
     return image.to(kps.device)
 
 
-def _in_stick(
-    x: Tensor, y: Tensor, start: list[float], end: list[float], half_width: float
-) -> Bool[Tensor, "h w"]:
-    """The ellipse from one point to another."""
-    across = [end[0] - start[0], end[1] - start[1]]
-    length = max(math.hypot(*across), 1e-6)
-    cos, sin = across[0] / length, across[1] / length
-    dx, dy = x - (start[0] + end[0]) / 2.0, y - (start[1] + end[1]) / 2.0
-    along, aside = cos * dx + sin * dy, cos * dy - sin * dx
-    return (2.0 * along / length) ** 2 + (aside / half_width) ** 2 <= 1.0
+@dataclass(frozen=True)
+class _Stick:
+    """The ellipse from one point to another; a disc where they are the same."""
+
+    start: list[float]
+    end: list[float]
+    half_width: float
+
+    def covers(self, x: Tensor, y: Tensor) -> Bool[Tensor, "h w"]:
+        """Whether places lie in it."""
+        across = [self.end[0] - self.start[0], self.end[1] - self.start[1]]
+        length = math.hypot(*across)
+        cos, sin = (across[0] / length, across[1] / length) if length else (1.0, 0.0)
+        dx, dy = x - (self.start[0] + self.end[0]) / 2.0, y - (self.start[1] + self.end[1]) / 2.0
+        along, aside = cos * dx + sin * dy, cos * dy - sin * dx
+        half_length = length / 2.0 or self.half_width
+        return (along / half_length) ** 2 + (aside / self.half_width) ** 2 <= 1.0
+
+    def reach(self, axis: int, length: int) -> tuple[int, int]:
+        """First and last pixel along an axis, the latter left out."""
+        low, high = sorted((self.start[axis], self.end[axis]))
+        first = max(0, math.floor(low - self.half_width))
+        return first, max(first, min(length, math.ceil(high + self.half_width)))
 
 
-def _painted(
-    image: Tensor, inside: Tensor, color: tuple[int, int, int], brightness: float
-) -> Tensor:
-    """The picture with a colour over it where ``inside``, a finer grid, says so."""
+def _paint(image: Tensor, stick: _Stick, color: tuple[int, int, int], brightness: float) -> None:
+    """Put a shape over what is there, by the share of each pixel that it covers."""
     height, width = image.shape[:2]
-    factor = inside.shape[0] // height
-    parts = inside.reshape(height, factor, width, factor)
+    factor = max(1, min(MAX_FACTOR, FINE // max(height, width)))
+    (left, right), (top, bottom) = stick.reach(0, width), stick.reach(1, height)
+    columns, rows = (
+        first + (torch.arange((last - first) * factor) + 0.5) / factor
+        for first, last in ((left, right), (top, bottom))
+    )
+    inside = stick.covers(columns[None], rows[:, None])
+    parts = inside.reshape(bottom - top, factor, right - left, factor)
     cover = parts.float().mean(dim=(1, 3))[..., None]
-    return torch.lerp(image, image.new_tensor(color) * (brightness / 255.0), cover)
+    part = image[top:bottom, left:right]
+    part.copy_(torch.lerp(part, image.new_tensor(color) * (brightness / 255.0), cover))
 
 
 def draw_legacy_keypoints(
