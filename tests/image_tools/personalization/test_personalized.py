@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from image_tools.configs import PersonalizedPriorConfig, PocketPriorConfig
 from image_tools.diffusion.layout import find_prior_files
@@ -101,6 +102,32 @@ def test_dreambooth_weights_predict_as_the_trained_prior(tiny_pipelines, files):
     prior = load_tiny(tiny_pipelines)
     attach_subjects(prior, [SubjectConfig(weights=str(files["weights"]))])
     assert torch.equal(predict(prior), files["trained"])
+
+
+def test_what_was_learned_is_added_to_the_weights_of_a_relative(tiny_pipelines, tmp_path):
+    """A multi-view model has parts of its own and moved the others; both stay."""
+    name = "conv_in.weight"
+    relative = load_tiny(tiny_pipelines)
+    origin = tiny_pipelines["sd1"]
+    own = dict(relative.unet.named_parameters())
+    before = {key: parameter.detach().clone() for key, parameter in own.items()}
+    learned = torch.randn(before[name].shape, generator=torch.Generator().manual_seed(0))
+    trained = {f"unet.{name}": before[name] + learned}
+    save_file(trained, tmp_path / "weights.safetensors")
+    with torch.no_grad():
+        own[name] += 3.0
+    subject = SubjectConfig(weights=str(tmp_path / "weights.safetensors"), weights_from=str(origin))
+    attached = attach_subjects(relative, [subject])
+    torch.testing.assert_close(own[name].data, before[name] + 3.0 + learned)
+    assert all(torch.equal(own[key], one) for key, one in before.items() if key != name)
+    attached.remove()
+    assert torch.equal(own[name].data, before[name] + 3.0)
+
+
+def test_weights_of_more_than_a_denoiser_are_not_carried_over(tiny_pipelines, files):
+    subject = SubjectConfig(weights=str(files["weights"]), weights_from=str(tiny_pipelines["sd1"]))
+    with pytest.raises(UnsupportedModel, match="weights of its denoiser alone"):
+        attach_subjects(load_tiny(tiny_pipelines), [subject])
 
 
 def test_cached_prompts_are_never_stale(tiny_pipelines, files, tmp_path):
@@ -201,6 +228,7 @@ def test_a_prior_s_settings_load_it_personalized(tiny_pipelines, files, tmp_path
     ("settings", "words"),
     [
         ({}, "neither loras nor embeddings nor weights"),
+        ({"loras": (LoraUseConfig("l"),), "weights_from": "m"}, "without weights - expected both"),
         ({"weights": "w", "token": "<pet>"}, "token is '<pet>' and word None - expected both"),
     ],
 )

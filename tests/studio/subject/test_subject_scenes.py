@@ -93,8 +93,8 @@ def test_settings_that_do_not_fit_are_told(overrides, expected):
 
 
 def test_consistency_and_another_prior_fit_a_lora():
-    overrides = ("stages.shape.subject={kind: consistency}", "stages.refine.prior={kind: pocket}")
-    scene = load_scene("dreambooth3d", (*GIVEN, LORA, "subject.partial_steps=2", *overrides)).config
+    given = (*GIVEN, "stages.refine.prior={kind: pocket}")
+    scene = load_scene("dreambooth3d-dco", given).config
     assert scene.stages[0].subject.weights == "full"
 
 
