@@ -26,6 +26,7 @@ PRESETS = {
     "control-uni": ("control_image", "uni_controlnet"),
     "regional-rule": ("regional_image", "rule regions"),
     "style-aligned": ("reference_image", "style_aligned"),
+    "reference-instant-id": ("reference_image", "instant_id"),
 }
 EDIT = {"kind": "prompt_to_prompt", "edits": [{"prompt": "a blue duck"}]}
 LAYOUT = {"kind": "explicit", "ratio": "1,1", "regions": [{"prompt": "a"}, {"prompt": "b"}]}
