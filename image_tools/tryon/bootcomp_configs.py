@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.tryon.garment_configs import GarmentCategory
 
-__all__ = ["WORDS", "CompositionTrainingConfig", "DecompositionTrainingConfig"]
+__all__ = ["WORDS", "BootCompConfig", "CompositionTrainingConfig", "DecompositionTrainingConfig"]
 
 WORDS: dict[GarmentCategory, str] = {
     "upper": "Upper garment",
@@ -24,6 +25,22 @@ WORDS: dict[GarmentCategory, str] = {
 
 DECOMPOSITION = TuningConfig(steps=140_000, learning_rate=1e-5)
 COMPOSITION = TuningConfig(steps=115_000, learning_rate=1e-5)
+
+
+@dataclass(frozen=True)
+class BootCompConfig:
+    """BootComp (arXiv 2412.16978): several garments at once, on a new person or on a given one. The
+    prior is any generator of the family that the encoder was trained beside."""
+
+    encoder: str
+    """Folder of the encoder of garments: comp of omniousai/BootComp, or one trained here."""
+    kind: Literal["bootcomp"] = "bootcomp"
+    garment_scale: float = 2.0
+    """s_g, guidance by the garments; s_t is the sampler's guidance scale (the authors take 4)."""
+
+    def models(self) -> list[tuple[str, str]]:
+        """Weights by key."""
+        return [("encoder", self.encoder)]
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -41,7 +42,12 @@ from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.pictures import fitted
 from image_tools.tryon.refbank import BankAddition, ReferenceBank, check_bank_fits
 from image_tools.tryon.samples import Garment
-from image_tools.tryon.training import draw_latents, draw_rows, train_modules
+from image_tools.tryon.training import (
+    draw_latents,
+    draw_rows,
+    train_modules,
+    write_modules,
+)
 from renderers.errors import ShapeError
 
 __all__ = [
@@ -198,10 +204,11 @@ def train_decomposition(
         StudioError: the folder holds another training, or the denoiser is not float32.
     """
     return train_modules(
-        {"decomp": denoiser.unet},
+        [denoiser.unet],
         DecompositionLoss(denoiser, batches, config),
         config,
         folder,
+        write=partial(write_modules, {"decomp": denoiser.unet}),
         prior=denoiser,
         identity=identity,
         recomputed=[denoiser.unet],
@@ -235,10 +242,11 @@ def train_composition(
         StudioError: the folder holds another training, or the encoder is not float32.
     """
     return train_modules(
-        {"comp": encoder},
+        [encoder],
         CompositionLoss(prior, encoder, batches, config),
         config,
         folder,
+        write=partial(write_modules, {"comp": encoder}),
         prior=prior,
         identity=identity,
         recomputed=[encoder, prior.unet],

@@ -37,9 +37,20 @@ def fitted(
 
 
 def cut_out(
-    images: Float[Tensor, "b h w 3"], masks: Float[Tensor, "b h w 1"], size: tuple[int, int]
+    images: Float[Tensor, "b h w 3"],
+    masks: Float[Tensor, "b h w 1"],
+    size: tuple[int, int],
+    *,
+    around: float = GREY,
 ) -> Float[Tensor, "b height width 3"]:
-    """What the masks show, in the middle of grey pictures that it just fits into.
+    """What the masks show, in the middle of plain pictures that it just fits into.
+
+    Args:
+        images: in 0..1.
+        masks: 1 where the garment is.
+        size: height and width.
+        around: brightness of what is not covered; BootComp was trained with grey, product pictures
+            are white.
 
     Raises:
         StudioError: if a mask is empty.
@@ -53,6 +64,6 @@ def cut_out(
                 "is 1 where the garment is."
             )
         box = (slice(int(rows[0]), int(rows[-1]) + 1), slice(int(columns[0]), int(columns[-1]) + 1))
-        shown = torch.lerp(torch.full_like(image, GREY), image, mask)[box]
-        found.append(fitted(shown[None], size, around=GREY))
+        shown = torch.lerp(torch.full_like(image, around), image, mask)[box]
+        found.append(fitted(shown[None], size, around=around))
     return torch.cat(found)

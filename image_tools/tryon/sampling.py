@@ -17,10 +17,10 @@ from torch import Tensor
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
 from image_tools.diffusion.modified import WrappedPrior
-from image_tools.diffusion.sampling import denoise_latents, unit_noise
-from image_tools.tryon.extend import TryOnDenoiser
+from image_tools.diffusion.sampling import AfterStep, ddim_steps, denoise_latents, unit_noise
+from image_tools.tryon.extend import TryOnDenoiser, latent_mask
 
-__all__ = ["sample_portraits"]
+__all__ = ["kept_outside", "sample_portraits"]
 
 
 @torch.no_grad()
@@ -31,6 +31,7 @@ def sample_portraits(
     *,
     generators: Sequence[torch.Generator],
     config: DdimConfig,
+    after_step: AfterStep | None = None,
 ) -> Float[Tensor, "b h w 3"]:
     """One picture of the denoiser's own size for each generator.
 
@@ -40,6 +41,7 @@ def sample_portraits(
         uncond: what guidance leads away from.
         generators: one for each picture.
         config: number of steps, guidance and eta.
+        after_step: changes the latents between steps.
     """
     batch = len(generators)
     shape = (prior.latent_channels, *prior.latent_hw)
@@ -50,5 +52,40 @@ def sample_portraits(
         as_condition(uncond).expand(batch),
         generators=generators,
         config=config,
+        after_step=after_step,
     )
     return prior.decode_latents(latents)
+
+
+@torch.no_grad()
+def kept_outside(
+    prior: TryOnDenoiser | WrappedPrior,
+    pictures: Float[Tensor, "b h w 3"],
+    mask: Float[Tensor, "b h w 1"],
+    *,
+    generators: Sequence[torch.Generator],
+    steps: int,
+) -> AfterStep:
+    """What keeps given pictures outside of a mask while a text-to-image model draws inside.
+
+    After each step the latents outside are the pictures' own, as noisy as the step left the rest
+    (arXiv 2201.09865, Eq. 8, without going back).
+
+    Args:
+        prior: draws.
+        pictures: to be kept.
+        mask: 1 where the picture is drawn anew.
+        generators: one for each picture, of its own noise.
+        steps: of the sampler.
+    """
+    kept = prior.encode_images(pictures.to(prior.device))
+    inside = latent_mask(mask, prior.latent_stride).to(kept)
+    noise = unit_noise(tuple(kept.shape[1:]), generators, prior.device).to(kept)
+    schedule = [step.alpha_bar_prev for step in ddim_steps(prior, steps)]
+
+    def after(index: int, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        alpha_bar = schedule[index]
+        outside = alpha_bar**0.5 * kept + (1.0 - alpha_bar) ** 0.5 * noise
+        return torch.lerp(outside, latents, inside)
+
+    return after

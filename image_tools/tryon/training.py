@@ -20,7 +20,7 @@ from image_tools.personalization.dreambooth import TrainingResult, identity_of
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
 from image_tools.personalization.loop_configs import TuningConfig
 
-__all__ = ["TrainingConfig", "draw_latents", "draw_rows", "train_modules"]
+__all__ = ["TrainingConfig", "draw_latents", "draw_rows", "train_modules", "write_modules"]
 
 
 class TrainingConfig(Protocol):
@@ -43,12 +43,21 @@ def draw_rows(rows: int, share: float, generator: torch.Generator) -> Bool[Tenso
     return torch.rand(rows, generator=generator) < share
 
 
+def write_modules(modules: Mapping[str, nn.Module], place: Path) -> list[Path]:
+    """Write diffusers modules into a folder each, by its name."""
+    place.mkdir(parents=True, exist_ok=True)
+    for name, module in modules.items():
+        write_module(module, place / name)
+    return [place / name for name in modules]
+
+
 def train_modules(
-    trained: Mapping[str, nn.Module],
+    trained: Sequence[nn.Module],
     loss: Callable[[int, torch.Generator], Tensor],
     config: TrainingConfig,
     folder: Path,
     *,
+    write: Callable[[Path], list[Path]],
     prior: DiffusionPrior,
     identity: str,
     recomputed: Sequence[nn.Module] = (),
@@ -57,11 +66,11 @@ def train_modules(
     """Train whole modules; calling again with the same folder goes on.
 
     Args:
-        trained: diffusers modules by the name of the folder that each is written to; float32. They
-            are trained in place, and frozen at the end.
+        trained: what learns; float32. It is trained in place, and frozen at the end.
         loss: mean loss of batch number k, which draws from the generator only.
         config: settings.
         folder: the training's own.
+        write: writes what is learned so far into a folder and says where.
         prior: what they are trained beside; left as it is found.
         identity: what the batches are; a resumed training must say the same.
         recomputed: modules whose activations are recomputed if the settings say so.
@@ -72,9 +81,9 @@ def train_modules(
     """
     hooks = hooks or LoopHooks()
     parameters = {
-        f"{name}.{key}": parameter
-        for name, module in trained.items()
-        for key, parameter in module.named_parameters()
+        f"{number}.{name}": parameter
+        for number, module in enumerate(trained)
+        for name, parameter in module.named_parameters()
     }
     loop = TuningLoop(
         [ParameterGroup(parameters)],
@@ -83,27 +92,14 @@ def train_modules(
         device=prior.device,
         identity=identity_of(config, prior, [], {"batches": identity}),
     )
-
-    def write(place: Path) -> list[Path]:
-        place.mkdir(parents=True, exist_ok=True)
-        for name, module in trained.items():
-            write_module(module, place / name)
-        return [place / name for name in trained]
+    kept: list[Path] = []
 
     def checkpoint(step: int) -> None:
-        write(_step_folder(folder, step))
+        kept.extend(write(folder / f"step-{step:06d}"))
         hooks.checkpoint(step)
 
     with gradient_checkpointing(recomputed, config.checkpointing):
         finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
-    for module in trained.values():
+    for module in trained:
         module.requires_grad_(False)
-    kept = [
-        _step_folder(folder, step) / n for step in config.loop.checkpoint_steps for n in trained
-    ]
-    files = [path for path in kept if path.exists()] + (write(folder) if finished else [])
-    return TrainingResult(finished, loop.step, tuple(files))
-
-
-def _step_folder(folder: Path, step: int) -> Path:
-    return folder / f"step-{step:06d}"
+    return TrainingResult(finished, loop.step, (*kept, *(write(folder) if finished else ())))
