@@ -9,6 +9,7 @@ from guidance.control_sds_configs import ControlSDSConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from image_tools.configs import ReferencedPriorConfig
 from image_tools.personalization.reference_configs import ReferenceToolConfig
+from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 from image_tools.pocket.paths import adapter_path
 from renderers.mesh_configs import MeshFileConfig
 from studio.configs import SceneConfig
@@ -52,6 +53,8 @@ def _check_references(tool: ReferenceToolConfig, key: str, prompt: str) -> None:
     from studio.images.reading import check_readable
 
     problems = tool.problems(prompt)
+    if isinstance(tool, StyleAlignedConfig) and tool.image is None:
+        problems = [*problems, "image: is empty - expected a picture whose style is taken."]
     if problems:
         raise ConfigError(f"{key}.{problems[0]}")
     check_readable((f"{key}.{name}", path) for name, path in tool.pictures())

@@ -29,6 +29,9 @@ from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.personalization.consistency import ConsistencyPrior, Student
 from image_tools.personalization.personalized import attach_subjects
 from image_tools.personalization.personalized_configs import LoraUseConfig, SubjectConfig
+from image_tools.personalization.style_aligned import StyleAlignedPrior, StyleReferencePrior
+from image_tools.personalization.style_aligned_configs import StyleSharingConfig
+from image_tools.personalization.style_references import NoisedReference
 from image_tools.personalization.tokens import attach_tokens, word_embedding
 from renderers.errors import StudioError
 from tests.image_tools.control.tiny_controls import (
@@ -42,6 +45,7 @@ from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.random_loras import random_lora
 
 SOURCE, TARGET = "a red duck", "a red mushroom"
+NO_STYLE = StyleSharingConfig(attention="off", normalized=(), group_norm="own")
 
 
 class Bench:
@@ -135,7 +139,17 @@ def consistency(bench, prior):
     return ConsistencyPrior(prior, [Student({"student": 0.0}, {"<pet>": "duck"}, scale=0.0)])
 
 
-ATTENTION = (edits, regions, self_guidance, inversion)
+def style_set(bench, prior):
+    return StyleAlignedPrior(prior, NO_STYLE)
+
+
+def style_reference(bench, prior):
+    latents = torch.ones(1, 4, 8, 8)
+    reference = NoisedReference(latents, SOURCE, prior.alphas_cumprod)
+    return StyleReferencePrior(prior, reference, NO_STYLE)
+
+
+ATTENTION = (edits, regions, self_guidance, inversion, style_set, style_reference)
 ADDITIONS = (control, control_window, uni)
 ATTACHED = (lora, subject_off, words)
 ON_BARE_PRIORS = (instructions, consistency)

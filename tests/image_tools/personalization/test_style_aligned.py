@@ -15,6 +15,7 @@ from image_tools.diffusion.sampling import ddim_steps, sample_images
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
 from image_tools.editing.inversion import invert_latents
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
+from image_tools.personalization.ip_adapter_prior import IPAdapterPrior
 from image_tools.personalization.style_aligned import (
     StyleAlignedPrior,
     StyleReferencePrior,
@@ -35,6 +36,7 @@ from image_tools.personalization.style_references import (
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
 from tests.image_tools.personalization.subjects import images_of
+from tests.image_tools.personalization.tiny_ip_adapters import random_features, tiny_ip_adapter
 from tests.image_tools.random_loras import random_lora
 
 OFF = StyleSharingConfig(attention="off", normalized=(), group_norm="own")
@@ -218,6 +220,30 @@ def test_loras_act_beside_it(sd1):
     close(found[0], wanted[0])
     assert (found[1:] - before[1:]).abs().max() > 1e-3
     assert torch.equal(guided(StyleAlignedPrior(sd1)), before)
+
+
+def shown(prior):
+    adapter = tiny_ip_adapter(prior.unet)
+    tool = IPAdapterPrior(prior, adapter, scale=0.7)
+    tool.show(random_features("base"), random_features("base", seed=2))
+    return tool
+
+
+def test_images_as_prompts_act_on_every_row_of_a_set(sd1):
+    """In either order of the tools, on both halves; they look at text, the style at images."""
+    inside, outside = StyleAlignedPrior(shown(sd1)), shown(StyleAlignedPrior(sd1))
+    found = guided(inside)
+    close(found, guided(outside))
+    close(found[0], guided(shown(sd1))[0])
+    for other in (shown(sd1), StyleAlignedPrior(sd1)):
+        assert (found[1:] - guided(other)[1:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
+
+
+def test_images_as_prompts_around_a_reference_are_not_shown_to_it(sd1, reference):
+    found = guided(shown(StyleReferencePrior(sd1, reference)))
+    everywhere = guided(StyleReferencePrior(shown(sd1), reference))
+    assert (found - everywhere).abs().max() > 1e-4
+    assert (found - guided(StyleReferencePrior(sd1, reference))).abs().max() > 1e-3
 
 
 def edits(prior, *, share):
