@@ -25,7 +25,7 @@ from image_tools.personalization.loop import write_safetensors
 
 __all__ = ["PICKLED", "fill", "read_flat", "write_flat"]
 
-PICKLED = (".bin", ".pt", ".pth")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN_KEYS = 5
 
 Module = TypeVar("Module", bound=nn.Module)
