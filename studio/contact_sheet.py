@@ -62,13 +62,15 @@ def contact_sheet(
     return torch.from_numpy(np.array(sheet, dtype=np.float32) / 255.0)
 
 
-def shown_at(images: Float[Tensor, "b h w 3"], size: int) -> list[Float[Tensor, "size size 3"]]:
-    """Images at the size of a sheet: small ones with their pixels visible."""
+def shown_at(images: Float[Tensor, "b h w 3"], size: int) -> list[Float[Tensor, "height width 3"]]:
+    """Images whose longer side has the size of a sheet: small ones with their pixels visible."""
     pixels = images.movedim(-1, 1)
-    if pixels.shape[-1] <= size:
-        pixels = F.interpolate(pixels, (size, size), mode="nearest")
+    longer = max(pixels.shape[-2:])
+    target = tuple(round(side * size / longer) for side in pixels.shape[-2:])
+    if longer <= size:
+        pixels = F.interpolate(pixels, target, mode="nearest")
     else:
-        pixels = F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+        pixels = F.interpolate(pixels, target, mode="bilinear", antialias=True)
     return list(torch.unbind(pixels.movedim(1, -1)))
 
 

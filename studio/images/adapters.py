@@ -10,7 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from studio.images.configs import ImageTaskConfig, ReferenceImageConfig, RegionalImageConfig
+from studio.images.configs import (
+    ImageTaskConfig,
+    ReferenceImageConfig,
+    RegionalImageConfig,
+    TryOnConfig,
+)
 from studio.images.method_configs import (
     ControlNetMethodConfig,
     InstructPix2PixMethodConfig,
@@ -28,6 +33,9 @@ def named_adapters(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
         yield from ((f"tool.{key}", name) for key, name in config.tool.models())
         return
     method = config.method
+    if isinstance(config, TryOnConfig):
+        yield from ((f"method.{key}", name) for key, name in method.models())
+        return
     if isinstance(method, ControlNetMethodConfig):
         yield from ((f"method.nets.{k}.weights", net.weights) for k, net in enumerate(method.nets))
     elif isinstance(method, InstructPix2PixMethodConfig | UniControlNetMethodConfig):

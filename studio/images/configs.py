@@ -1,12 +1,13 @@
 """Scene files that make pictures, as frozen dataclasses without torch.
 
 ``task: edit_image`` changes a picture, ``control_image`` draws along a condition,
-``regional_image`` draws what each part is told, and ``reference_image`` by reference pictures.
-``studio run`` takes them like any other scene.
+``regional_image`` draws what each part is told, ``reference_image`` by reference pictures, and
+``try_on`` dresses people. ``studio run`` takes them like any other scene.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from dataclasses import field as setting
 from typing import Literal
@@ -20,6 +21,9 @@ from image_tools.configs import (
     SingleFilePriorConfig,
 )
 from image_tools.personalization.reference_configs import ReferenceToolConfig
+from image_tools.tryon.bootcomp_configs import WORDS, BootCompConfig
+from image_tools.tryon.garment_configs import BODY_PARTS
+from image_tools.tryon.masks_configs import MaskConfig
 from studio.images.method_configs import (
     ControlMethodConfig,
     DdsMethodConfig,
@@ -30,6 +34,7 @@ from studio.images.method_configs import (
     RegionsConfig,
     SelfGuidanceMethodConfig,
 )
+from studio.images.tryon_configs import BodyConfig, GarmentConfig, TryOnMethodConfig
 from studio.prompt_rules import prompt_problems, seed_problems
 
 __all__ = [
@@ -39,6 +44,7 @@ __all__ = [
     "ImageTaskConfig",
     "ReferenceImageConfig",
     "RegionalImageConfig",
+    "TryOnConfig",
 ]
 
 ImagePriorConfig = (
@@ -207,4 +213,81 @@ class ReferenceImageConfig(_PicturesConfig):
         return super()._problems() + told
 
 
-ImageTaskConfig = EditImageConfig | ControlImageConfig | RegionalImageConfig | ReferenceImageConfig
+@dataclass(frozen=True, kw_only=True)
+class TryOnConfig(_PicturesConfig):
+    """Dress a person in garments, from pictures of them."""
+
+    task: Literal["try_on"] = "try_on"
+    """What the scene is for: here, to dress people."""
+    method: TryOnMethodConfig
+    """How: idm_vton or bootcomp."""
+    garments: tuple[GarmentConfig, ...]
+    """What is worn."""
+    person: str | None = None
+    """Picture of the person, of the aspect of size; empty for bootcomp to make one up."""
+    mask: str | None = None
+    """Picture of the person's size, white where it is painted anew; empty for one made of body."""
+    masking: MaskConfig = setting(default_factory=MaskConfig)
+    """How a mask is made of body."""
+    body: BodyConfig = setting(default_factory=BodyConfig)
+    """Labels, keypoints and body parts of the person."""
+    size: tuple[int, int] = (1024, 768)
+    """Height and width of the pictures. The models were trained at 1024 x 768 (IDM-VTON) and
+    768 x 576 (BootComp)."""
+
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return self.method.kind
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        if not self.garments:
+            problems.append("garments: is empty - expected at least one, with image and category.")
+        if isinstance(self.method, BootCompConfig):
+            problems += self._unknown(WORDS, "BootComp")
+        else:
+            problems += self._single()
+        if self.person is not None and self.mask is None:
+            problems += self._maskless()
+        return problems
+
+    def _unknown(self, known: Mapping[str, str], model: str) -> list[str]:
+        """Categories that the model does not know."""
+        return [
+            f"garments.{k}.category: is {one.category!r}, which {model} does not know - expected "
+            f"{', '.join(known)}."
+            for k, one in enumerate(self.garments)
+            if one.category not in known
+        ]
+
+    def _single(self) -> list[str]:
+        """What models need that dress a given person in one garment."""
+        problems = self._unknown(BODY_PARTS, self.means)
+        if self.person is None:
+            problems.append(f"person: is empty - expected a picture for {self.means}.")
+        if len(self.garments) > 1:
+            problems.append(
+                f"garments: has {len(self.garments)} entries - expected one for {self.means}. "
+                "Dress the person in one after the other, or take method.kind=bootcomp."
+            )
+        return problems
+
+    def _maskless(self) -> list[str]:
+        """Why no mask can be made."""
+        if self.body.parse is None:
+            return ["mask: is empty, and so is body.parse - expected one of them."]
+        is_cat = self.masking.algorithm == "cat_vton"
+        wanted = "densepose" if is_cat else "keypoints"
+        problems = self._unknown(BODY_PARTS, "the mask")
+        if getattr(self.body, wanted) is None:
+            problems.append(
+                f"body.{wanted}: is empty - expected a file for masks of "
+                f"{self.masking.algorithm}. Give it, or a mask."
+            )
+        return problems
+
+
+ImageTaskConfig = (
+    EditImageConfig | ControlImageConfig | RegionalImageConfig | ReferenceImageConfig | TryOnConfig
+)

@@ -31,6 +31,7 @@ from studio.images.configs import (
     ImageTaskConfig,
     ReferenceImageConfig,
     RegionalImageConfig,
+    TryOnConfig,
 )
 from studio.images.controls import make_controlled
 from studio.images.edits import make_editor
@@ -38,6 +39,7 @@ from studio.images.heat import HeatRow, check_words, heat_sheet
 from studio.images.picture import Draw, Picture
 from studio.images.references import make_referenced
 from studio.images.regions import make_regional, plan_of, plan_text
+from studio.images.try_on import make_try_on
 from studio.previews import save_png
 from studio.progress import format_seconds, logged_to, say
 from studio.run_folder import RunFolder, storage_errors, write_atomic
@@ -105,6 +107,8 @@ def _drawing(prior: DiffusionPrior, config: ImageTaskConfig, plan: RegionalConfi
         return make_controlled(prior, config)
     if isinstance(config, ReferenceImageConfig):
         return make_referenced(prior, config)
+    if isinstance(config, TryOnConfig):
+        return make_try_on(prior, config)
     return make_regional(prior, config, plan)
 
 

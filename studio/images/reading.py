@@ -18,6 +18,7 @@ from studio.images.configs import (
     EditImageConfig,
     ImageTaskConfig,
     ReferenceImageConfig,
+    TryOnConfig,
 )
 from studio.images.method_configs import (
     CannyConditionConfig,
@@ -112,10 +113,25 @@ def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
         shares = isinstance(config.method, PromptToPromptMethodConfig | NullTextMethodConfig)
         if shares and config.method.mask is not None:
             yield "method.mask", config.method.mask
+    elif isinstance(config, TryOnConfig):
+        yield from _worn(config)
     elif isinstance(config, ReferenceImageConfig):
         yield from ((f"tool.{key}", path) for key, path in config.tool.pictures())
     else:
         yield from ((f"regions.masks.{k}", path) for k, path in enumerate(config.masks))
+
+
+def _worn(config: TryOnConfig) -> Iterator[tuple[str, str]]:
+    """Pictures of a try-on scene."""
+    yield from ((f"garments.{k}.image", one.image) for k, one in enumerate(config.garments))
+    body = config.body
+    others = {
+        "person": config.person,
+        "mask": config.mask,
+        "body.parse": body.parse,
+        "body.densepose": body.densepose,
+    }
+    yield from ((key, path) for key, path in others.items() if path is not None)
 
 
 def conditions_of(config: ControlImageConfig) -> Iterator[tuple[str, ConditionConfig]]:

@@ -27,6 +27,8 @@ PRESETS = {
     "regional-rule": ("regional_image", "rule regions"),
     "style-aligned": ("reference_image", "style_aligned"),
     "reference-instant-id": ("reference_image", "instant_id"),
+    "tryon-idm": ("try_on", "idm_vton"),
+    "tryon-bootcomp": ("try_on", "bootcomp"),
 }
 EDIT = {"kind": "prompt_to_prompt", "edits": [{"prompt": "a blue duck"}]}
 LAYOUT = {"kind": "explicit", "ratio": "1,1", "regions": [{"prompt": "a"}, {"prompt": "b"}]}
@@ -63,6 +65,7 @@ def test_explain_says_which_tasks_have_a_key(capsys):
     assert {entry.tasks for entry in explain.find("method")} == {
         ("edit_image",),
         ("control_image",),
+        ("try_on",),
     }
     explain.run("method.edits.0.cross_steps")
     text = capsys.readouterr().out
@@ -76,7 +79,7 @@ def test_the_schema_tells_tasks_apart():
     schema = json_schema(TaskConfig)
     assert set(schema["discriminator"]["mapping"]) == {
         *("text_to_3d", "dreambooth3d", "edit_image", "control_image", "regional_image"),
-        "reference_image",
+        *("reference_image", "try_on"),
     }
     assert schema["$defs"]["EditImageConfig"]["additionalProperties"] is False
 

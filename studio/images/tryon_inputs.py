@@ -1,0 +1,173 @@
+"""Pictures of a try-on scene as a sample: person, garments, mask and body, of one size.
+
+    sample = read_sample(config)
+
+Everything about the person must have the size of the person's picture, pixel by pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from image_tools.tryon.garment_configs import BODY_PARTS
+from image_tools.tryon.masks import BodyMaps, agnostic_mask
+from image_tools.tryon.pictures import fitted
+from image_tools.tryon.pose_files import read_keypoints
+from image_tools.tryon.pose_maps import part_labels
+from image_tools.tryon.samples import Garment, TryOnSample
+from studio.errors import ConfigError, StudioError
+from studio.images.configs import TryOnConfig
+from studio.images.reading import read_picture
+from studio.images.tryon_configs import GarmentConfig
+
+__all__ = ["read_garments", "read_sample"]
+
+# Rounding of the sides of a picture that was resized.
+ASPECT_TOLERANCE = 0.01
+WHITE = 0.5
+FIRST_TURNED = 5  # from here on EXIF's orientations exchange rows and columns
+
+
+def read_garments(config: TryOnConfig) -> tuple[Garment, ...]:
+    """All garments, at the size of the pictures.
+
+    Raises:
+        ConfigError: a picture cannot be read.
+    """
+    return tuple(
+        _read_garment(one, f"garments.{k}.image", config.size)
+        for k, one in enumerate(config.garments)
+    )
+
+
+def read_sample(config: TryOnConfig) -> TryOnSample:
+    """One person and what is worn, with a mask that is given or made.
+
+    Raises:
+        ConfigError: a picture cannot be read, or has another size than the person's.
+        StudioError: keypoints cannot be read, or no mask can be made.
+    """
+    own = _size_of(config.person, "person")
+    height, width = config.size
+    if abs(own[1] / own[0] * height / width - 1.0) > ASPECT_TOLERANCE:
+        raise ConfigError(
+            f"person: '{config.person}' is {own[1]}x{own[0]} pixels - expected the aspect of size, "
+            f"{width}x{height}. Crop it, or set size=[{own[0]},{own[1]}]."
+        )
+    body = config.body
+    parse = densepose = keypoints = None
+    if body.parse is not None:
+        parse = _nearest(_exact(_read_labels, body.parse, "body.parse", own), config.size)
+    if body.densepose is not None:
+        colors = _exact(_read_colors, body.densepose, "body.densepose", own)
+        densepose = _nearest(colors, config.size)
+    if body.keypoints is not None:
+        keypoints = _read_points(body.keypoints, own)
+    sample = TryOnSample(
+        _read_person(config.person, config.size),
+        read_garments(config),
+        torch.ones(1, height, width, 1),
+        captions=(config.prompt,),
+        densepose=None if densepose is None else densepose / 255.0,
+        keypoints=keypoints,
+        parse=None if parse is None else parse[..., 0].long(),
+    )
+    return _masked(sample, config, own)
+
+
+def _masked(sample: TryOnSample, config: TryOnConfig, own: tuple[int, int]) -> TryOnSample:
+    """With the mask that is given, or that is made of what is known of the body."""
+    if config.mask is not None:
+        colors = _nearest(_exact(_read_colors, config.mask, "mask", own), config.size)
+        mask = (colors.mean(dim=-1, keepdim=True) > 255.0 * WHITE).float()
+    else:
+        parts = None if sample.densepose is None else part_labels(sample.densepose)[0].numpy()
+        points = None if sample.keypoints is None else sample.keypoints[0].numpy()
+        maps = BodyMaps(sample.parse[0].numpy(), config.body.layout, points, parts)
+        parts_of_body = {BODY_PARTS[one.category] for one in config.garments}
+        masks = [agnostic_mask(maps, part, config.masking) for part in sorted(parts_of_body)]
+        mask = torch.from_numpy(np.any(masks, axis=0))[None, ..., None].float()
+    if not bool(mask.any()):
+        raise ConfigError("mask: is black everywhere - expected white where the garment goes.")
+    return replace(sample, mask=mask)
+
+
+def _read_person(path: str, size: tuple[int, int]) -> Float[Tensor, "1 h w 3"]:
+    """The picture, whose aspect is known to be right."""
+    longer = max(size)
+    square = read_picture(path, "person", size=longer, fit="pad")
+    top, left = (longer - size[0]) // 2, (longer - size[1]) // 2
+    return square[:, top : top + size[0], left : left + size[1]]
+
+
+def _read_garment(config: GarmentConfig, key: str, size: tuple[int, int]) -> Garment:
+    longer, (height, width) = max(size), _size_of(config.image, key)
+    square = read_picture(config.image, key, size=longer, fit="pad")
+    scale = longer / max(height, width)
+    inner = (max(round(height * scale), 1), max(round(width * scale), 1))
+    top, left = (longer - inner[0]) // 2, (longer - inner[1]) // 2
+    image = square[:, top : top + inner[0], left : left + inner[1]]
+    return Garment(fitted(image, size), (config.category,), (config.words,))
+
+
+def _read_points(path: str, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]:
+    try:
+        return read_keypoints(Path(path), size)
+    except StudioError as error:
+        raise ConfigError(f"body.keypoints: {error}") from error
+
+
+def _size_of(path: str, key: str) -> tuple[int, int]:
+    """Height and width as the picture is seen, turned as its EXIF says."""
+    read_picture(path, key, size=1)
+    with Image.open(Path(path).expanduser()) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
+        width, height = image.size
+    return (width, height) if turned else (height, width)
+
+
+def _exact(
+    read: Callable[[Path], Tensor], path: str, key: str, size: tuple[int, int]
+) -> Float[Tensor, "1 h w c"]:
+    """A map of the person's picture.
+
+    Raises:
+        ConfigError: it cannot be read, or has another size.
+    """
+    try:
+        values = read(Path(path).expanduser())
+    except OSError as error:
+        raise ConfigError(f"{key}: '{path}' cannot be read ({error}).") from error
+    found = tuple(values.shape[1:3])
+    if found != size:
+        raise ConfigError(
+            f"{key}: '{path}' is {found[1]}x{found[0]} pixels - expected {size[1]}x{size[0]}, the "
+            "size of the person's picture. Make it of that picture, without resizing."
+        )
+    return values
+
+
+def _read_labels(path: Path) -> Int[Tensor, "1 h w 1"]:
+    """Numbers of a picture's pixels, by its palette where it has one."""
+    with Image.open(path) as image:
+        grey = image if image.mode in ("P", "L", "I", "I;16") else image.convert("L")
+        return torch.from_numpy(np.array(grey).astype(np.float32))[None, ..., None]
+
+
+def _read_colors(path: Path) -> Float[Tensor, "1 h w 3"]:
+    """Bytes of a picture's colours."""
+    with Image.open(path) as image:
+        return torch.from_numpy(np.array(image.convert("RGB")).astype(np.float32))[None]
+
+
+def _nearest(values: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(values.movedim(-1, 1), size, mode="nearest").movedim(1, -1)
