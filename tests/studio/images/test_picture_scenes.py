@@ -26,6 +26,7 @@ PRESETS = {
     "control-uni": ("control_image", "uni_controlnet"),
     "regional-rule": ("regional_image", "rule regions"),
     "style-aligned": ("reference_image", "style_aligned"),
+    "reference-ip-adapter": ("reference_image", "ip_adapter"),
     "reference-instant-id": ("reference_image", "instant_id"),
     "tryon-idm": ("try_on", "idm_vton"),
     "tryon-bootcomp": ("try_on", "bootcomp"),
