@@ -187,6 +187,7 @@ class Runner:
         )
         if self.start:
             self.start.original.see(output, config.guide_on, shading=shading, jitter=jitter)
+        self.prior.see_cameras(cameras)
         self.guidance.look(output, cameras)
         images = guided_images(output, config.guide_on)
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
@@ -333,9 +334,9 @@ class Runner:
             images = guided_images(output, self.stage.config.guide_on)
             if self.start:
                 self.start.original.see(output, self.stage.config.guide_on)
+            self.prior.see_cameras(cameras)
             self.guidance.look(output, cameras)
-            guided = self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw)
-            return guided.x0()
+            return self.guidance(images, cameras, fraction=self.stage.fraction, generator=draw).x0()
 
         sheet = preview_sheet(self.stage.renderer, self.preview_views, guess)
         settings = {"prompt": self.scene.prompt, "Seed": self.scene.seed, "Step": self.steps_done}

@@ -46,6 +46,7 @@ from image_tools.diffusion.parametrization import (
 from image_tools.diffusion.prompt_cache import PromptCache
 from image_tools.diffusion.text import TextStack
 from image_tools.errors import UnsupportedModel
+from renderers.cameras import Cameras
 from renderers.errors import check_shape
 
 __all__ = ["DiffusionPrior", "PriorParts"]
@@ -209,6 +210,9 @@ class DiffusionPrior:
     def pin_text_encoder(self) -> None:
         """Keep the text encoders in memory: a tool changed them, which their files do not know."""
         self._keep_text_encoder = True
+
+    def see_cameras(self, cameras: Cameras) -> None:
+        """Be told of the cameras of a 3D step, one for each image, which tools around may need."""
 
     def predict_output(
         self,

@@ -9,6 +9,7 @@ from image_tools.control.control_configs import ControlConfig
 from image_tools.personalization.ip_adapter_configs import ImageDropConfig
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.personalization.reference_contract import ReferenceToolSettings
+from image_tools.vision.face_configs import FacesConfig, InsightFacesConfig, MeshFacesConfig
 
 __all__ = [
     "FacesConfig",
@@ -24,27 +25,6 @@ LONG = TuningConfig(steps=100_000, learning_rate=1e-4)
 DROPS = ImageDropConfig()
 
 
-@dataclass(frozen=True)
-class MeshFacesConfig:
-    """The face networks that ship with the package. Their identity (1024 numbers) is for weights
-    that were trained on it; InstantX/InstantID and other public weights need insightface's."""
-
-    kind: Literal["mesh"] = "mesh"
-
-
-@dataclass(frozen=True)
-class InsightFacesConfig:
-    """The package insightface, which you install, with a model pack, which you put in place."""
-
-    kind: Literal["insightface"] = "insightface"
-    root: str = "~/.insightface"
-    """Folder with models/PACK/*.onnx. Nothing is downloaded."""
-    pack: str = "antelopev2"
-    """Model pack; public weights of InstantID were trained with antelopev2."""
-
-
-FacesConfig = MeshFacesConfig | InsightFacesConfig
-"""What finds faces, their landmarks and their identity."""
 MESH = MeshFacesConfig()
 
 
@@ -133,10 +113,9 @@ class InstantIDConfig(ReferenceToolSettings):
         ]
 
     def models(self) -> list[tuple[str, str]]:
-        """InstantID's folder, more ControlNets, and the identity's file."""
+        """InstantID's folder and more ControlNets."""
         nets = [(f"nets.{k}.weights", net.weights) for k, net in enumerate(self.nets)]
-        own = [] if self.identity is None else [("identity", self.identity)]
-        return [("weights", self.weights), *nets, *own]
+        return [("weights", self.weights), *nets]
 
 
 @dataclass(frozen=True)

@@ -246,11 +246,10 @@ def train_instant_id(
         finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
     for part in (parts.adapter, parts.net):
         part.requires_grad_(False)
-    files = [_step_folder(folder, step) for step in config.loop.checkpoint_steps]
-    files = [path for path in files if path.exists()]
     if finished:
-        files.append(folder / FOLDER_NAME)
-        write_instant_id(files[-1], parts)
+        write_instant_id(folder / FOLDER_NAME, parts)
+    steps = [_step_folder(folder, step) for step in config.loop.checkpoint_steps]
+    files = [path for path in (*steps, folder / FOLDER_NAME) if path.exists()]
     return TrainingResult(finished, loop.step, tuple(files))
 
 

@@ -75,12 +75,14 @@ def blend_overlapping(detections: Detections) -> Detections:
     left = detections.scores.argsort(descending=True)
     scores, boxes, points = [], [], []
     while len(left):
-        group = left[box_overlap(detections.boxes[left[0]], detections.boxes[left]) >= MIN_OVERLAP]
+        joins = box_overlap(detections.boxes[left[0]], detections.boxes[left]) >= MIN_OVERLAP
+        joins[0] = True  # a box without area overlaps nothing
+        group = left[joins]
         weights = detections.scores[group] / detections.scores[group].sum()
         scores.append(detections.scores[left[0]])
         boxes.append(weights @ detections.boxes[group])
         points.append(torch.einsum("n,npc->pc", weights, detections.points[group]))
-        left = left[~torch.isin(left, torch.cat([group, left[:1]]))]
+        left = left[~joins]
     if not scores:
         return detections
     return Detections(torch.stack(scores), torch.stack(boxes), torch.stack(points))
