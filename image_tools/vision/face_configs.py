@@ -1,0 +1,31 @@
+"""Configuration of what finds and describes faces, importable without torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["FacesConfig", "InsightFacesConfig", "MeshFacesConfig"]
+
+
+@dataclass(frozen=True)
+class MeshFacesConfig:
+    """The face networks that ship with the package. Their identity (1024 numbers) is for weights
+    that were trained on it; public weights need insightface's."""
+
+    kind: Literal["mesh"] = "mesh"
+
+
+@dataclass(frozen=True)
+class InsightFacesConfig:
+    """The package insightface, which you install, with a model pack, which you put in place."""
+
+    kind: Literal["insightface"] = "insightface"
+    root: str = "~/.insightface"
+    """Folder with models/PACK/*.onnx. Nothing is downloaded."""
+    pack: str = "antelopev2"
+    """Model pack; InstantID was trained with antelopev2, IP-Adapter's faceid with buffalo_l."""
+
+
+FacesConfig = MeshFacesConfig | InsightFacesConfig
+"""What finds faces, their landmarks and their identity."""
