@@ -144,7 +144,7 @@ class KosmosGPrior(WrappedPrior):
 
         Args:
             plain: reads text states of the aligner's width; it may be wrapped itself.
-            model: on the prior's device; it is frozen.
+            model: on any device; it is frozen.
             images: in 0..1, one for each ``<i>`` of the prompts, in their order.
 
         Raises:
@@ -213,7 +213,8 @@ class KosmosGPrior(WrappedPrior):
         key = (prompt, len(images))
         if key not in self._known:
             with torch.no_grad():
-                self._known[key] = TextEmbedding(self.model.embed([prompt], [images]).float())
+                states = self.model.embed([prompt], [images])
+            self._known[key] = TextEmbedding(states.to(self.plain.device, torch.float32))
         return self._known[key]
 
 

@@ -23,6 +23,9 @@ __all__ = ["load_kosmos_g_prior"]
 def load_kosmos_g_prior(config: KosmosGConfig, prior: DiffusionPrior) -> KosmosGPrior:
     """A prior with the model and the images that a config names.
 
+    The model stands where the prior's text encoder does: ``memory.text_encoder: cpu`` keeps both
+    there, in float32.
+
     Raises:
         WeightsMissing: the folder is absent, incomplete or damaged; UnsafeWeights: a pickle.
         UnsupportedModel: the aligner was made for another prior.
@@ -34,7 +37,9 @@ def load_kosmos_g_prior(config: KosmosGConfig, prior: DiffusionPrior) -> KosmosG
             f"weights: '{path}' is a file - expected a folder with mllm, aligner and tokenizer. "
             "Convert the public checkpoint with convert_kosmos_g (docs/reference_images.md)."
         )
-    model = read_kosmos_g(path, prior.dtype).to(prior.device)
+    place = prior.text.device
+    dtype = torch.float32 if place.type == "cpu" else prior.dtype
+    model = read_kosmos_g(path, dtype).to(place)
     size, photos = model.image_size, PhotosConfig(fit=config.fit)
     images = [load_photo(each, size=size, config=photos) for each in config.images]
     return KosmosGPrior(prior, model, torch.stack(images) if images else None)
