@@ -9,22 +9,12 @@ from image_tools.control.control_configs import ControlConfig
 from image_tools.personalization.ip_adapter_configs import ImageDropConfig
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.personalization.reference_contract import ReferenceToolSettings
-from image_tools.vision.face_configs import FacesConfig, InsightFacesConfig, MeshFacesConfig
+from image_tools.vision.face_configs import FacesConfig, MeshFacesConfig
 
-__all__ = [
-    "FacesConfig",
-    "HeadConfig",
-    "InsightFacesConfig",
-    "InstantIDConfig",
-    "InstantIDNetConfig",
-    "InstantIDTrainingConfig",
-    "MeshFacesConfig",
-]
+__all__ = ["HeadConfig", "InstantIDConfig", "InstantIDNetConfig", "InstantIDTrainingConfig"]
 
 LONG = TuningConfig(steps=100_000, learning_rate=1e-4)
 DROPS = ImageDropConfig()
-
-
 MESH = MeshFacesConfig()
 
 

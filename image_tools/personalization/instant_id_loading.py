@@ -17,35 +17,20 @@ from image_tools.control.controlnet import Control
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.face_keypoints import draw_keypoints, draw_legacy_keypoints
 from image_tools.personalization.instant_id import InstantIDPrior
-from image_tools.personalization.instant_id_configs import (
-    FacesConfig,
-    InsightFacesConfig,
-    InstantIDConfig,
-)
+from image_tools.personalization.instant_id_configs import InstantIDConfig
 from image_tools.personalization.instant_id_files import read_instant_id
 from image_tools.personalization.photos import load_photo
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.pocket.paths import adapter_path
-from image_tools.vision.faces import FaceAnalyzer, load_face_image, main_face
+from image_tools.vision.face_analyzers import build_face_analyzer
+from image_tools.vision.faces import load_face_image, main_face
 from image_tools.vision.identity_files import check_identity, read_identity
-from image_tools.vision.insight_faces import InsightFaceAnalyzer
 from image_tools.vision.mesh_faces import MeshFaceAnalyzer
 
-__all__ = ["build_face_analyzer", "load_instant_id_prior"]
+__all__ = ["load_instant_id_prior"]
 
 # Faces are looked for at this size, whatever the prior's.
 POSE_SIZE = 1024
-
-
-def build_face_analyzer(config: FacesConfig, device: torch.device) -> FaceAnalyzer:
-    """What finds faces.
-
-    Raises:
-        BackendMissing: insightface is not installed; WeightsMissing: its models are not there.
-    """
-    if isinstance(config, InsightFacesConfig):
-        return InsightFaceAnalyzer(root=config.root, pack=config.pack, device=device)
-    return MeshFaceAnalyzer(device=device)
 
 
 def load_instant_id_prior(config: InstantIDConfig, prior: DiffusionPrior) -> InstantIDPrior:

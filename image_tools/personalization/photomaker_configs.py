@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from image_tools.personalization.instant_id_configs import FacesConfig, MeshFacesConfig
 from image_tools.personalization.photomaker_prompts import TriggerError, split_trigger
 from image_tools.personalization.reference_contract import ReferenceToolSettings
+from image_tools.vision.face_configs import FacesConfig, MeshFacesConfig
 
 __all__ = ["PhotoMakerConfig"]
 

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.personalization.instant_id_loading import build_face_analyzer
 from image_tools.personalization.photomaker import (
     PhotoMakerPrior,
     merge_timestep,
@@ -23,6 +22,7 @@ from image_tools.personalization.photomaker_files import read_photomaker
 from image_tools.personalization.photos import load_photo
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.pocket.paths import adapter_path
+from image_tools.vision.face_analyzers import build_face_analyzer
 from image_tools.vision.faces import load_face_image, main_face
 from image_tools.vision.identity_files import check_identity, read_identity
 

@@ -13,7 +13,6 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.instant_id import InstantID
 from image_tools.personalization.instant_id_configs import (
     HeadConfig,
-    InsightFacesConfig,
     InstantIDConfig,
     InstantIDNetConfig,
 )
@@ -22,6 +21,7 @@ from image_tools.personalization.ip_adapter import IPAdapter, PlusProjector
 from image_tools.personalization.ip_adapter_files import projector_of, write_ip_adapter
 from image_tools.personalization.perceiver import PerceiverSettings
 from image_tools.personalization.references import build_reference_tool
+from image_tools.vision.face_configs import InsightFacesConfig
 from image_tools.vision.faces import FaceNotFound
 from image_tools.vision.mesh_faces import MeshFaceAnalyzer
 from tests.image_tools.personalization.subjects import load_tiny
