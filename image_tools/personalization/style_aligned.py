@@ -222,7 +222,7 @@ class StyleReferencePrior(WrappedPrior):
         t: Int[Tensor, " b"],
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c h w"]:
-        """The denoiser's output; every row without the role of another counts as conditional."""
+        """The denoiser's output; rows without roles count as conditional."""
         if self._is_off:
             return self.plain.predict_output(latents, t, condition)
         condition = as_condition(condition).expand(len(t))
@@ -246,7 +246,7 @@ class StyleReferencePrior(WrappedPrior):
         *,
         rescale: float = 0.0,
     ) -> Float[Tensor, "b c h w"]:
-        """Guidance of batch and reference, which is led away from what its first host is."""
+        """Guidance; the reference is led away from what its first host is led away from."""
         if self._is_off:
             return self.plain.guided_noise(
                 latents, t, cond, uncond, guidance_scale, rescale=rescale
