@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from image_tools.editing.phrases import phrase_starts
-from image_tools.personalization.ip_adapter_configs import ImageDropConfig
+from image_tools.personalization.ip_adapter_configs import ImageDropConfig, ViewFadeConfig
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.personalization.reference_contract import ReferenceToolSettings
@@ -27,6 +27,7 @@ MAX_IMAGES = 4
 """So many images of subjects the published model was trained with at once."""
 LONG = TuningConfig(steps=100_000, learning_rate=1e-4)
 DROPS = ImageDropConfig()
+FADE = ViewFadeConfig()
 PADDED = PhotosConfig(fit="pad")
 
 
@@ -91,6 +92,8 @@ class MSDiffusionConfig(ReferenceToolSettings):
     background, 0 switches the tool off."""
     layout: AutoLayoutConfig | None = None
     """Finds places while drawing; empty for boxes alone, which all subjects then need."""
+    fade: ViewFadeConfig = FADE
+    """What 3D scenes show to their sides and back."""
     photos: PhotosConfig = PADDED
     """How pictures become squares. pad keeps the edges, crop is what CLIP was trained on."""
     grounding: Literal["box_and_phrase", "learned"] = "box_and_phrase"
@@ -104,11 +107,6 @@ class MSDiffusionConfig(ReferenceToolSettings):
             raise ValueError(
                 f"subjects have {count} images together - expected 1 to {MAX_IMAGES}, which the "
                 "model takes. Give fewer subjects, or fewer images of each."
-            )
-        homeless = [subject.phrase for subject in self.subjects if subject.box is None]
-        if homeless and self.layout is None:
-            raise ValueError(
-                f"the subject '{homeless[0]}' has no box - expected one, or layout to find places."
             )
 
     def pictures(self) -> list[tuple[str, str]]:
@@ -124,8 +122,13 @@ class MSDiffusionConfig(ReferenceToolSettings):
         return [("weights", self.weights), ("image_encoder", self.image_encoder)]
 
     def problems(self, prompt: str) -> list[str]:
-        """What of the subjects does not fit a prompt, each with the key at fault."""
-        found = []
+        """Subjects that have no place in a picture of a prompt, each with the key at fault."""
+        found = [
+            f"subjects.{k}.box: is empty - expected the place of '{subject.phrase}', or layout to "
+            "find one."
+            for k, subject in enumerate(self.subjects)
+            if subject.box is None and self.layout is None
+        ]
         named = Counter()
         for k, subject in enumerate(self.subjects):
             places = len(phrase_starts(prompt.split(), subject.phrase))

@@ -29,16 +29,13 @@ from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
-from image_tools.personalization.ms_diffusion import (
-    MSAdapter,
-    MSDiffusionPrior,
-    phrase_embeddings,
-)
+from image_tools.personalization.ms_diffusion import MSAdapter, MSDiffusionPrior
 from image_tools.personalization.ms_diffusion_attention import SubjectRows
 from image_tools.personalization.ms_diffusion_configs import (
     MSShape,
     MSTrainingConfig,
 )
+from image_tools.personalization.ms_diffusion_subjects import phrase_embeddings
 from image_tools.personalization.ms_diffusion_weights import write_ms_adapter
 from image_tools.vision.clip_images import ClipImages
 from renderers.errors import ShapeError

@@ -6,24 +6,30 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.control.regional import RegionalPrior
+from image_tools.control.regional_configs import RegionalConfig, RegionConfig
+from image_tools.diffusion.conditions import as_condition
 from image_tools.diffusion.lora_apply import attach_to_prior, detach_from_prior, prior_modules
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.align import WordsError, tokenize_prompt
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.ip_adapter_configs import ViewFadeConfig
 from image_tools.personalization.ms_diffusion import (
     MSAdapter,
     MSDiffusionPrior,
-    encode_subjects,
-    phrase_embeddings,
     stack_subjects,
-    words_of_phrases,
 )
 from image_tools.personalization.ms_diffusion_configs import (
     AutoLayoutConfig,
     MSDiffusionConfig,
     MSShape,
     MSSubjectConfig,
+)
+from image_tools.personalization.ms_diffusion_subjects import (
+    phrase_embeddings,
+    see_subjects,
+    words_of_phrases,
 )
 from tests.image_tools.personalization.subjects import images_of, load_tiny
 from tests.image_tools.personalization.tiny_subjects import (
@@ -126,10 +132,8 @@ def test_tokens_depend_on_image_phrase_and_box(small):
     config, images = two_subjects(), images_of(2, seed=4).split(1)
 
     def tokens(config, images):
-        made = encode_subjects(
-            small.plain, small.clip, small.adapter, config, images, prompt=PROMPT
-        )
-        return made.tokens[0, 0]
+        seen = see_subjects(small.plain, small.clip, config, images, prompt=PROMPT)
+        return seen.at(small.adapter).tokens[0, 0]
 
     first = tokens(config, images)
     assert torch.equal(first, small.rows.tokens[0, 0])
@@ -148,14 +152,42 @@ def test_tokens_depend_on_image_phrase_and_box(small):
 def test_several_images_of_a_subject_share_its_box_phrase_and_scale(small):
     subject = MSSubjectConfig(("a.png", "b.png"), "duck", (0.0, 0.0, 0.5, 1.0), scale=0.2)
     config = MSDiffusionConfig("", "", (subject,))
-    rows = encode_subjects(
-        small.plain, small.clip, small.adapter, config, [images_of(2)], prompt=PROMPT
-    )
+    seen = see_subjects(small.plain, small.clip, config, [images_of(2)], prompt=PROMPT)
+    rows = seen.at(small.adapter)
     assert rows.tokens.shape[:2] == (1, 2)
     assert rows.boxes[0].tolist() == [list(subject.box)] * 2
     assert rows.scales.tolist() == [[pytest.approx(0.2)] * 2]
     assert torch.equal(rows.words[0, 0], rows.words[0, 1])
     assert not torch.equal(rows.tokens[0, 0], rows.tokens[0, 1])
+
+
+@torch.no_grad()
+def test_subjects_may_have_other_boxes_in_each_row(small):
+    images = images_of(2, seed=4).split(1)
+    seen = see_subjects(small.plain, small.clip, two_subjects(), images, prompt=PROMPT)
+    boxes = torch.stack([seen.boxes, seen.boxes.flip(0)])
+    rows = seen.at(small.adapter, boxes)
+    assert torch.equal(rows.boxes, boxes)
+    for row, own in enumerate(boxes):
+        alone = seen.at(small.adapter, own[None])
+        torch.testing.assert_close(rows.tokens[row], alone.tokens[0], atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(rows.tokens[:1], small.rows.tokens, atol=1e-5, rtol=1e-5)
+    assert (rows.tokens[0] - rows.tokens[1]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_views_of_the_back_see_less_of_the_subjects(small):
+    least = ViewFadeConfig(least=0.25)
+    prior = MSDiffusionPrior(small.plain, small.adapter, small.rows, fade=least)
+    text = small.plain.encode_prompt([PROMPT] * 3)
+    views = torch.tensor([0.0, 60.0, 180.0])
+    for condition, expected in (
+        (text.seen_from(views), [1.0, 0.625, 0.25]),
+        (text, [1.0, 1.0, 1.0]),
+    ):
+        told = prior.modify(as_condition(condition), 3, is_cond=True)
+        scales = told.additions[0].subjects.scales[:, 0]
+        torch.testing.assert_close(scales, 0.6 * torch.tensor(expected))
 
 
 def test_alike_named_subjects_take_the_words_in_order(small):
@@ -200,6 +232,19 @@ def test_layouts_are_found_while_drawing_and_begin_anew(small):
     assert (first - boxed).abs().max() > 1e-3
     with pytest.raises(ValueError, match="layout came without steps"):
         MSDiffusionPrior(small.plain, small.adapter, rows, layout=layout)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("inner", ["subjects", "regions"])
+def test_it_composes_with_regions_in_either_order(small, inner):
+    """With the base's prompt in every region, it is the subjects alone."""
+    plan = RegionalConfig("1,1", (RegionConfig(PROMPT), RegionConfig(PROMPT)), base_ratio=0.3)
+    alone = MSDiffusionPrior(small.plain, small.adapter, small.rows)
+    if inner == "subjects":
+        prior = RegionalPrior(alone, plan)
+    else:
+        prior = MSDiffusionPrior(RegionalPrior(small.plain, plan), small.adapter, small.rows)
+    torch.testing.assert_close(guided(prior), guided(alone), atol=1e-4, rtol=1e-4)
 
 
 def test_gradients_reach_latents_and_a_training_adapter(small):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.personalization.ms_diffusion import MSAdapter, encode_subjects
+from image_tools.personalization.ms_diffusion import MSAdapter
 from image_tools.personalization.ms_diffusion_attention import SubjectRows
 from image_tools.personalization.ms_diffusion_configs import (
     AutoLayoutConfig,
     MSDiffusionConfig,
     MSSubjectConfig,
 )
+from image_tools.personalization.ms_diffusion_subjects import see_subjects
 from image_tools.personalization.ms_diffusion_training import new_ms_adapter
 from image_tools.vision.clip_images import ClipImages
 from tests.image_tools.personalization.subjects import images_of
@@ -53,4 +54,4 @@ def rows_of_subjects(
 ) -> SubjectRows:
     """Subjects that look like smooth noise."""
     images = images_of(len(config.subjects), seed=4).split(1)
-    return encode_subjects(prior, clip, adapter, config, images, prompt=PROMPT)
+    return see_subjects(prior, clip, config, images, prompt=PROMPT).at(adapter)

@@ -63,7 +63,7 @@ def test_the_preset_is_a_form():
         ("tool.subjects.1.phrase=dog", r"subjects\.1\.phrase: 'dog' stands once in the prompt"),
         ("tool.subjects.0.box=[0,0,512,512]", r"box is \[0.0, 0.0, 512.0, 512.0\] - expected lef"),
         ("tool.subjects.0.box=[0.5,0,0.5,1]", r"box is \[0.5, 0.0, 0.5, 1.0\], which is empty"),
-        ("tool.subjects.0.box=null", "the subject 'dog' has no box - expected one, or layout"),
+        ("tool.subjects.0.box=null", r"tool\.subjects\.0\.box: is empty - expected the place of"),
         ("tool.subjects.0.images=[a,b,c,d]", "subjects have 5 images together - expected 1 to 4"),
         ("tool.subjects.0.images=[]", "images is empty - expected at least one picture of the"),
         ("tool.subjects.0.phrase=", "phrase is empty - expected words of the prompt"),
