@@ -84,6 +84,7 @@ def test_twenty_steps_learn_and_are_read_back(prior, tmp_path):
         assert all(torch.equal(t, theirs.state_dict()[k]) for k, t in ours.state_dict().items())
 
 
+@pytest.mark.slow
 def test_a_training_that_was_stopped_goes_on_bit_for_bit(prior, tmp_path):
     config = replace(CONFIG, loop=replace(LOOP, steps=3, checkpoint_steps=(2,)), checkpointing=True)
     whole, split = new_parts(prior), new_parts(prior)
