@@ -9,6 +9,7 @@ from typing import Literal
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.personalization.reference_contract import ReferenceToolSettings
+from image_tools.vision.face_configs import FacesConfig, MeshFacesConfig
 
 __all__ = [
     "BlockScaleConfig",
@@ -25,6 +26,7 @@ identity, or identity and tokens. plus-face is a plus, portrait a faceid, plusv2
 
 BLOCK = re.compile(r"(down|up)\.\d+|mid")
 PHOTOS = PhotosConfig()
+MESH = MeshFacesConfig()
 LONG = TuningConfig(steps=100_000, learning_rate=1e-4)
 
 
@@ -75,9 +77,15 @@ class IPAdapterConfig(ReferenceToolSettings):
     image_encoder: str | None = None
     """Folder of the CLIP vision model that the adapter was trained with (models/image_encoder of
     h94/IP-Adapter); adapters of faces alone need none."""
-    face: str | None = None
-    """For faceid variants: a .safetensors file with the tensor embedding [faces, 512], the identity
-    of one face of each picture as InsightFace measures it. Normed, except for portraits."""
+    faces: FacesConfig = MESH
+    """For faceid variants: what reads the identity of the largest face in each image. Public
+    weights need kind: insightface, or identities."""
+    identities: tuple[str, ...] = ()
+    """For faceid variants: a .npy or .safetensors file for each face, in the place of faces. The
+    plain faceid needs no images then."""
+    normed: bool = True
+    """For faceid variants: bring identities to length 1, as all public weights want them but the
+    portraits called unnorm."""
     photos: PhotosConfig = PHOTOS
     """How pictures become squares. crop is what CLIP was trained on; pad keeps the edges."""
     scale: float = 0.6
@@ -103,13 +111,16 @@ class IPAdapterConfig(ReferenceToolSettings):
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""
-        if not self.images and self.face is None:
-            raise ValueError("images is empty - expected at least one picture, or a face.")
-        if self.masks and len(self.masks) != max(1, len(self.images)):
-            raise ValueError(
-                f"masks has {len(self.masks)} entries for {max(1, len(self.images))} images - "
-                "expected one for each, or none."
-            )
+        if not self.images and not self.identities:
+            raise ValueError("images is empty - expected at least one picture, or an identity.")
+        count = len(self.images) or len(self.identities)
+        for name in ("masks", "identities"):
+            given = len(getattr(self, name))
+            if given not in (0, count):
+                raise ValueError(
+                    f"{name} has {given} entries for {count} images - expected one for each, or "
+                    "none."
+                )
         if not 0.0 <= self.start < self.end <= 1.0:
             raise ValueError(
                 f"start {self.start}, end {self.end} - expected 0 <= start < end <= 1."
@@ -128,11 +139,9 @@ class IPAdapterConfig(ReferenceToolSettings):
         ]
 
     def models(self) -> list[tuple[str, str]]:
-        """The adapter, its image encoder and the face."""
-        found = [("weights", self.weights)]
-        if self.image_encoder is not None:
-            found.append(("image_encoder", self.image_encoder))
-        return found if self.face is None else [*found, ("face", self.face)]
+        """The adapter and its image encoder."""
+        encoder = [] if self.image_encoder is None else [("image_encoder", self.image_encoder)]
+        return [("weights", self.weights), *encoder]
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ prior = load_ip_adapter_prior(config, prior)
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,41 +22,27 @@ from image_tools.personalization.ip_adapter_lora import SwitchedLora
 from image_tools.personalization.ip_adapter_prior import IPAdapterPrior
 from image_tools.personalization.photos import load_photo
 from image_tools.personalization.reference_features import ReferenceFeatures, encode_references
-from image_tools.personalization.tensor_files import read_flat
 from image_tools.pocket.paths import adapter_path
-from image_tools.vision.clip_images import load_clip_images
+from image_tools.vision.clip_images import ClipImages, load_clip_images
+from image_tools.vision.face_alignment import aligned_face
+from image_tools.vision.faces import load_face_image, main_face
+from image_tools.vision.identity_files import check_identity, read_identity
 
 __all__ = ["load_ip_adapter_prior"]
 
-FACE_KEY = "embedding"
-
 
 def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPAdapterPrior:
-    """A prior with the adapter, the images and the face that a config names.
+    """A prior with the adapter, the images and the faces that a config names.
 
     Raises:
         WeightsMissing: something is absent or damaged; UnsafeWeights: an unsafe pickle.
-        UnsupportedModel: the adapter was made for another denoiser or image encoder.
-        PhotosError: a picture cannot be read.
+        UnsupportedModel: the adapter was made for another denoiser, encoder or kind of identity.
+        PhotosError: a picture cannot be read; FaceNotFound: it shows no face.
     """
     path = adapter_path(config.weights, role="IP-Adapter")
     file = read_ip_adapter(path, prior.unet, prior.dtype, structure=config.structure)
     adapter, device = file.adapter.to(prior.device), prior.device
-    part = adapter.image_proj.clip
-    clip = images = None
-    if part != "nothing":
-        if config.image_encoder is None or not config.images:
-            absent = "image_encoder" if config.image_encoder is None else "images"
-            raise WeightsMissing(
-                f"{absent}: is empty, and '{path.name}' ({adapter.image_proj.variant}) reads "
-                "pictures by CLIP - expected the vision model it was trained with, and pictures."
-            )
-        clip = load_clip_images(config.image_encoder, device, prior.dtype)
-        read = [load_photo(each, size=clip.side, config=config.photos) for each in config.images]
-        images = torch.stack(read).to(device)
-    face = _read_face(config, adapter, device)
-    present, absent = encode_references(images, part=part, clip=clip, face=face)
-    _check_width(adapter, present, config)
+    present, absent = _features(config, adapter, device, prior.dtype)
     masks = None
     if config.masks:
         read = [load_photo(mask, size=prior.image_size) for mask in config.masks]
@@ -76,27 +64,66 @@ def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPA
     return shown
 
 
-def _read_face(
-    config: IPAdapterConfig, adapter: IPAdapter, device: torch.device
-) -> Float[Tensor, "faces width"] | None:
-    """Identities, where the adapter wants some."""
-    variant = adapter.image_proj.variant
-    if variant not in ("faceid", "faceid_plus"):
-        return None
-    if config.face is None:
-        raise WeightsMissing(
-            f"face: is empty, and '{config.weights}' ({variant}) reads identities - expected a "
-            f".safetensors file with the tensor '{FACE_KEY}', one row for each face."
-        )
-    tensors = read_flat(Path(config.face).expanduser(), "face")
-    face, wanted = tensors.get(FACE_KEY), adapter.image_proj.proj[0].in_features
-    if face is None or face.ndim != 2 or face.shape[1] != wanted:
-        found = "absent" if face is None else f"of shape {list(face.shape)}"
-        raise UnsupportedModel(
-            f"face: '{FACE_KEY}' in '{config.face}' is {found} - expected [faces, {wanted}], the "
-            "identities that the adapter was trained with."
-        )
-    return face.to(device, torch.float32)
+def _features(
+    config: IPAdapterConfig, adapter: IPAdapter, device: torch.device, dtype: torch.dtype
+) -> tuple[ReferenceFeatures, ReferenceFeatures]:
+    """What the encoders see of the images, and what stands where there is none."""
+    variant, part = adapter.image_proj.variant, adapter.image_proj.clip
+    clip = images = face = None
+    if part != "nothing":
+        clip = _load_clip(config, variant, device, dtype)
+        images = _images(config, clip.side).to(device)
+    if variant.startswith("faceid"):
+        face, crops = _faces(config, adapter.image_proj.proj[0].in_features, device)
+        if clip is not None and crops is not None:  # faceid_plus was trained on aligned faces
+            images = torch.stack([crop(clip.side) for crop in crops]).to(device)
+    present, absent = encode_references(images, part=part, clip=clip, face=face)
+    _check_width(adapter, present, config)
+    return present, absent
+
+
+def _load_clip(
+    config: IPAdapterConfig, variant: str, device: torch.device, dtype: torch.dtype
+) -> ClipImages:
+    for name in ("image_encoder", "images"):
+        if not getattr(config, name):
+            raise WeightsMissing(
+                f"{name}: is empty, and '{config.weights}' ({variant}) reads pictures by CLIP - "
+                "expected the vision model it was trained with, and pictures."
+            )
+    return load_clip_images(config.image_encoder, device, dtype)
+
+
+def _images(config: IPAdapterConfig, size: int) -> Float[Tensor, "images size size 3"]:
+    read = [load_photo(path, size=size, config=config.photos) for path in config.images]
+    return torch.stack(read)
+
+
+def _faces(
+    config: IPAdapterConfig, width: int, device: torch.device
+) -> tuple[Float[Tensor, "faces width"], list[Callable[[int], Tensor]] | None]:
+    """Identities, and how to cut each face out at a size; None where they come from files."""
+    if config.identities:
+        read = [read_identity(path, width=width) for path in config.identities]
+        found, crops = torch.stack(read), None
+    else:
+        from image_tools.vision.face_analyzers import build_face_analyzer
+
+        analyzer = build_face_analyzer(config.faces, device)
+        source = f"faces '{config.faces.kind}'"
+        check_identity(torch.zeros(analyzer.width), width=width, source=source)
+        photos = [load_face_image(path) for path in config.images]
+        faces = [
+            main_face(analyzer, photo, name=path)
+            for photo, path in zip(photos, config.images, strict=True)
+        ]
+        found = torch.stack([face.embedding for face in faces])
+        crops = [partial(_cut, photo, face.kps) for photo, face in zip(photos, faces, strict=True)]
+    return (F.normalize(found, dim=-1) if config.normed else found).to(device), crops
+
+
+def _cut(photo: Tensor, kps: Tensor, size: int) -> Float[Tensor, "s s 3"]:
+    return aligned_face(photo, kps, size=size)
 
 
 def _check_width(adapter: IPAdapter, features: ReferenceFeatures, config: IPAdapterConfig) -> None:
