@@ -52,7 +52,7 @@ def _check_references(tool: ReferenceToolConfig, key: str, prompt: str) -> None:
     """Whether the tool's pictures can be read and the prompt suits it."""
     from studio.images.reading import check_readable
 
-    problems = tool.problems(prompt)
+    problems = [*tool.problems(prompt), *tool.scene_problems()]
     if isinstance(tool, StyleAlignedConfig) and tool.image is None:
         problems = [*problems, "image: is empty - expected a picture whose style is taken."]
     if problems:

@@ -107,6 +107,15 @@ class InstantIDConfig(ReferenceToolSettings):
         nets = [(f"nets.{k}.weights", net.weights) for k, net in enumerate(self.nets)]
         return [("weights", self.weights), *nets]
 
+    def scene_problems(self) -> list[str]:
+        """A 3D scene has cameras around it, and one photo's pose fits one of them."""
+        if self.head is not None:
+            return []
+        return [
+            "head: is empty, and in 3D the landmarks of a head are followed - expected where it "
+            "is, such as head={center: [0, 0, 0], height: 1.0}."
+        ]
+
 
 @dataclass(frozen=True)
 class InstantIDTrainingConfig:

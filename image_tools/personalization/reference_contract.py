@@ -39,3 +39,7 @@ class ReferenceToolSettings:
     def plain_prompt(self, prompt: str) -> str:
         """The scene's prompt as a prior without the tool reads it."""
         return prompt
+
+    def scene_problems(self) -> list[str]:
+        """What does not fit a 3D scene, in the same form."""
+        return []

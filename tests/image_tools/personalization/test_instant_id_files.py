@@ -148,6 +148,9 @@ def test_a_head_needs_no_pose(prior, folder, tmp_path):
     tool = build_reference_tool(config, prior)
     assert tool.head == config.head
     assert float(tool.controlled.controls[0].images.max()) == 0.0
+    assert config.scene_problems() == []
+    (problem,) = replace(config, head=None, pose=PORTRAIT).scene_problems()
+    assert problem.startswith("head: is empty, and in 3D the landmarks of a head are followed")
     with pytest.raises(ValueError, match="pose is empty, and an identity alone has no landmarks"):
         replace(config, head=None)
 
