@@ -15,6 +15,7 @@ bit. What is written are folders: ``emasc``, ``adapter`` and ``unet``.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -38,7 +39,7 @@ from image_tools.tryon.ladi_warp_training import TryOnBatches
 from image_tools.tryon.ladi_words import InversionAdapter, describe
 from image_tools.tryon.perceptual import PictureDistance
 from image_tools.tryon.samples import TryOnSample
-from image_tools.tryon.training import draw_latents, draw_rows, train_modules
+from image_tools.tryon.training import draw_latents, draw_rows, train_modules, write_modules
 from image_tools.vision.clip_images import ClipImages
 
 __all__ = ["train_adapter", "train_ladi", "train_skips"]
@@ -82,10 +83,11 @@ def train_skips(
         return total
 
     return train_modules(
-        {"emasc": skips},
+        [skips],
         loss,
         config,
         folder,
+        write=partial(write_modules, {"emasc": skips}),
         prior=prior.plain,
         identity=identity,
         recomputed=[vae],
@@ -129,10 +131,11 @@ def train_adapter(
         return denoising_errors(inpainter, noisy, Condition(text, additions=(shown,))).mean()
 
     result = train_modules(
-        {"adapter": adapter.train()},
+        [adapter.train()],
         loss,
         config,
         folder,
+        write=partial(write_modules, {"adapter": adapter}),
         prior=inpainter,
         identity=identity,
         recomputed=[inpainter.unet],
@@ -181,10 +184,11 @@ def train_ladi(
         return denoising_errors(denoiser, noisy, Condition(text, additions=(shown,))).mean()
 
     result = train_modules(
-        {"unet": denoiser.unet, "adapter": adapter.train()},
+        [denoiser.unet, adapter.train()],
         loss,
         config,
         folder,
+        write=partial(write_modules, {"unet": denoiser.unet, "adapter": adapter}),
         prior=denoiser,
         identity=identity,
         recomputed=[denoiser.unet],

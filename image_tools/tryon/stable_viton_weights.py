@@ -1,0 +1,262 @@
+"""StableVITON's public checkpoint (arXiv 2312.01725) into its networks, and what trainings wrote.
+
+    model.diffusion_model.*                     the denoiser of 13 channels, original (LDM) names
+    model.diffusion_model.warp_flow_blks.{0-8}  transformer blocks, as diffusers has them
+    model.diffusion_model.warp_zero_convs.{0-8}
+    control_model.*                             the spatial encoder, original names, and
+    control_model.cond_first_block.0            the garment's first convolution
+    cond_stage_model.{mapper,final_ln}          blocks of the context token
+    proj_out, learnable_vector                  its projection, and the token for nothing
+
+What the forward pass does not use (the encoder's middle block, ``lastzc``) is left out. A VAE that
+was tuned along (first_stage_model.*) may be in a file of its own. The weights are released for
+non-commercial use. A .ckpt is opened as tensors alone (weights_only).
+
+    model = read_stable_viton(config, prior, image_hw=(512, 384))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from image_tools.diffusion.ldm_names import decoder_names, encoder_names, translate
+from image_tools.diffusion.prior import DiffusionPrior, PriorParts
+from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.personalization.tensor_files import fill, read_flat
+from image_tools.tryon.extend import TryOnDenoiser
+from image_tools.tryon.own_modules import read_own
+from image_tools.tryon.stable_viton import StableViton, StableVitonParts, seen_channels
+from image_tools.tryon.stable_viton_configs import ContextSettings, StableVitonConfig
+from image_tools.tryon.stable_viton_context import ContextHead, ContextMapper
+from image_tools.tryon.stable_viton_nets import (
+    EncoderSettings,
+    SpatialEncoder,
+    WarpBlocks,
+    WarpedUnet,
+    WarpSettings,
+    warp_widths,
+)
+from image_tools.tryon.tryon_weights import read_unet
+from image_tools.vision.clip_images import ClipImages, load_clip_images
+
+__all__ = [
+    "StableVitonTensors",
+    "context_settings",
+    "from_original",
+    "read_stable_viton",
+    "read_vae",
+    "seen_config",
+]
+
+ROLE = "StableVITON"
+UNET_PREFIX, ENCODER_PREFIX = "model.diffusion_model.", "control_model."
+CONTEXT_PREFIX, VAE_PREFIX = "cond_stage_model.", "first_stage_model."
+WARP_NAMES = {"warp_flow_blks.": "blocks.", "warp_zero_convs.": "zero_convs."}
+UNUSED = ("middle_block.", "lastzc.")
+SHOWN_KEYS = 5
+
+
+class StableVitonTensors:
+    """A checkpoint's tensors by part and by our names.
+
+    Attributes:
+        unet, encoder, warps, mapper, head: tensors of each part.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Translate an original checkpoint.
+
+        Args:
+            tensors: all of it; those of other parts are left out.
+            config: settings of the denoiser, with its 13 channels.
+
+        Raises:
+            UnsupportedModel: naming the first tensors that belong nowhere.
+        """
+        names = {**encoder_names(config), **decoder_names(config)}
+        own = _under(tensors, UNET_PREFIX)
+        self.warps = {
+            key.replace(theirs, ours, 1): tensor
+            for theirs, ours in WARP_NAMES.items()
+            for key, tensor in own.items()
+            if key.startswith(theirs)
+        }
+        warped = tuple(WARP_NAMES)
+        self.unet = _translated(own, names, left_out=(*warped, *UNUSED[1:]))
+        control = _under(tensors, ENCODER_PREFIX)
+        first = {"cond_first_block.0": "cond_first_block"}
+        self.encoder = _translated(control, {**names, **first}, left_out=UNUSED)
+        mapper = _under(tensors, f"{CONTEXT_PREFIX}mapper.")
+        final = _under(tensors, f"{CONTEXT_PREFIX}final_ln.")
+        self.mapper = mapper | {f"final_ln.{key}": tensor for key, tensor in final.items()}
+        self.head = {
+            key: tensor
+            for key, tensor in tensors.items()
+            if key.startswith("proj_out.") or key == "learnable_vector"
+        }
+
+
+def from_original(path: Path, config: Mapping[str, Any]) -> StableVitonTensors:
+    """Read a checkpoint.
+
+    Raises:
+        WeightsMissing: absent or damaged; UnsafeWeights: a pickle with more than tensors in it.
+        UnsupportedModel: no StableVITON.
+    """
+    return StableVitonTensors(_read(path), config)
+
+
+def seen_config(base: nn.Module, latent_channels: int) -> dict[str, Any]:
+    """Settings of the denoiser that sees a person, from those of Stable Diffusion's."""
+    settings = {k: v for k, v in base.config.items() if not k.startswith("_")}
+    return {**settings, "in_channels": latent_channels + seen_channels(latent_channels)}
+
+
+def read_stable_viton(
+    config: StableVitonConfig,
+    prior: DiffusionPrior,
+    *,
+    image_hw: tuple[int, int],
+    dtype: torch.dtype = torch.float32,
+) -> StableViton:
+    """All of StableVITON.
+
+    Args:
+        config: where the weights are.
+        prior: Stable Diffusion 1.4 or its like: its VAE, if no other is named, and schedule serve.
+        image_hw: rows and columns of the pictures, 512 and 384 for the authors' weights.
+        dtype: number format of the denoiser.
+
+    Raises:
+        WeightsMissing: a part is not named, absent or damaged.
+        UnsupportedModel: tensors of another design.
+    """
+    path, image_encoder = (_place(config, name) for name in ("model", "image_encoder"))
+    clip = load_clip_images(image_encoder, prior.device, dtype)
+    nets = _read_folder(path) if path.is_dir() else _read_original(path, prior, clip)
+    unet, encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in nets)
+    denoiser = TryOnDenoiser(
+        _with_vae(prior, config.vae),
+        WarpedUnet(unet, encoder, warps),
+        extra_channels=seen_channels(prior.latent_channels) + prior.latent_channels,
+        image_hw=image_hw,
+    )
+    return StableViton(denoiser, StableVitonParts(mapper, head, clip))
+
+
+def _read_folder(path: Path) -> tuple[nn.Module, ...]:
+    """What a training wrote, beside its denoiser in the folder unet."""
+    return (
+        read_unet(path / "unet", role="denoiser of 13 channels"),
+        read_own(SpatialEncoder, EncoderSettings, path / "encoder"),
+        read_own(WarpBlocks, WarpSettings, path / "warps"),
+        read_own(ContextMapper, ContextSettings, path / "mapper"),
+        read_own(ContextHead, ContextSettings, path / "head"),
+    )
+
+
+def _read_original(path: Path, prior: DiffusionPrior, clip: ClipImages) -> tuple[nn.Module, ...]:
+    """The networks of the authors' checkpoint."""
+    from diffusers import UNet2DConditionModel
+
+    settings = seen_config(prior.unet, prior.latent_channels)
+    tensors = from_original(path, settings)
+    build = partial(UNet2DConditionModel.from_config, settings)
+    with torch.device("meta"):
+        widths, context = warp_widths(build()), context_settings(clip, prior.unet)
+    encoder = EncoderSettings(settings, prior.latent_channels)
+    parts = (
+        (build, tensors.unet, "a denoiser of 13 channels of the prior's design"),
+        (partial(SpatialEncoder, encoder), tensors.encoder, "its spatial encoder"),
+        (partial(WarpBlocks, widths), tensors.warps, "its warping blocks"),
+        (partial(ContextMapper, context), tensors.mapper, "blocks for this image encoder"),
+        (partial(ContextHead, context), tensors.head, "a projection of the context token"),
+    )
+    return tuple(
+        fill(build, own, what=f"'{path}'", expected=expected) for build, own, expected in parts
+    )
+
+
+def context_settings(clip: ClipImages, unet: nn.Module) -> ContextSettings:
+    """Sizes of the context token for an image encoder and a denoiser."""
+    return ContextSettings(clip.width, text_width=unet.config.cross_attention_dim)
+
+
+def read_vae(path: Path, like: nn.Module) -> nn.Module:
+    """A VAE of another checkpoint (first_stage_model.*) in the design of one that is there.
+
+    Raises:
+        WeightsMissing: the file holds none.
+        UnsupportedModel: one of another design.
+    """
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+    tensors = {k: t for k, t in _read(path).items() if k.startswith(VAE_PREFIX)}
+    if not tensors:
+        raise WeightsMissing(
+            f"'{path}' holds no {VAE_PREFIX}*. Expected the VAE tuned on VITON-HD, or no vae."
+        )
+    settings = {k: v for k, v in like.config.items() if not k.startswith("_")}
+    found = convert_ldm_vae_checkpoint(dict(tensors), settings)
+    dtype = next(like.parameters()).dtype
+    return fill(
+        partial(type(like).from_config, settings),
+        {name: tensor.to(dtype) for name, tensor in found.items()},
+        what=f"'{path}'",
+        expected="a VAE of the prior's design",
+    )
+
+
+def _with_vae(prior: DiffusionPrior, vae: str) -> DiffusionPrior:
+    """The prior, or one with another VAE."""
+    if not vae:
+        return prior
+    path = Path(vae).expanduser()
+    parts = PriorParts(
+        unet=prior.unet,
+        vae=read_vae(path, prior.vae).to(prior.device),
+        text=prior.text,
+        scheduler_config=prior.scheduler_config,
+        fingerprint=prior.fingerprint,
+        zero_negative=prior.zero_negative,
+    )
+    return DiffusionPrior(parts)
+
+
+def _place(config: StableVitonConfig, name: str) -> Path:
+    said = getattr(config, name)
+    if not said:
+        raise WeightsMissing(
+            f"StableVITON's {name} is not named. Expected its weights; set {name}, or choose "
+            "another try-on model."
+        )
+    return Path(said).expanduser()
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    return {k.removeprefix("state_dict."): t for k, t in read_flat(path, ROLE).items()}
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+
+
+def _translated(
+    tensors: Mapping[str, Tensor], names: Mapping[str, str], *, left_out: tuple[str, ...]
+) -> dict[str, Tensor]:
+    own = {key: tensor for key, tensor in tensors.items() if not key.startswith(left_out)}
+    translated = {key: translate(key, names) for key in own}
+    unknown = [key for key, name in translated.items() if name is None]
+    if unknown or not own:
+        raise UnsupportedModel(
+            f"{len(unknown)} of {len(own)} tensors belong nowhere in a StableVITON of these "
+            f"settings: {', '.join(unknown[:SHOWN_KEYS])}. Expected VITONHD.ckpt and Stable "
+            "Diffusion 1 as the prior."
+        )
+    return {translated[key]: tensor for key, tensor in own.items()}
