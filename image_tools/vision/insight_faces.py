@@ -14,6 +14,8 @@ is downloaded. insightface wants bytes in the order blue, green, red.
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ __all__ = ["InsightFaceAnalyzer", "bgr_bytes", "find_pack"]
 ROOT = "~/.insightface"
 # Sizes at which a face is looked for: large ones find small faces, small ones those that fill all.
 DETECTION_SIZES = (640, 448, 256)
+MODULES = ("detection", "recognition")
 
 
 class InsightFaceAnalyzer:
@@ -58,15 +61,19 @@ class InsightFaceAnalyzer:
         find_pack(root, pack)
         is_gpu = device is not None and device.type == "cuda"
         providers = [*(["CUDAExecutionProvider"] if is_gpu else []), "CPUExecutionProvider"]
-        folder = str(Path(root).expanduser())
-        self._app = FaceAnalysis(name=pack, root=folder, providers=providers)
-        self._context = (device.index or 0) if is_gpu else -1
+        folder, context = str(Path(root).expanduser()), (device.index or 0) if is_gpu else -1
+        with redirect_stdout(io.StringIO()):  # it prints what it finds
+            self._app = FaceAnalysis(
+                name=pack, root=folder, allowed_modules=list(MODULES), providers=providers
+            )
+            self._app.prepare(ctx_id=context, det_size=(DETECTION_SIZES[0],) * 2)
 
     def faces(self, image: Float[Tensor, "h w 3"]) -> list[Face]:
         """Every face of a picture in 0..1, the largest first."""
         pixels = bgr_bytes(image)
         for size in DETECTION_SIZES:
-            self._app.prepare(ctx_id=self._context, det_size=(size, size))
+            # A second call of prepare is ignored.
+            self._app.det_model.input_size = (size, size)
             found = [_face(raw) for raw in self._app.get(pixels)]
             if found:
                 return sorted(found, key=lambda face: -face.area)
