@@ -18,6 +18,7 @@ from guidance.original import Original
 from guidance.prompts import ViewPrompts
 from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.rule_configs import GuidanceConfig
+from guidance.subjects_sds_configs import SubjectsSDSConfig
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.cameras import Cameras
 
@@ -63,7 +64,7 @@ def build_guidance(
         return ControlSDSGuidance(config, prior, prompts, seed=seed)
     if isinstance(config, InstructSDSConfig | DatasetUpdateConfig | DeltaEditConfig):
         return _edit_rule(config, prior, prompts, original, dataset, seed=seed)
-    if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig) and layout:
+    if isinstance(config, RegionalSDSConfig | LayoutGuidedConfig | SubjectsSDSConfig) and layout:
         return _placed_rule(config, prior, prompts, layout)
     from guidance.sds import SDSGuidance
 
@@ -95,7 +96,7 @@ def _edit_rule(
 
 
 def _placed_rule(
-    config: RegionalSDSConfig | LayoutGuidedConfig,
+    config: RegionalSDSConfig | LayoutGuidedConfig | SubjectsSDSConfig,
     prior: NoisePrior,
     prompts: ViewPrompts,
     layout: Sequence[LayoutObject],
@@ -111,6 +112,11 @@ def _placed_rule(
             from guidance.regional_sds_close_ups import CloseUpGuidance
 
             return CloseUpGuidance(config, prior, prompts)
+    elif isinstance(config, SubjectsSDSConfig):
+        if config.is_on:
+            from guidance.subjects_sds import SubjectPrompts
+
+            prompts = SubjectPrompts(config, prior, prompts, layout)
     elif config.scale > 0.0:
         from guidance.layout_guided import LayoutPrompts
 

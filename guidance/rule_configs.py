@@ -11,6 +11,7 @@ from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfi
 from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
+from guidance.subjects_sds_configs import SubjectsSDSConfig
 
 __all__ = ["GuidanceConfig"]
 
@@ -25,4 +26,5 @@ GuidanceConfig = (
     | DeltaEditConfig
     | LayoutGuidedConfig
     | RegionalSDSConfig
+    | SubjectsSDSConfig
 )

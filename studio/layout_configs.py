@@ -14,6 +14,7 @@ from guidance.configs import PerpNegPromptsConfig, ViewPromptsConfig
 from guidance.debiasing_configs import DebiasConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
+from guidance.subjects_sds_configs import SubjectsSDSConfig
 from renderers.box_configs import BoxConfig, BoxesBlobConfig
 from renderers.configs import HashVolumeConfig
 from studio.stage_configs import StageConfig
@@ -65,8 +66,8 @@ def layout_problems(
         return problems
     if not any(starts) and not any(_reads_layout(rule) for rule in rules):
         problems.append(
-            "layout: no stage reads it - expected guidance of kind regional_sds or layout_guided, "
-            "or field.blob.kind=blob_boxes."
+            "layout: no stage reads it - expected guidance of kind regional_sds, layout_guided or "
+            "subjects_sds, or field.blob.kind=blob_boxes."
         )
     if debias is not None and any(isinstance(rule, LayoutGuidedConfig) for rule in rules):
         problems.append(
@@ -80,7 +81,27 @@ def layout_problems(
             "view_prompts: perp_neg has negatives that belong to no region - expected directional, "
             "interpolated or plain with guidance regional_sds."
         )
+    problems += _subject_problems(layout, rules, view_prompts)
     return problems + _places_outside(layout, stages[0] if stages else None)
+
+
+def _subject_problems(
+    layout: Sequence[ObjectBoxConfig], rules: Sequence[object], view_prompts: ViewPromptsConfig
+) -> list[str]:
+    placed = {k: rule for k, rule in enumerate(rules) if isinstance(rule, SubjectsSDSConfig)}
+    problems = [
+        f"stages.{k}.guidance.tool.subjects.{n}.phrase: '{subject.phrase}' names no object of its "
+        "own in the layout - expected words of one of its prompts."
+        for k, rule in placed.items()
+        for n, subject in enumerate(rule.tool.subjects)
+        if rule.objects_in([item.prompt for item in layout])[n] is None
+    ]
+    if placed and isinstance(view_prompts, PerpNegPromptsConfig):
+        problems.append(
+            "view_prompts: perp_neg has negatives that would show the subjects too - expected "
+            "directional, interpolated or plain with guidance subjects_sds."
+        )
+    return problems
 
 
 def _places_outside(layout: Sequence[ObjectBoxConfig], first: StageConfig | None) -> list[str]:
@@ -101,4 +122,4 @@ def _starts_in_boxes(stage: StageConfig) -> bool:
 
 
 def _reads_layout(rule: object) -> bool:
-    return isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig)
+    return isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig | SubjectsSDSConfig)

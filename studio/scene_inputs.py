@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from guidance.control_sds_configs import ControlSDSConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from guidance.subjects_sds_configs import SubjectsSDSConfig
 from image_tools.configs import ReferencedPriorConfig
 from image_tools.personalization.reference_configs import ReferenceToolConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
@@ -30,7 +31,7 @@ def check_inputs(scene: SceneConfig) -> None:
     for key, prior in priors_of(scene):
         if isinstance(prior, ReferencedPriorConfig):
             _check_references(prior.tool, f"{key}.tool", scene.prompt)
-    for stage in scene.stages:
+    for k, stage in enumerate(scene.stages):
         if isinstance(stage.field, MeshFileConfig):
             from studio.start_mesh import check_mesh_file
 
@@ -39,6 +40,8 @@ def check_inputs(scene: SceneConfig) -> None:
         if isinstance(rule, ControlSDSConfig):
             for control in rule.controls:
                 adapter_path(control.net.weights, role="ControlNet")
+        if isinstance(rule, SubjectsSDSConfig):
+            _check_tool_files(rule.tool, f"stages.{k}.guidance.tool")
         if isinstance(rule, InstructSDSConfig | DatasetUpdateConfig):
             adapter_path(rule.model.weights, role="edit model")
             if not scene.edit.instruction.strip():
@@ -50,11 +53,22 @@ def check_inputs(scene: SceneConfig) -> None:
 
 def _check_references(tool: ReferenceToolConfig, key: str, prompt: str) -> None:
     """Whether the tool's pictures can be read and the prompt suits it."""
-    from studio.images.reading import check_readable
-
     problems = [*tool.problems(prompt), *tool.scene_problems()]
     if isinstance(tool, StyleAlignedConfig) and tool.image is None:
         problems = [*problems, "image: is empty - expected a picture whose style is taken."]
     if problems:
         raise ConfigError(f"{key}.{problems[0]}")
+    _check_pictures(tool, key)
+
+
+def _check_tool_files(tool: ReferenceToolConfig, key: str) -> None:
+    """Whether the tool's pictures can be read and its models are there."""
+    for name, path in tool.models():
+        adapter_path(path, role=f"{key}.{name}")
+    _check_pictures(tool, key)
+
+
+def _check_pictures(tool: ReferenceToolConfig, key: str) -> None:
+    from studio.images.reading import check_readable
+
     check_readable((f"{key}.{name}", path) for name, path in tool.pictures())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from image_tools.diffusion.prior import DiffusionPrior
@@ -14,11 +16,12 @@ from image_tools.personalization.ms_diffusion_configs import (
 )
 from image_tools.personalization.ms_diffusion_subjects import see_subjects
 from image_tools.personalization.ms_diffusion_training import new_ms_adapter
+from image_tools.personalization.ms_diffusion_weights import write_ms_adapter
 from image_tools.vision.clip_images import ClipImages
 from tests.image_tools.personalization.subjects import images_of
-from tests.image_tools.vision.tiny_clip import tiny_clip
+from tests.image_tools.vision.tiny_clip import tiny_clip, write_tiny_clip
 
-__all__ = ["PROMPT", "rows_of_subjects", "tiny_adapter", "two_subjects"]
+__all__ = ["PROMPT", "rows_of_subjects", "tiny_adapter", "two_subjects", "write_tiny_adapter"]
 
 PROMPT = "a red duck and a mushroom"
 
@@ -31,6 +34,13 @@ def tiny_adapter(prior: DiffusionPrior, *, seed: int = 3) -> tuple[ClipImages, M
         for parameter in adapter.ms_adapter.parameters():
             parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
     return clip, adapter.eval().requires_grad_(False)
+
+
+def write_tiny_adapter(folder: Path, prior: DiffusionPrior) -> dict[str, str]:
+    """The same two in files, as a config names them."""
+    encoder, weights = write_tiny_clip(folder / "clip"), folder / "ms_adapter.bin"
+    write_ms_adapter(weights, tiny_adapter(prior)[1])
+    return {"weights": str(weights), "image_encoder": str(encoder)}
 
 
 def two_subjects(
