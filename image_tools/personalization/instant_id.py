@@ -117,7 +117,7 @@ def new_instant_id(
     )
     adapter = IPAdapter(PlusProjector(settings), layer_widths(prior.unet))
     draw_weights(adapter.image_proj, generator)
-    start_from_text(adapter, prior.unet)
+    start_from_text(adapter.ip_adapter, prior.unet)
     return InstantID(adapter.to(prior.device), new_controlnet(prior))
 
 

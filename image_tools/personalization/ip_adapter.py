@@ -52,6 +52,7 @@ __all__ = [
     "FaceProjector",
     "FullProjector",
     "IPAdapter",
+    "ImageKeys",
     "PlusProjector",
     "ShownImages",
     "layer_numbers",
@@ -160,7 +161,7 @@ class FacePlusProjector(FaceProjector):
         return answer if self.structure is None else identity + self.structure * answer
 
 
-class _ImageKeys(nn.Module):
+class ImageKeys(nn.Module):
     """Keys and values of images in one layer."""
 
     def __init__(self, text_width: int, inner: int) -> None:
@@ -181,7 +182,7 @@ class IPAdapter(nn.Module):
         """
         super().__init__()
         self.image_proj = projector
-        self.ip_adapter = nn.ModuleDict({k: _ImageKeys(*pair) for k, pair in widths.items()})
+        self.ip_adapter = nn.ModuleDict({k: ImageKeys(*pair) for k, pair in widths.items()})
 
     def tokens(self, features: ReferenceFeatures) -> Float[Tensor, "images tokens width"]:
         """Tokens of images beside the text."""
@@ -248,15 +249,15 @@ def new_ip_adapter(
         adapter = IPAdapter(builders[variant](), layer_widths(unet))
     adapter.to_empty(device="cpu")
     draw_weights(adapter.image_proj, generator)
-    start_from_text(adapter, unet)
+    start_from_text(adapter.ip_adapter, unet)
     return adapter
 
 
 @torch.no_grad()
-def start_from_text(adapter: IPAdapter, unet: nn.Module) -> None:
-    """Make an adapter's keys and values those of the text."""
+def start_from_text(keys: nn.ModuleDict, unet: nn.Module) -> None:
+    """Make an adapter's keys and values, by the layer's number, those of the text."""
     for name, number in layer_numbers(unet).items():
-        own = adapter.ip_adapter[number]
+        own = keys[number]
         own.to_k_ip.weight.copy_(_key_weight(unet, name))
         own.to_v_ip.weight.copy_(_key_weight(unet, name, part="to_v"))
 
@@ -329,7 +330,7 @@ class DecoupledAttention(AttentionOperation):
     def _factor(self, call: AttentionCall) -> float:
         return 1.0 if self.layer_scales is None else self.layer_scales[call.layer.name]
 
-    def _keys(self, call: AttentionCall) -> _ImageKeys:
+    def _keys(self, call: AttentionCall) -> ImageKeys:
         return self.adapter.ip_adapter[self.numbers[call.layer.name]]
 
 

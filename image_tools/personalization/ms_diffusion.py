@@ -21,13 +21,13 @@ import torch
 from torch import nn
 
 from image_tools.diffusion.additions import DenoiserCall
-from image_tools.diffusion.attention import AttentionHub
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import ddim_steps
 from image_tools.diffusion.step_clock import StepClock
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.ip_adapter import ImageKeys, layer_widths, start_from_text
 from image_tools.personalization.ip_adapter_configs import ViewFadeConfig
 from image_tools.personalization.ip_adapter_prior import view_scale
 from image_tools.personalization.ms_diffusion_attention import (
@@ -42,7 +42,6 @@ from image_tools.personalization.ms_diffusion_configs import (
 from image_tools.personalization.ms_diffusion_resampler import GroundingResampler
 
 __all__ = [
-    "ImageProjections",
     "MSAdapter",
     "MSDiffusionPrior",
     "SubjectAddition",
@@ -50,16 +49,6 @@ __all__ = [
 ]
 
 FADE = ViewFadeConfig()
-
-
-class ImageProjections(nn.Module):
-    """Keys and values of one layer for images."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        """From tokens of ``width`` to the layer's ``inner``."""
-        super().__init__()
-        self.to_k_ip = nn.Linear(width, inner, bias=False)
-        self.to_v_ip = nn.Linear(width, inner, bias=False)
 
 
 class MSAdapter(nn.Module):
@@ -72,17 +61,16 @@ class MSAdapter(nn.Module):
             UnsupportedModel: the denoiser's text has another width.
         """
         super().__init__()
+        widths = layer_widths(unet)
+        found = {text for text, _ in widths.values()}
+        if found != {shape.text_width}:
+            raise UnsupportedModel(
+                f"The denoiser reads text of {found.pop()} numbers, the adapter was made for "
+                f"{shape.text_width}. Expected an adapter of this prior's family."
+            )
         self.shape = shape
         self.image_proj = GroundingResampler(shape)
-        self.ms_adapter = nn.ModuleDict()
-        for index, layer in _text_layers(unet).items():
-            inner, width = layer.to_k.weight.shape
-            if width != shape.text_width:
-                raise UnsupportedModel(
-                    f"The denoiser reads text of {width} numbers, the adapter was made for "
-                    f"{shape.text_width}. Expected an adapter of this prior's family."
-                )
-            self.ms_adapter[str(index)] = ImageProjections(width, inner)
+        self.ms_adapter = nn.ModuleDict({k: ImageKeys(*pair) for k, pair in widths.items()})
         self.dummy_image_tokens = nn.Parameter(torch.randn(1, shape.dummies, shape.text_width))
 
     @torch.no_grad()
@@ -90,21 +78,12 @@ class MSAdapter(nn.Module):
         """Initial values: the denoiser's own projections of text, and draws for the rest."""
         self.image_proj.draw(generator)
         self.dummy_image_tokens.normal_(generator=generator)
-        for index, layer in _text_layers(unet).items():
-            own = self.projections[index]
-            own.to_k_ip.weight.copy_(layer.to_k.weight)
-            own.to_v_ip.weight.copy_(layer.to_v.weight)
+        start_from_text(self.ms_adapter, unet)
 
     @property
-    def projections(self) -> dict[int, nn.Module]:
-        """Projections by the index of their layer."""
+    def keys(self) -> dict[int, nn.Module]:
+        """Keys and values for images by the index of their layer."""
         return {int(index): own for index, own in self.ms_adapter.items()}
-
-
-def _text_layers(unet: nn.Module) -> dict[int, nn.Module]:
-    """Layers that see the text, by their index."""
-    layers = [layer for layer in AttentionHub(unet).layers if layer.is_cross]
-    return {layer.index: unet.get_submodule(layer.name) for layer in layers}
 
 
 class MSDiffusionPrior(ModifiedPrior):
@@ -185,7 +164,7 @@ class SubjectAddition:
     def apply(self, call: DenoiserCall) -> DenoiserCall:
         """The call with attention to the subjects."""
         operation = SubjectAttention(
-            self.adapter.projections,
+            self.adapter.keys,
             self.adapter.dummy_image_tokens,
             self.subjects,
             maps=self.maps,

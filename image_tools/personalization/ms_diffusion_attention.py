@@ -137,16 +137,15 @@ class SubjectRows:
 
 
 class PhraseMaps:
-    """Attention to each subject's words, by layer and step of one generation."""
+    """Attention to each subject's words, by layer and step of one picture.
+
+    A step before the last one that was seen begins another picture.
+    """
 
     def __init__(self, config: AutoLayoutConfig) -> None:
         """Nothing is seen yet."""
         self.config = config
         self._seen: dict[int, dict[int, Float[Tensor, "rows subjects n"]]] = {}
-
-    def forget(self) -> None:
-        """Begin with another image; a first step does so by itself."""
-        self._seen = {}
 
     def see(
         self,
@@ -158,9 +157,10 @@ class PhraseMaps:
         """Keep a step's map of a layer, in the place of the same step's before."""
         mean = probabilities.detach()[..., : words.shape[-1]].float().mean(dim=1)
         shares = words.float() / words.float().sum(dim=-1, keepdim=True).clamp(min=1.0)
-        # Later steps were seen of the image before this one.
-        kept = {at: maps for at, maps in self._seen.get(layer, {}).items() if at < step}
-        self._seen[layer] = {**kept, step: shares @ mean.transpose(1, 2)}
+        before = self._seen.get(layer, {})
+        if step < max(before, default=0):
+            before = {}
+        self._seen[layer] = {**before, step: shares @ mean.transpose(1, 2)}
 
     def cells(self, layer: int) -> Bool[Tensor, "rows subjects n"] | None:
         """Where the subjects are by all maps of a layer; None while there are too few."""
@@ -175,7 +175,7 @@ class SubjectAttention(AttentionOperation):
 
     def __init__(
         self,
-        projections: Mapping[int, nn.Module],
+        keys: Mapping[int, nn.Module],
         dummies: Float[Tensor, "1 n width"],
         subjects: SubjectRows,
         *,
@@ -185,18 +185,18 @@ class SubjectAttention(AttentionOperation):
         """Act for the rows of one call.
 
         Args:
-            projections: ``to_k_ip`` and ``to_v_ip`` by the index of their layer.
+            keys: ``to_k_ip`` and ``to_v_ip`` by the index of their layer.
             dummies: dummy tokens.
             subjects: of each row.
             maps: where attention to words says where subjects are; None for boxes alone.
             step: step of the sampler, for ``maps``.
         """
-        self.projections, self.dummies, self.subjects = projections, dummies, subjects
+        self.keys, self.dummies, self.subjects = keys, dummies, subjects
         self.maps, self.step = maps, step
 
     def applies_to(self, call: AttentionCall) -> bool:
-        """In attention to text that has projections."""
-        return call.layer.is_cross and call.layer.index in self.projections
+        """In attention to text, where there are keys for images."""
+        return call.layer.is_cross and call.layer.index in self.keys
 
     def needs_heads(self, call: AttentionCall) -> bool:
         """Always, where it applies."""
@@ -225,10 +225,10 @@ class SubjectAttention(AttentionOperation):
             cells = box_cells(subjects.boxes, call.size).flatten(-2).to(query.device)
         dummies = self.dummies.expand(len(query), -1, -1)
         context = torch.cat([dummies, subjects.tokens.flatten(1, 2).to(dummies)], dim=1)
-        projection = self.projections[call.layer.index]
+        own = self.keys[call.layer.index]
         key, value = (
             split_heads(project(context).to(query), attn.heads)
-            for project in (projection.to_k_ip, projection.to_v_ip)
+            for project in (own.to_k_ip, own.to_v_ip)
         )
         return subject_attention(
             query, key, value, cells, subjects.scales, dummies=dummies.shape[1]

@@ -54,6 +54,8 @@ class MSSubjectConfig:
             raise ValueError("phrase is empty - expected words of the prompt, such as dog.")
         if self.box is not None:
             _check_box(self.box)
+        if self.scale is not None:
+            _check_scale(self.scale)
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,7 @@ class MSDiffusionConfig(ReferenceToolSettings):
                 f"subjects have {count} images together - expected 1 to {MAX_IMAGES}, which the "
                 "model takes. Give fewer subjects, or fewer images of each."
             )
+        _check_scale(self.scale)
 
     def pictures(self) -> list[tuple[str, str]]:
         """All images of all subjects."""
@@ -174,6 +177,9 @@ class MSTrainingConfig:
     """What is hidden of images and text: all images of a sample at once."""
     grounding_drop: float = 0.1
     """Share of samples whose tokens start from learned latents, not from boxes and phrases."""
+    checkpointing: bool = False
+    """Recompute the denoiser's activations in the backward pass: less memory, more time, the same
+    result."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""
@@ -192,6 +198,11 @@ def _check_box(box: Box) -> None:
         raise ValueError(
             f"box is {list(box)}, which is empty - expected left below right and top below bottom."
         )
+
+
+def _check_scale(scale: float) -> None:
+    if scale < 0.0:
+        raise ValueError(f"scale is {scale} - expected 0 or more.")
 
 
 def _times(count: int) -> str:

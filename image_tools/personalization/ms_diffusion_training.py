@@ -16,7 +16,7 @@ that a training that was killed goes on bit for bit. What is written has the pub
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,10 +24,12 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
+from image_tools.personalization.ip_adapter_training import draw_drops
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
 from image_tools.personalization.ms_diffusion import MSAdapter, MSDiffusionPrior
 from image_tools.personalization.ms_diffusion_attention import SubjectRows
@@ -93,12 +95,9 @@ class Dropped:
 
 def draw_dropped(rows: int, config: MSTrainingConfig, generator: torch.Generator) -> Dropped:
     """Hide images, text or both, and grounding independently of them."""
-    fate, drops = torch.rand(rows, generator=generator), config.drops
-    is_image = fate < drops.image
-    is_text = ~is_image & (fate < drops.image + drops.text)
-    is_both = ~is_image & ~is_text & (fate < drops.image + drops.text + drops.both)
+    image, text = draw_drops(rows, config.drops, generator)
     grounding = torch.rand(rows, generator=generator) < config.grounding_drop
-    return Dropped(is_image | is_both, is_text | is_both, grounding)
+    return Dropped(image, text, grounding)
 
 
 def new_ms_adapter(
@@ -223,7 +222,8 @@ def train_ms_diffusion(
             place, and frozen at the end.
         batches: pictures with their subjects.
         config: settings.
-        folder: the training's own. The result is its file ``ms_adapter.safetensors``.
+        folder: the training's own. The result is its file ``ms_adapter.safetensors``; adapters of
+            ``checkpoint_steps`` are kept beside it.
         identity: what the batches are; a resumed training must say the same.
         hooks: progress, samples, a stop request.
 
@@ -231,6 +231,7 @@ def train_ms_diffusion(
         StudioError: the folder holds another training, or the adapter is not float32.
         UnsupportedModel: the image encoder is not the adapter's.
     """
+    hooks = hooks or LoopHooks()
     loss = SubjectsLoss(prior, clip, adapter, batches, config)
     trained = dict(adapter.named_parameters())
     trained.pop("dummy_image_tokens").requires_grad_(False)
@@ -241,9 +242,21 @@ def train_ms_diffusion(
         device=prior.device,
         identity=identity_of(config, prior, [], {"batches": identity}),
     )
-    finished = loop.run(loss, hooks or LoopHooks())
+
+    def checkpoint(step: int) -> None:
+        write_ms_adapter(_step_path(folder, step), adapter)
+        hooks.checkpoint(step)
+
+    with gradient_checkpointing([prior.unet], config.checkpointing):
+        finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
     adapter.eval().requires_grad_(False)
-    if not finished:
-        return TrainingResult(False, loop.step, ())
-    write_ms_adapter(folder / FILE_NAME, adapter)
-    return TrainingResult(True, loop.step, (folder / FILE_NAME,))
+    files = [_step_path(folder, step) for step in config.loop.checkpoint_steps]
+    files = [path for path in files if path.exists()]
+    if finished:
+        files.append(folder / FILE_NAME)
+        write_ms_adapter(files[-1], adapter)
+    return TrainingResult(finished, loop.step, tuple(files))
+
+
+def _step_path(folder: Path, step: int) -> Path:
+    return folder / "ms_adapters" / f"step-{step:06d}.safetensors"

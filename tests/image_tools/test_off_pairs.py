@@ -27,6 +27,7 @@ from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior
 from image_tools.editing.inversion import Inversion, InvertedPrior
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.personalization.consistency import ConsistencyPrior, Student
+from image_tools.personalization.ms_diffusion import MSDiffusionPrior
 from image_tools.personalization.personalized import attach_subjects
 from image_tools.personalization.personalized_configs import LoraUseConfig, SubjectConfig
 from image_tools.personalization.style_aligned import StyleAlignedPrior, StyleReferencePrior
@@ -42,6 +43,11 @@ from tests.image_tools.control.tiny_controls import (
 )
 from tests.image_tools.editing.tiny_editors import tiny_edit_unet
 from tests.image_tools.personalization.subjects import load_tiny
+from tests.image_tools.personalization.tiny_subjects import (
+    rows_of_subjects,
+    tiny_adapter,
+    two_subjects,
+)
 from tests.image_tools.random_loras import random_lora
 
 SOURCE, TARGET = "a red duck", "a red mushroom"
@@ -60,6 +66,7 @@ class Bench:
         self.images = condition_images(plain)
         self.local, self.content = tiny_local_adapter(plain), tiny_global_adapter(plain)
         self.editor = tiny_edit_unet(plain)
+        self.clip, self.subjects = tiny_adapter(plain)
 
     def attach(self, name, *, weight):
         attach_to_prior(self.plain, self.lora, name=name, weight=weight)
@@ -149,7 +156,14 @@ def style_reference(bench, prior):
     return StyleReferencePrior(prior, reference, NO_STYLE)
 
 
-ATTENTION = (edits, regions, self_guidance, inversion, style_set, style_reference)
+def subjects_in_boxes(bench, prior):
+    off = two_subjects(scale=0.0)
+    rows = rows_of_subjects(bench.plain, bench.clip, bench.subjects, off)
+    return MSDiffusionPrior(prior, bench.subjects, rows)
+
+
+STYLES = (style_set, style_reference)
+ATTENTION = (edits, regions, self_guidance, inversion, *STYLES, subjects_in_boxes)
 ADDITIONS = (control, control_window, uni)
 ATTACHED = (lora, subject_off, words)
 ON_BARE_PRIORS = (instructions, consistency)

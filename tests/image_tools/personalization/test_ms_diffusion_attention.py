@@ -9,7 +9,7 @@ import torch
 
 from image_tools.diffusion.attention import AttentionHub
 from image_tools.diffusion.attention_calls import AttentionCall, AttentionLayer, BatchLayout
-from image_tools.personalization.ms_diffusion import ImageProjections
+from image_tools.personalization.ip_adapter import ImageKeys
 from image_tools.personalization.ms_diffusion_attention import (
     PhraseMaps,
     SubjectAttention,
@@ -48,10 +48,10 @@ def unet():
 
 
 @pytest.fixture(scope="module")
-def projections(unet):
-    """Random projections for the images of one layer."""
+def keys(unet):
+    """Random keys for the images of one layer."""
     index = next(layer.index for layer in AttentionHub(unet).layers if layer.name == LAYER)
-    own = ImageProjections(TEXT_WIDTH, 16)
+    own = ImageKeys(TEXT_WIDTH, 16)
     with torch.no_grad():
         for parameter in own.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=seeded(2)))
@@ -68,10 +68,10 @@ def layer_output(unet, operation=None, *, rows: int = 2, size=SIZE):
         return unet.get_submodule(LAYER)(hidden, encoder_hidden_states=text)
 
 
-def operation(projections, rows: SubjectRows, *, dummies: float = 1.0) -> SubjectAttention:
+def operation(keys, rows: SubjectRows, *, dummies: float = 1.0) -> SubjectAttention:
     """Attention to subjects, with dummy tokens of some size."""
     extra = dummies * torch.randn(1, DUMMIES, TEXT_WIDTH, generator=seeded(5))
-    return SubjectAttention(projections, extra, rows)
+    return SubjectAttention(keys, extra, rows)
 
 
 @pytest.mark.parametrize("size", [(8, 8), (5, 9), (1, 3)])
@@ -120,14 +120,14 @@ def test_it_is_one_softmax_over_all_subjects_by_loops():
     assert not found[0, 5].any(), "nobody is in the last cell"
 
 
-def test_separate_boxes_on_the_grid_are_the_stock_masks(unet, projections):
+def test_separate_boxes_on_the_grid_are_the_stock_masks(unet, keys):
     """A public implementation of masked images, each with a softmax of its own."""
     from diffusers.models.attention_processor import IPAdapterAttnProcessor2_0
 
     rows = subjects(LEFT, RIGHT, rows=2)
-    found = layer_output(unet, operation(projections, rows))
+    found = layer_output(unet, operation(keys, rows))
     stock = IPAdapterAttnProcessor2_0(16, TEXT_WIDTH, num_tokens=(TOKENS,), scale=[0.6])
-    own = next(iter(projections.values()))
+    own = next(iter(keys.values()))
     stock.to_k_ip[0], stock.to_v_ip[0] = own.to_k_ip, own.to_v_ip
     masks = box_cells(rows.boxes[:1], SIZE).float()
     hidden = torch.randn(2, 64, 16, generator=seeded(3))
@@ -141,42 +141,42 @@ def test_separate_boxes_on_the_grid_are_the_stock_masks(unet, projections):
     with torch.no_grad():
         masks = box_cells(shared.boxes[:1], SIZE).float()
         apart = stock(layer, hidden, (text, [shared.tokens]), ip_adapter_masks=[masks])
-    gap = (layer_output(unet, operation(projections, shared)) - apart).abs().unflatten(1, SIZE)
+    gap = (layer_output(unet, operation(keys, shared)) - apart).abs().unflatten(1, SIZE)
     assert gap[:, :, 2:4].max() > 0.01, "where boxes overlap, subjects share one softmax"
     assert gap[:, :, :2].max() < 1e-5
 
 
-def test_without_boxes_it_is_text_alone_bit_for_bit(unet, projections):
+def test_without_boxes_it_is_text_alone_bit_for_bit(unet, keys):
     plain = layer_output(unet)
     rows = subjects(LEFT, RIGHT, rows=2)
-    empty = operation(projections, rows.kept(torch.tensor([False, False])))
+    empty = operation(keys, rows.kept(torch.tensor([False, False])))
     assert torch.equal(layer_output(unet, empty), plain)
     outside = subjects((0.0, 0.0, 0.5, 0.5), rows=2)
-    found = layer_output(unet, operation(projections, outside)).unflatten(1, SIZE)
+    found = layer_output(unet, operation(keys, outside)).unflatten(1, SIZE)
     plain = plain.unflatten(1, SIZE)
     assert torch.equal(found[:, 4:], plain[:, 4:])
     assert torch.equal(found[:, :, 4:], plain[:, :, 4:])
     assert not torch.equal(found[:, :4, :4], plain[:, :4, :4])
 
 
-def test_dummy_tokens_have_no_effect(unet, projections):
+def test_dummy_tokens_have_no_effect(unet, keys):
     rows = subjects(LEFT, (0.25, 0.5, 0.75, 1.0), rows=2)
-    first, other = (operation(projections, rows, dummies=size) for size in (1.0, 30.0))
+    first, other = (operation(keys, rows, dummies=size) for size in (1.0, 30.0))
     assert torch.equal(layer_output(unet, first), layer_output(unet, other))
 
 
-def test_rows_do_not_see_each_other_and_padding_changes_nothing(unet, projections):
+def test_rows_do_not_see_each_other_and_padding_changes_nothing(unet, keys):
     one, two = subjects(LEFT), subjects(RIGHT, (0.0, 0.0, 1.0, 0.5), seed=8)
     both = one.padded(2).below([two])
-    found = layer_output(unet, operation(projections, both))
+    found = layer_output(unet, operation(keys, both))
     for row, own in enumerate((one, two)):
-        alone = layer_output(unet, operation(projections, own.repeated(2)))
+        alone = layer_output(unet, operation(keys, own.repeated(2)))
         torch.testing.assert_close(found[row], alone[row], atol=1e-6, rtol=1e-6)
 
 
-def test_grids_need_not_be_square(unet, projections):
+def test_grids_need_not_be_square(unet, keys):
     rows = subjects((0.0, 0.0, 1.0, 0.5), rows=2)
-    found = layer_output(unet, operation(projections, rows), size=(4, 6)).unflatten(1, (4, 6))
+    found = layer_output(unet, operation(keys, rows), size=(4, 6)).unflatten(1, (4, 6))
     plain = layer_output(unet, size=(4, 6)).unflatten(1, (4, 6))
     changed = (found != plain).any(dim=(0, 3))
     assert changed[:2].all()
@@ -205,26 +205,26 @@ def test_words_tell_places_after_enough_steps():
             stretched = (own - own.min()) / (own.max() - own.min() + 1e-5)
             assert torch.equal(cells[0, subject], stretched > 0.5)
         assert not cells[1].any(), "a row without words has its subjects nowhere"
-    maps.see(7, 0, seen[3], words)
-    assert maps.cells(7) is None, "another image has begun"
+    maps.see(7, 1, seen[3], words)
+    assert maps.cells(7) is None, "another picture has begun"
     assert maps.cells(8) is None
 
 
-def test_seen_words_move_a_subject(unet, projections):
+def test_seen_words_move_a_subject(unet, keys):
     """From the step on at which enough is seen, where its box was counts no more."""
     rows = subjects(LEFT, rows=2)
     words = torch.zeros(2, 1, 5)
     words[1, 0, 2] = 1.0
     rows = SubjectRows(rows.tokens, rows.boxes, rows.scales, words)
     maps = PhraseMaps(AutoLayoutConfig(start_step=2))
-    boxed = layer_output(unet, operation(projections, rows))
+    boxed = layer_output(unet, operation(keys, rows))
     outputs = []
     for step in range(2):
-        acting = operation(projections, rows)
+        acting = operation(keys, rows)
         acting.maps, acting.step = maps, step
         outputs.append(layer_output(unet, acting))
     torch.testing.assert_close(outputs[0], boxed, atol=1e-5, rtol=1e-5)
-    (index,) = projections
+    (index,) = keys
     cells = maps.cells(index)
     changed = (outputs[1] - layer_output(unet)).abs().amax(dim=-1) > 1e-5
     assert not changed[0].any()
@@ -232,9 +232,9 @@ def test_seen_words_move_a_subject(unet, projections):
     assert 0 < int(cells[1, 0].sum()) < 64
 
 
-def test_only_layers_with_projections_are_touched(projections):
-    (index,) = projections
-    acting = operation(projections, subjects(LEFT))
+def test_only_layers_with_keys_are_touched(keys):
+    (index,) = keys
+    acting = operation(keys, subjects(LEFT))
     layer = AttentionLayer("x", index, "down", True, 2)
     assert acting.applies_to(AttentionCall(layer, BatchLayout()))
     other = AttentionLayer("x", index + 2, "down", True, 2)

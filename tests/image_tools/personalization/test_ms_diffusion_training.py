@@ -70,8 +70,8 @@ def test_an_untrained_adapter_starts_from_the_texts_own_projections(prior, clip)
     adapter = new_adapter(prior, clip)
     assert torch.equal(torch.get_rng_state(), before)
     layer = prior.unet.get_submodule("down_blocks.0.attentions.0.transformer_blocks.0.attn2")
-    assert torch.equal(adapter.projections[1].to_k_ip.weight, layer.to_k.weight)
-    assert torch.equal(adapter.projections[1].to_v_ip.weight, layer.to_v.weight)
+    assert torch.equal(adapter.keys[1].to_k_ip.weight, layer.to_k.weight)
+    assert torch.equal(adapter.keys[1].to_v_ip.weight, layer.to_v.weight)
     again = new_adapter(prior, clip).state_dict()
     assert all(torch.equal(t, again[name]) for name, t in adapter.state_dict().items())
     assert all(torch.isfinite(t).all() for t in again.values())
@@ -146,6 +146,25 @@ def test_the_loss_falls_and_what_is_written_reads_identically(prior, clip, tmp_p
     read = read_ms_adapter(result.files[-1], prior.unet).state_dict()
     assert all(torch.equal(t, read[name]) for name, t in adapter.state_dict().items())
     assert not any(p.requires_grad for p in adapter.parameters())
+
+
+def test_recomputed_activations_give_the_same_training(prior, clip, tmp_path):
+    trained = {}
+    for is_recomputed in (False, True):
+        adapter = new_adapter(prior, clip)
+        folder = tmp_path / str(is_recomputed)
+        loop = replace(SHORT.loop, steps=2, checkpoint_steps=(1,))
+        config = replace(SHORT, loop=loop, checkpointing=is_recomputed)
+        result = train_ms_diffusion(
+            prior, clip, adapter, batches, config, folder, identity="halves"
+        )
+        assert [path.name for path in result.files] == [
+            "step-000001.safetensors",
+            "ms_adapter.safetensors",
+        ]
+        trained[is_recomputed] = adapter.state_dict()
+    for name, tensor in trained[False].items():
+        torch.testing.assert_close(trained[True][name], tensor, atol=1e-5, rtol=1e-4)
 
 
 def test_an_interrupted_training_goes_on_bit_for_bit(prior, clip, tmp_path):

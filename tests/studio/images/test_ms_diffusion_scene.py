@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.ms_diffusion_configs import (
@@ -13,12 +12,10 @@ from image_tools.personalization.ms_diffusion_configs import (
     MSSubjectConfig,
 )
 from image_tools.personalization.ms_diffusion_loading import load_ms_diffusion_prior
-from image_tools.personalization.ms_diffusion_training import new_ms_adapter
-from image_tools.personalization.ms_diffusion_weights import write_ms_adapter
 from image_tools.personalization.references import build_reference_tool, reference_files
-from image_tools.vision.clip_images import load_clip_images
 from studio.config import load_task
 from studio.errors import ConfigError
+from tests.image_tools.personalization.tiny_subjects import write_tiny_adapter
 from tests.image_tools.vision.tiny_clip import write_tiny_clip
 from tests.studio.images.conftest import read, write_picture
 
@@ -29,15 +26,7 @@ DUCK = {"phrase": "duck", "box": [0.0, 0.0, 0.5, 1.0]}
 @pytest.fixture(scope="module")
 def weights(prior, tmp_path_factory):
     """An image encoder and an adapter for the tiny prior."""
-    folder = tmp_path_factory.mktemp("ms")
-    clip = load_clip_images(write_tiny_clip(folder / "clip"), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(0)
-    adapter = new_ms_adapter(prior, clip, generator=generator, dim=64, depth=1, tokens=2)
-    write_ms_adapter(folder / "ms_adapter.bin", adapter)
-    return {
-        "weights": str(folder / "ms_adapter.bin"),
-        "image_encoder": str(folder / "clip"),
-    }
+    return write_tiny_adapter(tmp_path_factory.mktemp("ms"), prior)
 
 
 def test_the_preset_is_a_form():
@@ -69,6 +58,7 @@ def test_the_preset_is_a_form():
         ("tool.subjects.0.phrase=", "phrase is empty - expected words of the prompt"),
         ("tool.subjects=[]", "subjects have 0 images together"),
         ("tool.layout={start_step: 0}", "start_step is 0 - expected at least 1"),
+        ("tool.scale=-1", "scale is -1.0 - expected 0 or more"),
         ("tool.layout={threshold: 2}", r"threshold is 2.0 - expected 0 to 1"),
     ],
 )
