@@ -178,13 +178,14 @@ class SubjectPreparation:
             self._once("second_samples", "samples", lambda: self._samples("multiview"))
 
     def _views(self, renderer: SceneRenderer) -> int:
-        use = self.subject.views.subject
-        plain = self._plain()
+        config = self.subject.views
+        plain = self._plain() if config.prior is None else load_prior(config.prior, self.device)
         rows = redrawing_rows(self.scene, plain)
         cameras = self._cameras(plain.image_size)
         if len(list(self.folder.views("renders").glob("*.png"))) < len(cameras):
             render_views(renderer, cameras, self.folder)
-        prior = with_subject(plain, self.subject, use, self.folder)
+        origin = None if config.prior is None else self.scene.prior
+        prior = with_subject(plain, self.subject, config.subject, self.folder, trained_from=origin)
         self._finish(
             redraw_views(self.scene, prior, cameras, self.folder, should_stop=self.should_stop)
         )
@@ -223,7 +224,7 @@ class SubjectPreparation:
     def views(self) -> PseudoViews:
         """The pseudo views, once they are made."""
         size = read_images(self.folder.views("pseudo")).shape[1]
-        return read_views(self.folder, self._cameras(size))
+        return read_views(self.folder, self._cameras(size), self.subject.views.cutout)
 
     # --- around them ------------------------------------------------------------------------------
 

@@ -22,13 +22,15 @@ from guidance.configs import (
     PlainPromptsConfig,
     ViewPromptsConfig,
 )
-from guidance.perp_neg import PerpNegCondition
-from guidance.prompts import ViewCondition, build_view_prompts, view_texts
+from guidance.multiview import predict_sets
+from guidance.prompts import ViewPrompts, build_view_prompts, view_texts
 from guidance.views import direction_index, sided_row
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.diffusion.redraw import redraw_images, redraw_steps
+from image_tools.diffusion.redraw import GuidedNoise, redraw_images, redraw_steps
 from image_tools.personalization.class_images import read_image, write_image
 from image_tools.personalization.loop import batch_generator
+from image_tools.personalization.photo_cutouts import on_plain
+from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.cameras import Cameras, orbit_cameras
 from renderers.configs import CamerasConfig
 from renderers.materials import ALBEDO
@@ -36,7 +38,7 @@ from studio.configs import SceneConfig
 from studio.previews import preview_cameras
 from studio.run_folder import write_atomic
 from studio.scene_parts import SceneRenderer
-from studio.subject.configs import ConsistencySubjectConfig, PseudoViewsConfig
+from studio.subject.configs import SET_VIEWS, ConsistencySubjectConfig, PseudoViewsConfig
 from studio.subject.folder import SubjectFolder, image_path, read_images, write_images
 
 __all__ = [
@@ -50,7 +52,7 @@ __all__ = [
     "widened",
 ]
 
-AT_ONCE = 4
+AT_ONCE = SET_VIEWS
 # Numbers of the generators of views; far from those of class images and batches.
 DRAW = 1 << 43
 
@@ -66,7 +68,11 @@ class PseudoViews:
 
 
 def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int) -> Cameras:
-    """Cameras evenly around the object at the middle of a stage's distances, front first."""
+    """Cameras evenly around the object at the middle of a stage's distances, front first.
+
+    Where views are redrawn in sets, those of a set follow each other: at right angles, from one
+    elevation.
+    """
     typical = preview_cameras(cameras, size)
     rings = [
         orbit_cameras(
@@ -79,7 +85,12 @@ def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int
         )
         for elevation in config.elevations_deg
     ]
-    views = [rings[k % len(rings)][k] for k in range(config.count)]
+    if config.is_of_sets:
+        sets = config.count // SET_VIEWS
+        places = [(turn * sets + k, k) for k in range(sets) for turn in range(SET_VIEWS)]
+    else:
+        places = [(k, k) for k in range(config.count)]
+    views = [rings[ring % len(rings)][place] for place, ring in places]
     parts = {
         entry.name: torch.cat([getattr(view, entry.name) for view in views])
         for entry in fields(Cameras)
@@ -130,30 +141,44 @@ def redraw_views(
             continue
         if should_stop():
             return False
-        condition = prompts.at(cameras[list(chosen)])
-        images = _redrawn(scene, prior, condition, chosen, folder)
+        guided = _guided(scene, prior, prompts, cameras[list(chosen)].to(prior.device))
+        images = _redrawn(scene, prior, guided, chosen, folder)
         for index, image in zip(chosen, images, strict=True):
             write_image(image_path(target, index), image)
     _record(scene, cameras, folder)
     return True
 
 
+def _guided(
+    scene: SceneConfig, prior: DiffusionPrior, prompts: ViewPrompts, cameras: Cameras
+) -> GuidedNoise:
+    """The prediction that some views follow."""
+    config = scene.subject.views
+    sampler = config.sampler
+    condition = prompts.at(cameras)
+    if not config.is_of_sets:
+        return lambda z_t, t: condition.guided_noise(
+            prior, z_t, t, sampler.guidance_scale, rescale=sampler.guidance_rescale
+        )
+    text = prior.encode_prompt([prompts.prompt])
+
+    def guided(z_t: Tensor, t: Tensor) -> Tensor:
+        return predict_sets(prior, z_t, t, cameras, text, condition.uncond, sampler.guidance_scale)[
+            0
+        ]
+
+    return guided
+
+
 def _redrawn(
     scene: SceneConfig,
     prior: DiffusionPrior,
-    condition: ViewCondition | PerpNegCondition,
+    guided: GuidedNoise,
     chosen: range,
     folder: SubjectFolder,
 ) -> Float[Tensor, "n h w 3"]:
     """Some renders, redrawn together."""
     config = scene.subject.views
-    sampler = config.sampler
-
-    def guided(z_t: Tensor, t: Tensor) -> Tensor:
-        return condition.guided_noise(
-            prior, z_t, t, sampler.guidance_scale, rescale=sampler.guidance_rescale
-        )
-
     paths = [image_path(folder.views("renders"), index) for index in chosen]
     return redraw_images(
         prior,
@@ -161,7 +186,7 @@ def _redrawn(
         guided,
         strength=config.strength,
         generators=[batch_generator(scene.seed, DRAW + index) for index in chosen],
-        config=sampler,
+        config=config.sampler,
     )
 
 
@@ -175,7 +200,7 @@ def redrawing_rows(scene: SceneConfig, prior: DiffusionPrior) -> int:
 def _rows_of_a_prediction(scene: SceneConfig) -> int:
     """Rows of one guided prediction."""
     config = scene.subject.views
-    if isinstance(scene.view_prompts, PerpNegPromptsConfig):
+    if isinstance(scene.view_prompts, PerpNegPromptsConfig) and not config.is_of_sets:
         return 4  # without prompt, with it, and two negatives
     if isinstance(config.subject, ConsistencySubjectConfig):
         return 3
@@ -194,10 +219,14 @@ def captions_of(prompts: ViewPromptsConfig, caption: str, cameras: Cameras) -> t
     return tuple(texts[row] for row in rows.tolist())
 
 
-def read_views(folder: SubjectFolder, cameras: Cameras) -> PseudoViews:
-    """The views of a run."""
-    masks = read_images(folder.views("masks"))[..., :1]
-    return PseudoViews(read_images(folder.views("pseudo")), masks, cameras)
+def read_views(
+    folder: SubjectFolder, cameras: Cameras, cutout: CutoutConfig | None = None
+) -> PseudoViews:
+    """The views of a run, on white if they are cut out."""
+    masks, images = read_images(folder.views("masks"))[..., :1], read_images(folder.views("pseudo"))
+    if cutout is not None:
+        images, _, _ = on_plain(images, torch.ones(images.shape[:3]), cutout, size=images.shape[1])
+    return PseudoViews(images, masks, cameras)
 
 
 def widened(masks: Float[Tensor, "n h w 1"], margin: float) -> Float[Tensor, "n h w 1"]:
