@@ -21,6 +21,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,10 +39,11 @@ from image_tools.personalization.kosmos_g_weights import (
     ALIGNER,
     MLLM,
     TOKENIZER,
-    check_tensors,
+    fill_part,
     write_aligner,
 )
 from image_tools.personalization.loop import write_safetensors
+from renderers.errors import StudioError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -120,10 +122,11 @@ def convert_kosmos_g(
     Raises:
         WeightsMissing: files are absent or damaged; UnsafeWeights if there is more than tensors.
         UnsupportedModel: the checkpoint or the vocabulary is of another design.
+        StudioError: the target is there already.
     """
     checkpoint, target = checkpoint.expanduser(), target.expanduser()
     if target.exists():
-        raise WeightsMissing(
+        raise StudioError(
             f"'{target}' is there already - expected a new folder. Name another, or remove it."
         )
     partial = target.with_name(f"{target.name}.tmp")
@@ -200,10 +203,10 @@ def aligner_settings(shapes: Mapping[str, tuple[int, ...]]) -> AlignerSettings:
             ffn_width=shapes["encoder.layers.0.ffn.fc1.weight"][0],
             positions=shapes["encoder_proj.embed_positions.weight"][0],
         )
-    except KeyError as error:
+    except (KeyError, ValueError) as error:
         raise UnsupportedModel(
-            f"The checkpoint's aligner has no tensor {error}. Expected one of stage 2 or the final "
-            "one; that of stage 1 has no aligner."
+            f"The checkpoint's aligner is incomplete ({error}). Expected one of stage 2 or the "
+            "final one; that of stage 1 has no aligner."
         ) from error
 
 
@@ -217,7 +220,7 @@ def _write_mllm(
         model = Kosmos2Model(settings)
     surplus = sorted(set(tensors) - set(model.state_dict()))
     tensors = {name: tensor for name, tensor in tensors.items() if name not in surplus}
-    check_tensors(tensors, model, f"The language model of '{source}'")
+    fill_part(lambda: model, tensors, f"The language model of '{source}'")
     settings.architectures = [Kosmos2Model.__name__]
     settings.save_pretrained(folder)
     write_safetensors(folder / "model.safetensors", tensors, {"format": "pt"})
@@ -226,11 +229,8 @@ def _write_mllm(
 
 def _write_aligner(folder: Path, tensors: dict[str, Tensor], source: Path) -> None:
     settings = aligner_settings({name: tuple(t.shape) for name, t in tensors.items()})
-    with torch.device("meta"):
-        aligner = AlignerNet(settings)
-    check_tensors(tensors, aligner, f"The aligner of '{source}'")
-    aligner.load_state_dict(tensors, strict=True, assign=True)
-    write_aligner(folder, aligner)
+    build = partial(AlignerNet, settings)
+    write_aligner(folder, fill_part(build, tensors, f"The aligner of '{source}'"))
 
 
 def _tokenizer(folder: Path, settings: Kosmos2Config) -> Tokenizer:
@@ -262,4 +262,5 @@ def _vision_name(name: str) -> str | None:
 def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     """How many layers have tensors below ``prefix``."""
     found = re.compile(re.escape(prefix) + r"\.(\d+)\.")
-    return 1 + max(int(match[1]) for name in shapes if (match := found.match(name)))
+    numbers = [int(match[1]) for name in shapes if (match := found.match(name))]
+    return 1 + max(numbers, default=-1)

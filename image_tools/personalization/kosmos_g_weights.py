@@ -16,12 +16,17 @@ import json
 from dataclasses import asdict, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from image_tools.diffusion.loading import read_module, read_tensors, readable_weights
+from image_tools.diffusion.loading import (
+    quiet_libraries,
+    read_module,
+    read_tensors,
+    readable_weights,
+)
 from image_tools.diffusion.stock_modules import write_module
 from image_tools.diffusion.weights import find_weights, fingerprint_files, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
@@ -30,9 +35,10 @@ from image_tools.personalization.kosmos_g_aligner import AlignerNet
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
 from image_tools.personalization.kosmos_g_prompt import PromptTokens
 from image_tools.personalization.loop import write_safetensors
+from image_tools.personalization.tensor_files import fill
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from tokenizers import Tokenizer
     from transformers import Kosmos2Model
@@ -41,7 +47,7 @@ __all__ = [
     "ALIGNER",
     "MLLM",
     "TOKENIZER",
-    "check_tensors",
+    "fill_part",
     "kosmos_g_files",
     "prompt_tokens",
     "read_aligner",
@@ -53,7 +59,8 @@ __all__ = [
 MLLM, ALIGNER, TOKENIZER = "mllm", "aligner", "tokenizer"
 STEM = "model"
 ROLE = "KOSMOS-G"
-SHOWN_KEYS = 5
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 def kosmos_g_files(folder: Path) -> list[Path]:
@@ -126,46 +133,31 @@ def read_aligner(folder: Path) -> AlignerNet:
         UnsupportedModel: tensors that do not belong, are missing, or have other shapes.
     """
     role = f"{ROLE} aligner"
-    with torch.device("meta"):
-        aligner = AlignerNet(_read_settings(folder, role))
+    settings = _read_settings(folder, role)
     tensors = read_tensors(_weight_files(folder), role)
     tensors = {k: t.float() for k, t in tensors.items() if not k.startswith("decoder")}
-    check_tensors(tensors, aligner, f"The aligner in '{folder}'")
-    aligner.load_state_dict(tensors, strict=True, assign=True)
-    return aligner
+    return fill_part(partial(AlignerNet, settings), tensors, f"The aligner in '{folder}'")
 
 
-def check_tensors(tensors: Mapping[str, Tensor], module: nn.Module, what: str) -> None:
-    """Refuse tensors that are not exactly those of a network.
+def fill_part(build: Callable[[], Part], tensors: Mapping[str, Tensor], what: str) -> Part:
+    """A part of the model with exactly these tensors.
 
     Raises:
         UnsupportedModel: naming the first that differ.
     """
-    expected = {name: tuple(t.shape) for name, t in module.state_dict().items()}
-    actual = {name: tuple(t.shape) for name, t in tensors.items()}
-    wrong = sorted(n for n in {*actual, *expected} if actual.get(n) != expected.get(n))
-    if not wrong:
-        return
-    said = ", ".join(
-        f"{n} ({actual.get(n, 'absent')}, expected {expected.get(n, 'nothing')})"
-        for n in wrong[:SHOWN_KEYS]
-    )
-    raise UnsupportedModel(
-        f"{what} differs from its settings in {len(wrong)} tensors: {said}. Expected those of a "
-        "KOSMOS-G checkpoint; convert it again."
-    )
+    return fill(build, tensors, what=what, expected="the tensors of a KOSMOS-G checkpoint")
 
 
-def write_aligner(folder: Path, aligner: AlignerNet, *, dtype: torch.dtype | None = None) -> None:
+def write_aligner(folder: Path, aligner: AlignerNet) -> None:
     """Write an aligner, with the half for training where it has one."""
-    tensors = {name: t.to(dtype or t.dtype) for name, t in aligner.state_dict().items()}
-    write_safetensors(folder / f"{STEM}.safetensors", tensors, {"format": "pt"})
+    write_safetensors(folder / f"{STEM}.safetensors", aligner.state_dict(), {"format": "pt"})
     (folder / "config.json").write_text(json.dumps(asdict(aligner.settings), indent=2) + "\n")
 
 
 def write_kosmos_g(folder: Path, model: KosmosGModel) -> None:
     """Write all parts, so that ``read_kosmos_g`` gives the same model."""
-    write_module(model.mllm, folder / MLLM)
+    with quiet_libraries():
+        write_module(model.mllm, folder / MLLM)
     write_aligner(folder / ALIGNER, model.aligner)
     model.tokens.save(folder / TOKENIZER / "tokenizer.json")
 
