@@ -27,7 +27,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
-from image_tools.diffusion.modified import ModifiedPrior
+from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.two_scales import GuidanceScales, TwoScaleBranches, two_scale_noise
 from image_tools.tryon.bootcomp_configs import WORDS
@@ -76,13 +76,12 @@ class BootCompPrior(ModifiedPrior):
         self.bank = garment_bank(self.plain, self.encoder, garments) if garments else None
 
     def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
-        """The condition and the garments, or features of zeros."""
+        """The condition and the garments; features of zeros for rows of the unconditional half."""
         if self.bank is None:
             return condition
-        bank = self.bank.repeated(rows)
         condition = condition.expand(rows)
-        addition = BankAddition(bank if is_cond else bank.zeros())
-        return replace(condition, additions=(*condition.additions, addition))
+        sees = conditional_rows(condition, rows, is_cond=is_cond)
+        return self._shown(condition, rows, sees)
 
     def guided_noise(
         self,
@@ -102,12 +101,18 @@ class BootCompPrior(ModifiedPrior):
         rows = len(latents)
         cond, uncond = as_condition(cond), as_condition(uncond)
         branches = TwoScaleBranches(
-            none=self.modify(uncond, rows, is_cond=False),
-            shown=self.modify(uncond, rows, is_cond=True),
-            both=self.modify(cond, rows, is_cond=True),
+            none=self._shown(uncond, rows, torch.zeros(rows)),
+            shown=self._shown(uncond, rows, torch.ones(rows)),
+            both=self._shown(cond, rows, torch.ones(rows)),
         )
         scales = GuidanceScales(text=guidance_scale, shown=self.garment_scale)
         return two_scale_noise(self.plain, latents, t, branches, scales, rescale=rescale)
+
+    def _shown(self, condition: Condition, rows: int, sees: Tensor) -> Condition:
+        """Garments for the rows that see them, and features of zeros for the others."""
+        bank = self.bank.repeated(rows).scaled(sees.reshape(-1, 1, 1))
+        condition = condition.expand(rows)
+        return replace(condition, additions=(*condition.additions, BankAddition(bank)))
 
 
 def word_for(category: GarmentCategory) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding
-from image_tools.diffusion.modified import ModifiedPrior
+from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
 from image_tools.tryon.bootcomp import word_for
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.garment_configs import GarmentCategory
@@ -68,8 +68,10 @@ class DecompositionPrior(ModifiedPrior):
         """The condition and the garments, or the picture of nothing."""
         if self._shown is None:
             return condition
-        bank = self._shown[0 if is_cond else 1].repeated(rows)
         condition = condition.expand(rows)
+        sees = conditional_rows(condition, rows, is_cond=is_cond)
+        garment, nothing = (bank.repeated(rows) for bank in self._shown)
+        bank = garment.stack([nothing]).select(torch.arange(rows) + rows * ~sees)
         return replace(condition, additions=(*condition.additions, BankAddition(bank)))
 
 

@@ -53,11 +53,11 @@ __all__ = [
     "GarmentAddition",
     "IdmVtonPrior",
     "garment_features",
-    "only_garment",
     "person_channels",
     "worn_prompts",
 ]
 
+MODEL = "IDM-VTON"
 IDM_CHANNELS = 9
 NEGATIVE_PROMPT = "monochrome, lowres, bad anatomy, worst quality, low quality"
 GARMENT_PROMPT, WORN_PROMPT = "a photo of {}", "model is wearing {}"
@@ -168,7 +168,7 @@ class IdmVtonPrior(ModifiedPrior):
             ShapeError: pictures are not of the denoiser's size.
             StudioError: there are several garments; IDM-VTON knows one at a time.
         """
-        garment = only_garment(sample)
+        garment = sample.only_garment(model=MODEL)
         self._channels = person_channels(self.denoiser, sample)
         self._garment = garment_features(self.denoiser, garment)
         images = garment.images.to(self.denoiser.device)
@@ -199,20 +199,6 @@ class IdmVtonPrior(ModifiedPrior):
         )
         channels = ExtraChannels(rows_of(self._channels, rows, "the person"))
         return replace(condition, additions=(*condition.additions, channels, garment))
-
-
-def only_garment(sample: TryOnSample) -> Garment:
-    """The garment of a model that knows one at a time.
-
-    Raises:
-        StudioError: there are several.
-    """
-    if len(sample.garments) != 1:
-        raise StudioError(
-            f"IDM-VTON got {len(sample.garments)} garments for each person - expected one. Dress "
-            "people in one after the other, or take BootComp."
-        )
-    return sample.garments[0]
 
 
 def person_channels(denoiser: TryOnDenoiser, sample: TryOnSample) -> Float[Tensor, "b 9 s t"]:

@@ -20,7 +20,6 @@ one does not.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -36,20 +35,17 @@ from image_tools.personalization.dreambooth_lora import run_lora_training
 from image_tools.personalization.loop import LoopHooks, TuningLoop, batch_generator
 from image_tools.personalization.trainable_lora import TrainableLora
 from image_tools.tryon.augment import augmented
-from image_tools.tryon.idm_vton import IdmVtonPrior, only_garment, worn_prompts
+from image_tools.tryon.idm_vton import MODEL, IdmVtonPrior, worn_prompts
 from image_tools.tryon.idm_vton_configs import (
     AugmentationConfig,
     IdmCustomizationConfig,
     IdmTrainingConfig,
 )
 from image_tools.tryon.idm_vton_weights import write_tryon_net
-from image_tools.tryon.samples import TryOnSample
+from image_tools.tryon.samples import TryOnBatches, TryOnSample
 from image_tools.tryon.training import draw_latents, draw_rows, train_modules
 
-__all__ = ["IdmVtonLoss", "TryOnBatches", "customize_idm_vton", "train_idm_vton"]
-
-TryOnBatches = Callable[[int, torch.Generator], TryOnSample]
-"""Batch number k; everything random in it comes from the generator. People wear their garments."""
+__all__ = ["IdmVtonLoss", "customize_idm_vton", "train_idm_vton"]
 
 LORA_NAME = "garment"
 # Number of the generator that draws the deltas; far from those of batches.
@@ -85,7 +81,7 @@ class IdmVtonLoss:
         if self.augmentation is not None:
             sample = augmented(sample, generator, self.augmentation)
         is_dropped = draw_rows(len(sample), self.dropout, generator).tolist()
-        prompts = worn_prompts(only_garment(sample))
+        prompts = worn_prompts(sample.only_garment(model=MODEL))
         with torch.no_grad():
             latents = draw_latents(denoiser, sample.person, generator)
             text = denoiser.encode_prompt(
@@ -158,7 +154,7 @@ def customize_idm_vton(
     Raises:
         StudioError: the folder holds another training, or no layer fits the settings.
     """
-    denoiser, garment = tool.denoiser, only_garment(sample)
+    denoiser, garment = tool.denoiser, sample.only_garment(model=MODEL)
     sets = [CaptionedImages(images, garment.captions) for images in (sample.person, garment.images)]
     identity = identity_of(config, denoiser, sets)
     lora = TrainableLora(

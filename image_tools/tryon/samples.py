@@ -22,7 +22,7 @@ from torch import Tensor
 from image_tools.tryon.garment_configs import GarmentCategory
 from renderers.errors import ShapeError, StudioError, check_shape
 
-__all__ = ["KEYPOINT_NAMES", "Garment", "TryOnSample"]
+__all__ = ["KEYPOINT_NAMES", "Garment", "TryOnBatches", "TryOnSample"]
 
 KEYPOINT_NAMES = (
     *("nose", "neck", "right_shoulder", "right_elbow", "right_wrist"),
@@ -144,6 +144,19 @@ class TryOnSample:
             )
         return value
 
+    def only_garment(self, *, model: str) -> Garment:
+        """The garment, for a model that knows one at a time.
+
+        Raises:
+            StudioError: there are several.
+        """
+        if len(self.garments) != 1:
+            raise StudioError(
+                f"{model} got {len(self.garments)} garments for each person - expected one. Dress "
+                "people in one after the other, or take BootComp."
+            )
+        return self.garments[0]
+
     def paste_back(self, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b h w 3"]:
         """Painted pictures inside the mask, and the people's own outside, bit for bit.
 
@@ -163,6 +176,11 @@ class TryOnSample:
         """The same on another device."""
         garments = tuple(garment.to(device) for garment in self.garments)
         return replace(_map(self, lambda values: values.to(device)), garments=garments)
+
+
+TryOnBatches = Callable[[int, torch.Generator], TryOnSample]
+"""What trainers take: batch number k, in which everything random comes from the generator. People
+wear their garments."""
 
 
 def _map(

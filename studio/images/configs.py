@@ -220,7 +220,7 @@ class TryOnConfig(_PicturesConfig):
     task: Literal["try_on"] = "try_on"
     """What the scene is for: here, to dress people."""
     method: TryOnMethodConfig
-    """How: idm_vton or bootcomp."""
+    """How: idm_vton, bootcomp or cat_vton."""
     garments: tuple[GarmentConfig, ...]
     """What is worn."""
     person: str | None = None

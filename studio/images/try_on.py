@@ -16,12 +16,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from image_tools.diffusion.conditions import TextEmbedding
+from image_tools.diffusion.loading import read_tensors
 from image_tools.diffusion.lora_apply import attach_to_prior
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.pocket.paths import adapter_path
+from image_tools.pocket.paths import adapter_files, adapter_path
 from image_tools.tryon.bootcomp import BootCompPrior
 from image_tools.tryon.bootcomp_configs import BootCompConfig
+from image_tools.tryon.cat_vton import CAT_CHANNELS, CatVtonPrior
+from image_tools.tryon.cat_vton_configs import CatVtonConfig
+from image_tools.tryon.cat_vton_weights import load_attention
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.idm_vton import IDM_CHANNELS, IdmVtonPrior
 from image_tools.tryon.idm_vton_weights import read_idm_vton
@@ -53,8 +57,7 @@ def make_try_on(prior: DiffusionPrior, config: TryOnConfig) -> Draw:
     if config.person is None:
         return _made_up(prior, config)
     sample = read_sample(config)
-    is_bootcomp = isinstance(config.method, BootCompConfig)
-    dress = (_bootcomp if is_bootcomp else _idm_vton)(prior, config, sample)
+    dress = _dresser(prior, config, sample)
     shown = [
         *_garments(config, sample.garments),
         Picture("mask", "painted anew", sample.mask[0].expand(-1, -1, 3), is_compared=False),
@@ -69,6 +72,15 @@ def make_try_on(prior: DiffusionPrior, config: TryOnConfig) -> Draw:
         ]
 
     return draw
+
+
+def _dresser(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -> Dress:
+    """What dresses a given person."""
+    if isinstance(config.method, BootCompConfig):
+        return _bootcomp(prior, config, sample)
+    if isinstance(config.method, CatVtonConfig):
+        return _cat_vton(prior, config, sample)
+    return _idm_vton(prior, config, sample)
 
 
 def _made_up(prior: DiffusionPrior, config: TryOnConfig) -> Draw:
@@ -141,6 +153,25 @@ def _idm_vton(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -
 
     def dress(generator: torch.Generator) -> Float[Tensor, "1 h w 3"]:
         return sample_portraits(tool, cond, uncond, generators=[generator], config=config.sampler)
+
+    return dress
+
+
+def _cat_vton(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -> Dress:
+    """One garment by self-attention alone."""
+    folder = adapter_path(config.method.unet, role="method.unet")
+    place = folder / "unet" if (folder / "unet").is_dir() else folder
+    unet = read_unet(place, prior.dtype, role="method.unet")
+    files = adapter_files(config.method.attention, role="method.attention")
+    load_attention(unet, read_tensors(files, "method.attention"))
+    denoiser = TryOnDenoiser(
+        prior, unet.to(prior.device), extra_channels=CAT_CHANNELS, image_hw=config.size
+    )
+    tool = CatVtonPrior(denoiser)
+    tool.dress(sample)
+
+    def dress(generator: torch.Generator) -> Float[Tensor, "1 h w 3"]:
+        return tool.draw(generators=[generator], config=config.sampler)
 
     return dress
 

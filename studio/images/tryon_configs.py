@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from image_tools.tryon.bootcomp_configs import BootCompConfig
+from image_tools.tryon.cat_vton_configs import CatVtonConfig
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.idm_vton_configs import IdmVtonConfig
 from image_tools.tryon.masks_configs import ParseLayout
 
 __all__ = ["BodyConfig", "GarmentConfig", "TryOnMethodConfig"]
 
-TryOnMethodConfig = IdmVtonConfig | BootCompConfig
+TryOnMethodConfig = IdmVtonConfig | BootCompConfig | CatVtonConfig
 
 
 @dataclass(frozen=True)

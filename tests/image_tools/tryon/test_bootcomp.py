@@ -12,6 +12,8 @@ from image_tools.configs import DdimConfig
 from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.multiview import MultiViewPrior
+from image_tools.diffusion.prior import PriorParts
 from image_tools.errors import UnsupportedModel
 from image_tools.tryon.bootcomp import BootCompPrior
 from image_tools.tryon.bootcomp_pairs import bootstrap_garments, is_faithful
@@ -22,7 +24,7 @@ from image_tools.tryon.samples import Garment
 from image_tools.tryon.sampling import sample_portraits
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
-from tests.image_tools.tiny_unets import inputs, tiny_unet
+from tests.image_tools.tiny_unets import inputs, tiny_multiview_unet, tiny_unet
 
 CPU = torch.device("cpu")
 SIZE = (24, 16)
@@ -89,6 +91,40 @@ def test_guidance_has_three_branches(prior, dressed):
     assert torch.allclose(dressed.guided_noise(latents, t, cond, uncond, 4.0), expected, atol=2e-4)
     assert torch.allclose(dressed.predict_noise(latents, t, cond), both, atol=1e-5)
     assert (only - neither).abs().max() > 1e-3
+
+
+def test_rows_may_say_which_half_of_guidance_they_are(prior, dressed):
+    """Rules that stack rows themselves (Perp-Neg) tell them apart by roles."""
+    latents, t, cond, _ = call(prior)
+    both = Condition(cond.expand(ROWS), roles=("uncond", "cond"))
+    output = dressed.predict_noise(latents, t, both)
+    none = dressed.modify(Condition(cond), ROWS, is_cond=False)
+    assert torch.allclose(output[0], prior.predict_noise(latents, t, none)[0], atol=1e-5)
+    assert torch.allclose(output[1], dressed.predict_noise(latents, t, cond)[1], atol=1e-5)
+
+
+def test_views_of_a_set_wear_the_garments_together(tiny_pipelines):
+    """Equal views of a multi-view prior stay equal, and the garments change them."""
+    base = load_folder(tiny_pipelines["pocket"], CPU)
+    parts = PriorParts(
+        unet=tiny_multiview_unet(),
+        vae=base.vae,
+        text=base.text,
+        scheduler_config=base.scheduler_config,
+        fingerprint="tiny",
+    )
+    views = MultiViewPrior(parts, views=ROWS)
+    tool = BootCompPrior(
+        views, moved(tiny_unet()), [garment(2, rows=1), garment(3, "skirt", rows=1)]
+    )
+    latents, t, cond, uncond = call(base)
+    latents, t = (part[:1].repeat(ROWS, *[1] * (part.ndim - 1)) for part in (latents, t))
+    cameras = torch.zeros(ROWS, 16)
+    told, untold = (Condition(text.expand(ROWS), cameras) for text in (cond, uncond))
+    drawn = tool.guided_noise(latents, t, told, untold, 4.0)
+    assert torch.allclose(drawn[0], drawn[1], atol=1e-4)
+    assert not torch.allclose(drawn, views.guided_noise(latents, t, told, untold, 4.0), atol=1e-3)
+    views.close()
 
 
 def test_the_scale_of_garments_counts(prior, dressed):

@@ -175,6 +175,21 @@ def test_a_lora_on_tryonnet_acts_beside_everything_else(tool, sample, call):
     assert torch.allclose(tool.guided_noise(*call, 2.0), before, atol=1e-5)
 
 
+def test_it_works_in_half_precision(sample, tiny_pipelines):
+    prior = load_folder(tiny_pipelines["sdxl"], CPU, torch.bfloat16)
+    half = tiny_idm(prior)
+    half.clip.model.to(torch.bfloat16)
+    half.prompted.adapter.to(torch.bfloat16)
+    half.dress(sample)
+    cond = half.encode_prompt(worn_prompts(sample.garments[0]))
+    latents = torch.randn(ROWS, 4, *half.denoiser.latent_hw)
+    noise = half.guided_noise(
+        latents, torch.tensor([900, 250]), cond, half.encode_negative(["lowres"]), 2.0
+    )
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+
+
 def test_pictures_are_the_persons_own_outside_of_the_mask(tool, sample, call):
     tool.dress(sample)
     images = sample_portraits(

@@ -30,7 +30,8 @@ def shaken(module: nn.Module, seed: int, spread: float = 0.1) -> nn.Module:
     other, generator = copy.deepcopy(module), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(spread * torch.randn(parameter.shape, generator=generator))
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.add_(spread * draw.to(parameter))
     return other
 
 
@@ -38,7 +39,7 @@ def tiny_garment_net(prior: DiffusionPrior, seed: int = 2) -> nn.Module:
     """A denoiser like the prior's that is told nothing beside the text."""
     state = {n: t for n, t in prior.unet.state_dict().items() if not n.startswith("add_embedding.")}
     settings = {**prior.unet.config, **TEXT_ONLY}
-    return shaken(fill_unet(settings, state, Path("tiny"), torch.float32), seed)
+    return shaken(fill_unet(settings, state, Path("tiny"), prior.dtype), seed)
 
 
 def tiny_adapter(unet: nn.Module, image_width: int) -> IPAdapter:

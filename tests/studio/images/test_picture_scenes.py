@@ -31,6 +31,7 @@ PRESETS = {
     "reference-ms-diffusion": ("reference_image", "ms_diffusion"),
     "tryon-idm": ("try_on", "idm_vton"),
     "tryon-bootcomp": ("try_on", "bootcomp"),
+    "tryon-cat": ("try_on", "cat_vton"),
 }
 EDIT = {"kind": "prompt_to_prompt", "edits": [{"prompt": "a blue duck"}]}
 LAYOUT = {"kind": "explicit", "ratio": "1,1", "regions": [{"prompt": "a"}, {"prompt": "b"}]}

@@ -12,6 +12,8 @@ import yaml
 from PIL import Image
 
 from image_tools.diffusion.loading import load_folder
+from image_tools.tryon.cat_vton_weights import write_attention
+from image_tools.tryon.extend import widen_conv_in
 from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import part_colors
 from studio.config import load_task
@@ -22,6 +24,7 @@ from tests.image_tools.tryon.tiny_idm import SIZE as TINY
 from tests.image_tools.tryon.tiny_idm import tiny_idm, write_idm
 from tests.studio.images.conftest import read
 from tests.studio.images.test_picture_runs import run_of
+from tests.tiny_models import write_pipeline
 
 GARMENT = {"image": "shirt.png", "category": "upper", "caption": "a red shirt"}
 IDM = {"kind": "idm_vton", "model": "IDM-VTON"}
@@ -164,14 +167,20 @@ def test_body_25_lacks_the_middle_of_the_hips(tmp_path):
         read_keypoints(path, (100, 100))
 
 
+@pytest.fixture(scope="module")
+def sdxl(tmp_path_factory) -> Path:
+    """A tiny SDXL."""
+    return write_pipeline(tmp_path_factory.mktemp("pipelines") / "sdxl", "sdxl")
+
+
 @pytest.fixture
-def tiny_scene(tmp_path, tiny_pipelines) -> dict:
+def tiny_scene(tmp_path, sdxl) -> dict:
     """Settings of a scene with a tiny prior and pictures of its size."""
     height, width = TINY
     return {
         "task": "try_on",
         "prompt": "model is wearing a red shirt",
-        "prior": {"kind": "diffusers", "model": str(tiny_pipelines["sdxl"])},
+        "prior": {"kind": "diffusers", "model": str(sdxl)},
         "sampler": {"steps": 2, "guidance_scale": 2.0, "eta": 1.0},
         "size": [height, width],
         "count": 1,
@@ -195,8 +204,8 @@ def same_outside(before: np.ndarray, after: np.ndarray) -> bool:
     return np.array_equal(before[~inside], after[~inside]) and not np.array_equal(before, after)
 
 
-def test_a_person_is_dressed_inside_of_the_mask_alone(studio, tmp_path, tiny_scene, tiny_pipelines):
-    prior = load_folder(tiny_pipelines["sdxl"], torch.device("cpu"))
+def test_a_person_is_dressed_inside_of_the_mask_alone(studio, tmp_path, tiny_scene, sdxl):
+    prior = load_folder(sdxl, torch.device("cpu"))
     folder = write_idm(tiny_idm(prior), tmp_path / "IDM-VTON")
     done = run(studio, tmp_path, tiny_scene | {"method": {**IDM, "model": str(folder)}})
     names = {path.name for path in (done / "images").iterdir()}
@@ -205,10 +214,24 @@ def test_a_person_is_dressed_inside_of_the_mask_alone(studio, tmp_path, tiny_sce
     assert "IDM-VTON draws without knowing the body's parts" in (done / "log.txt").read_text()
 
 
-def test_bootcomp_dresses_given_people_and_makes_some_up(
-    studio, tmp_path, tiny_scene, tiny_pipelines
-):
-    method = {**BOOTCOMP, "encoder": str(tiny_pipelines["sdxl"] / "unet")}
+def test_catvton_reads_an_inpainting_model_and_its_own_attention(studio, tmp_path, tiny_scene):
+    sd1 = write_pipeline(tmp_path / "sd1", "sd1")
+    prior = load_folder(sd1, torch.device("cpu"))
+    unet = widen_conv_in(prior.unet, 9)
+    unet.save_pretrained(tmp_path / "inpainting/unet")
+    write_attention(unet, tmp_path / "attention")
+    method = {
+        "kind": "cat_vton",
+        "unet": str(tmp_path / "inpainting"),
+        "attention": str(tmp_path / "attention"),
+    }
+    own = {"kind": "diffusers", "model": str(sd1)}
+    done = run(studio, tmp_path, tiny_scene | {"method": method, "prior": own})
+    assert same_outside(read(done, "person-s0"), read(done, "dressed-s0"))
+
+
+def test_bootcomp_dresses_given_people_and_makes_some_up(studio, tmp_path, tiny_scene, sdxl):
+    method = {**BOOTCOMP, "encoder": str(sdxl / "unet")}
     done = run(studio, tmp_path, tiny_scene | {"method": method})
     assert same_outside(read(done, "person-s0"), read(done, "dressed-s0"))
     shirt = tiny_scene["garments"][0]
