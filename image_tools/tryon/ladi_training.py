@@ -35,10 +35,9 @@ from image_tools.tryon.ladi_configs import (
     LadiTrainingConfig,
 )
 from image_tools.tryon.ladi_vton import ladi_channels, pseudo_words
-from image_tools.tryon.ladi_warp_training import TryOnBatches
 from image_tools.tryon.ladi_words import InversionAdapter, describe
 from image_tools.tryon.perceptual import PictureDistance
-from image_tools.tryon.samples import TryOnSample
+from image_tools.tryon.samples import TryOnBatches, TryOnSample
 from image_tools.tryon.training import draw_latents, draw_rows, train_modules, write_modules
 from image_tools.vision.clip_images import ClipImages
 

@@ -31,14 +31,11 @@ from image_tools.tryon.ladi_configs import WarpTrainingConfig
 from image_tools.tryon.ladi_warp import MODEL, GarmentWarp, WarpInputs
 from image_tools.tryon.own_modules import KeptBuffers, OwnModule
 from image_tools.tryon.perceptual import PictureDistance
-from image_tools.tryon.samples import TryOnSample
+from image_tools.tryon.samples import TryOnBatches, TryOnSample
 from image_tools.tryon.warp_refine import RefinementNet
 from image_tools.tryon.warp_tps import WarpNet, spline_regulariser, warp
 
-__all__ = ["TryOnBatches", "train_refinement", "train_spline", "worn_on_white"]
-
-TryOnBatches = Callable[[int, torch.Generator], TryOnSample]
-"""Batch number k; everything random in it comes from the generator."""
+__all__ = ["train_refinement", "train_spline", "worn_on_white"]
 
 
 def worn_on_white(sample: TryOnSample, device: torch.device) -> Float[Tensor, "b 3 h w"]:

@@ -13,7 +13,6 @@ Deviation: the garment's token is dropped row by row, where the released code dr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +25,7 @@ from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult
 from image_tools.personalization.loop import LoopHooks
 from image_tools.tryon.extend import TryOnDenoiser
-from image_tools.tryon.samples import TryOnSample
+from image_tools.tryon.samples import TryOnBatches
 from image_tools.tryon.stable_viton import MODEL, StableVitonParts, viton_channels
 from image_tools.tryon.stable_viton_augment import varied
 from image_tools.tryon.stable_viton_configs import StableVitonTrainingConfig
@@ -35,9 +34,6 @@ from image_tools.tryon.stable_viton_nets import WarpedUnet
 from image_tools.tryon.training import draw_latents, draw_rows, train_modules, write_modules
 
 __all__ = ["StableVitonLoss", "train_stable_viton"]
-
-TryOnBatches = Callable[[int, torch.Generator], TryOnSample]
-"""Batch number k; everything random in it comes from the generator."""
 
 
 class StableVitonLoss:
