@@ -27,6 +27,7 @@ from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior
 from image_tools.editing.inversion import Inversion, InvertedPrior
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.personalization.consistency import ConsistencyPrior, Student
+from image_tools.personalization.kosmos_g import KosmosGPrior
 from image_tools.personalization.ms_diffusion import MSDiffusionPrior
 from image_tools.personalization.personalized import attach_subjects
 from image_tools.personalization.personalized_configs import LoraUseConfig, SubjectConfig
@@ -43,6 +44,7 @@ from tests.image_tools.control.tiny_controls import (
 )
 from tests.image_tools.editing.tiny_editors import tiny_edit_unet
 from tests.image_tools.personalization.subjects import load_tiny
+from tests.image_tools.personalization.tiny_kosmos import tiny_kosmos
 from tests.image_tools.personalization.tiny_subjects import (
     rows_of_subjects,
     tiny_adapter,
@@ -66,6 +68,7 @@ class Bench:
         self.images = condition_images(plain)
         self.local, self.content = tiny_local_adapter(plain), tiny_global_adapter(plain)
         self.editor = tiny_edit_unet(plain)
+        self.kosmos = tiny_kosmos(folder)
         self.clip, self.subjects = tiny_adapter(plain)
 
     def attach(self, name, *, weight):
@@ -162,12 +165,18 @@ def subjects_in_boxes(bench, prior):
     return MSDiffusionPrior(prior, bench.subjects, rows)
 
 
+def pictures_in_words(bench, prior):
+    tool = KosmosGPrior(prior, bench.kosmos)
+    bench.undo.enter_context(tool.off())
+    return tool
+
+
 STYLES = (style_set, style_reference)
 ATTENTION = (edits, regions, self_guidance, inversion, *STYLES, subjects_in_boxes)
 ADDITIONS = (control, control_window, uni)
 ATTACHED = (lora, subject_off, words)
 ON_BARE_PRIORS = (instructions, consistency)
-OUTER = (*ATTENTION, *ADDITIONS)
+OUTER = (*ATTENTION, *ADDITIONS, pictures_in_words)
 PAIRS = [
     *((tool,) for tool in (*OUTER, *ATTACHED, *ON_BARE_PRIORS)),
     *itertools.permutations(OUTER, 2),
