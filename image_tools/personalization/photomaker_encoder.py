@@ -15,7 +15,7 @@ The Perceiver reads CLIP's last hidden states; ``face`` is an ArcFace embedding,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -220,10 +220,9 @@ class FaceIdEncoder(IdEncoder):
 
     version = "v2"
 
-    def __init__(self, shape: IdEncoderShape) -> None:
-        """Build it; ``shape`` has a face."""
-        super().__init__(shape)
-        face = shape.face or FaceShape()
+    def __init__(self, shape: IdEncoderShape, face: FaceShape) -> None:
+        """Build it."""
+        super().__init__(replace(shape, face=face))
         self.tokens = face.tokens
         self.qformer_perceiver = _FaceReader(shape, face)
 
@@ -247,7 +246,7 @@ class FaceIdEncoder(IdEncoder):
             raise ShapeError(
                 f"Face embeddings have {faces.shape[1]} numbers - expected {wanted}, as the face "
                 "recogniser has them that this PhotoMaker was trained with. Public weights want "
-                "those of insightface's antelopev2."
+                "those of insightface's buffalo_l."
             )
         pixels = self._pixels(images)
         patches = self.vision_model(pixels).last_hidden_state
@@ -256,7 +255,7 @@ class FaceIdEncoder(IdEncoder):
 
 def new_id_encoder(shape: IdEncoderShape) -> IdEncoder:
     """An untrained encoder: v2 where the shape has a face, otherwise v1."""
-    return IdEncoder(shape) if shape.face is None else FaceIdEncoder(shape)
+    return IdEncoder(shape) if shape.face is None else FaceIdEncoder(shape, shape.face)
 
 
 def encoder_from_clip(
@@ -283,11 +282,12 @@ def encoder_from_clip(
         projections=(config.projection_dim, text_width - config.projection_dim),
         face=face,
     )
-    if config.num_attention_heads != shape.heads or shape.projections[1] < 1:
+    found = (config.num_attention_heads, config.hidden_act)
+    if found != (shape.heads, "quick_gelu") or shape.projections[1] < 1:
         raise UnsupportedModel(
-            f"The CLIP vision model has {config.num_attention_heads} heads and a projection of "
+            f"The CLIP vision model has {found[0]} heads, {found[1]}, and a projection of "
             f"{config.projection_dim} for text of {text_width} - expected {shape.heads} heads (64 "
-            "numbers each) and a narrower projection. Use ViT-L/14."
+            "numbers each), quick_gelu, and a narrower projection. Use OpenAI's ViT-L/14."
         )
     with torch.random.fork_rng(devices=[]):  # numbers that are replaced below
         encoder = new_id_encoder(shape)

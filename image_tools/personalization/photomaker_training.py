@@ -52,7 +52,7 @@ from image_tools.personalization.photomaker_people import (
     on_noise,
     other_photos,
 )
-from image_tools.personalization.photomaker_prompts import split_trigger
+from image_tools.personalization.photomaker_tokens import RepeatingTokenizer
 from image_tools.personalization.photomaker_training_configs import PhotoMakerTrainingConfig
 from image_tools.personalization.trainable_lora import TrainableLora
 
@@ -94,10 +94,13 @@ class PhotoMakerLoss:
         """Cache what does not change while training.
 
         Raises:
-            TriggerError: a caption does not name the person.
+            TriggerError: a caption does not name the person, or has no place for the photos.
         """
-        for caption in photos.captions:
-            split_trigger(caption, config.trigger)
+        most = config.max_photos * encoder.tokens
+        for tower in prior.text.towers:
+            tokenizer = RepeatingTokenizer(tower.tokenizer, config.trigger, copies=most)
+            for caption in dict.fromkeys(photos.captions):
+                tokenizer.span(caption)
         self.prior, self.encoder, self.photos, self.config = prior, encoder, photos, config
         self.latents = cache_latents(prior, photos.images, mirrored=False)
         self.unconditional = prior.encode_negative([""])
@@ -172,7 +175,7 @@ def train_photomaker(
 
     Raises:
         StudioError: the folder holds another training, or v2 has no faces.
-        TriggerError: a caption does not name the person.
+        TriggerError: a caption does not name the person, or has no place for the photos.
     """
     encoder.to(prior.device)
     captioned = CaptionedImages(photos.images, photos.captions)

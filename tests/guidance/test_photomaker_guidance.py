@@ -46,19 +46,24 @@ def gradient(prior, config, prompt):
 
 @pytest.mark.parametrize("config", [DirectionalPromptsConfig(), PerpNegPromptsConfig()])
 def test_off_gives_the_plain_gradient_bit_for_bit(plain, person, config):
-    wanted, t = gradient(plain, config, "a man")
+    wanted, _ = gradient(plain, config, "a man")
     with person.off():
         off, _ = gradient(person, config, "a man img")
     assert torch.equal(off, wanted)
-    gradients = []
-    for merge_t in (-1, int(t.median()), 999):  # nobody, one view of three or two, all
-        person.merge_t = merge_t
-        found, _ = gradient(person, config, "a man img")
-        assert found.isfinite().all()
-        gradients.append(found)
-    changed = [(g - gradients[0]).abs().amax(dim=(1, 2, 3)) > 1e-6 for g in gradients]
-    assert changed[1].tolist() == (t <= t.median()).tolist()
-    assert changed[2].all()
+    found, _ = gradient(person, config, "a man img")
+    assert found.isfinite().all()
+    assert not torch.equal(found, wanted)
+
+
+def test_views_with_less_noise_know_the_person(person):
+    config = DirectionalPromptsConfig()
+    person.merge_t = -1
+    nobody, t = gradient(person, config, "a man img")
+    person.merge_t = int(t.median())
+    some, _ = gradient(person, config, "a man img")
+    knows = (some - nobody).abs().amax(dim=(1, 2, 3)) > 1e-6
+    assert knows.tolist() == (t <= t.median()).tolist()
+    assert 0 < knows.sum() < VIEWS
 
 
 def test_views_are_told_apart_with_and_without_the_person(plain, person):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.diffusion.conditions import as_condition, cat_conditions
 from image_tools.diffusion.lora_apply import attach_to_prior, detach_from_prior, prior_modules
 from image_tools.diffusion.modified import WrappedPrior
@@ -24,6 +25,7 @@ from image_tools.personalization.photomaker_files import write_photomaker
 from image_tools.personalization.photomaker_prompts import TriggerError
 from image_tools.personalization.photomaker_tokens import RepeatingTokenizer
 from renderers.errors import StudioError
+from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
 from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.personalization.tiny_photomakers import (
     faces_of,
@@ -90,7 +92,7 @@ def pipeline(tiny_pipelines):
     return loaded
 
 
-@pytest.mark.parametrize("version", ["v1", "v2"])
+@pytest.mark.parametrize("version", ["v1", pytest.param("v2", marks=pytest.mark.slow)])
 def test_pictures_equal_the_stock_pipeline_that_swaps_its_prompt(
     plain, makers, make, pipeline, tmp_path, version
 ):
@@ -227,6 +229,16 @@ def test_a_weightless_lora_and_no_merging_are_the_plain_prior(plain, make):
     wanted = predictions(plain, TEXT)
     prior = make(merge_t=-1, lora_weight=0.0)
     assert same(predictions(prior), wanted)
+
+
+def test_other_tools_stand_around_it(plain, make):
+    net, images = tiny_controlnet(plain), condition_images(plain)
+    prior = make(merge_t=300)
+    wanted = predictions(prior, times=(301, 300))
+    for strength in (0.0, 1.0):
+        control = Control(net, images, strength=strength)
+        found = predictions(ControlledPrior(prior, [control]), times=(301, 300))
+        assert same(found, wanted) == (strength == 0.0)
 
 
 def test_fingerprints_tell_people_and_moments_apart(plain, make):

@@ -54,9 +54,10 @@ def test_a_config_makes_the_prior_that_python_makes(plain, folder, version):
     )
     try:
         assert loaded.merge_t == 799
-        torch.testing.assert_close(predict(loaded, PROMPT), predict(made, PROMPT))
-        loaded.person = made.person
-        assert torch.equal(predict(loaded, PROMPT), predict(made, PROMPT))
+        torch.testing.assert_close(loaded.person.rows, made.person.rows, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            predict(loaded, PROMPT), predict(made, PROMPT), atol=1e-5, rtol=1e-5
+        )
     finally:
         loaded.remove()
         made.remove()
