@@ -1,6 +1,7 @@
 """Draw sets of pictures in the style of their first, and measure how alike they are.
 
-    python -m benchmarks.personalization.run_style      # four minutes on one core
+    python -m benchmarks.personalization.run_style                      # minutes on one core
+    python -m benchmarks.personalization.run_style --minutes 20         # begins no set after that
 
 The first prompt of a set has a colour and a pattern ("a dotted purple mushroom"), the other three
 name a kind alone ("a duck"), so that a style can only come from the first picture. Every variant
@@ -43,6 +44,7 @@ from image_tools.personalization.style_aligned import draw_style_set
 from image_tools.personalization.style_aligned_configs import StyleSharingConfig
 from scenes.toybox.captions import with_article
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, KINDS, PATTERNS
+from studio.errors import StudioError
 from studio.evaluation.comparison import Result
 from studio.evaluation.judge import Judge, load_judge
 from studio.evaluation.sheets import comparison_sheet
@@ -161,18 +163,16 @@ def page(document: dict, results: Sequence[Result], sampler: DdimConfig) -> str:
     )
 
 
-def sheet_of(shown: dict[str, list[Tensor]], sets: Sequence[StyleSet]) -> Tensor:
+def sheet_of(drawn: dict[str, list[Tensor]], sets: Sequence[StyleSet]) -> Tensor:
     """The first sets in lines, variants side by side."""
-    rows = [f"{', '.join(asked.prompts)}" for asked in sets[:SHOWN]]
-    cells = [
-        [torch.cat(list(shown[name][k]), dim=1) for name in VARIANTS] for k in range(len(rows))
-    ]
+    rows = [", ".join(asked.prompts) for asked in sets[:SHOWN]]
+    cells = [[torch.cat(list(each[k]), dim=1) for each in drawn.values()] for k in range(len(rows))]
     zoomed = [
         [cell.repeat_interleave(ZOOM, 0).repeat_interleave(ZOOM, 1) for cell in line]
         for line in cells
     ]
-    marks = [[True] * len(VARIANTS) for _ in rows]
-    return comparison_sheet(zoomed, rows=rows, columns=list(VARIANTS), right=marks)
+    marks = [[True] * len(drawn) for _ in rows]
+    return comparison_sheet(zoomed, rows=rows, columns=list(drawn), right=marks)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -181,35 +181,76 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("--name", default="pocket", help="name of the result files")
     add("--prior", help="folder of another pocket prior")
+    add("--variants", default=",".join(VARIANTS), help=f"by commas; {BASELINE} is always drawn")
     add("--sets", type=int, default=24)
     add("--steps", type=int, default=15, help="of DDIM")
     add("--guidance-scale", type=float, default=5.0)
     add("--seed", type=int, default=0, help="of the kinds")
+    add("--minutes", type=float, help="begin no set later than this")
     add("--results", type=Path, default=RESULTS)
     return found
+
+
+def chosen_variants(names: str) -> dict[str, StyleSharingConfig]:
+    """The baseline, and variants by their names.
+
+    Raises:
+        StudioError: a name is not known.
+    """
+    wanted = dict.fromkeys([BASELINE, *names.split(",")])
+    unknown = sorted(set(wanted) - set(VARIANTS))
+    if unknown:
+        raise StudioError(
+            f"--variants has {', '.join(unknown)} - expected some of: {', '.join(VARIANTS)}."
+        )
+    return {name: VARIANTS[name] for name in wanted}
+
+
+def measure(
+    prior: DiffusionPrior, options: argparse.Namespace, sets: Sequence[StyleSet]
+) -> tuple[list[Result], dict[str, list[Tensor]]]:
+    """Figures of all sets that there is time for, and the pictures of each variant.
+
+    Raises:
+        StudioError: a variant is not known.
+    """
+    variants, judge = chosen_variants(options.variants), load_judge()
+    results, drawn = [], {name: [] for name in variants}
+    begun = time.monotonic()
+    for k, asked in enumerate(sets):
+        if options.minutes is not None and time.monotonic() - begun > 60.0 * options.minutes:
+            break
+        for name, sharing in variants.items():
+            started = time.process_time()
+            images = draw(prior, asked, sharing, sampler_of(options), k)
+            costs = {"seconds": time.process_time() - started}
+            metrics, label = figures_of(asked, images, judge), " | ".join(asked.prompts)
+            results.append(Result(name, label, k, "done", metrics, costs, prior=prior.fingerprint))
+            drawn[name].append(images)
+        say(f"set {k + 1} of {len(sets)}")
+    return results, drawn
+
+
+def sampler_of(options: argparse.Namespace) -> DdimConfig:
+    """The sampler of all pictures."""
+    return DdimConfig(steps=options.steps, guidance_scale=options.guidance_scale)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Draw, measure, write."""
     options = parser().parse_args(argv)
     torch.set_num_threads(1)
-    prior = load_prior(PocketPriorConfig(path=options.prior), torch.device("cpu"))
-    judge, sets = load_judge(), style_sets(options.sets, seed=options.seed)
-    sampler = DdimConfig(steps=options.steps, guidance_scale=options.guidance_scale)
-    results, shown = [], {name: [] for name in VARIANTS}
-    for (name, sharing), (k, asked) in itertools.product(VARIANTS.items(), enumerate(sets)):
-        started = time.process_time()
-        images = draw(prior, asked, sharing, sampler, k)
-        seconds = time.process_time() - started
-        label = " | ".join(asked.prompts)
-        metrics = figures_of(asked, images, judge)
-        costs = {"seconds": seconds}
-        results.append(Result(name, label, k, "done", metrics, costs, prior=prior.fingerprint))
-        shown[name].append(images)
-        say(f"{name}: set {k + 1} of {len(sets)}, palette {metrics['palette']:.2f}")
+    sets = style_sets(options.sets, seed=options.seed)
+    try:
+        prior = load_prior(PocketPriorConfig(path=options.prior), torch.device("cpu"))
+        results, drawn = measure(prior, options, sets)
+    except StudioError as error:
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(error.exit_code)
     document = document_of(MODULE, SCHEMA, results, [*FIGURES, *COSTS])
-    text, name = page(document, results, sampler), f"style_aligned--{options.name}"
-    paths = write_files(options.results, name, document, text, sheet_of(shown, sets))
+    text, name = page(document, results, sampler_of(options)), f"style_aligned--{options.name}"
+    done = len(next(iter(drawn.values())))
+    paths = write_files(options.results, name, document, text, sheet_of(drawn, sets[:done]))
     sys.stdout.write(text + "\n".join(map(str, paths)) + "\n")
 
 
