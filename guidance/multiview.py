@@ -22,7 +22,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
@@ -34,14 +34,14 @@ from guidance.read_back import read_back_loss
 from guidance.schedules import value_at
 from guidance.sds import sds_gradient
 from image_tools.diffusion.camera_embedding import camera_vector
-from image_tools.diffusion.conditions import Condition, TextEmbedding, cat_conditions
+from image_tools.diffusion.conditions import Condition, cat_conditions
 from image_tools.diffusion.multiview import MultiViewPrior
 from image_tools.diffusion.parametrization import classifier_free_guidance
 from image_tools.errors import UnsupportedModel
 from renderers.cameras import Cameras
 from renderers.errors import ShapeError
 
-__all__ = ["MultiViewGuidance", "predict_sets", "rescale_sets"]
+__all__ = ["MultiViewGuidance", "rescale_sets"]
 
 STD_EPS = 1e-8
 SAME_DEG = 1e-3
@@ -122,9 +122,21 @@ class MultiViewGuidance(GuidanceRule):
         return gradient, preview
 
     def _predict(self, noisy: NoisyLatents, cameras: Cameras) -> tuple[Tensor, Tensor]:
-        text, scale = self.text, self.config.guidance_scale
-        uncond = text if scale == 1.0 else self.prompts.at(cameras).uncond
-        return predict_sets(self.prior, noisy.z_t, noisy.t, cameras, text, uncond, scale)
+        """Guided and conditional epsilon, from one denoiser call on [uncond, cond]."""
+        prior, z_t, t = self.prior, noisy.z_t, noisy.t
+        rows, scale = len(z_t), self.config.guidance_scale
+        camera = camera_vector(cameras.c2w).to(z_t)
+        text = self.text.expand(rows).seen_from(cameras.azimuth_deg)
+        cond = Condition(text, camera, roles=("cond",) * rows)
+        if scale == 1.0:
+            noise_pred = prior.predict_noise(z_t, t, cond)
+            return noise_pred, noise_pred
+        untold = self.prompts.at(cameras).uncond.expand(rows).seen_from(cameras.azimuth_deg)
+        uncond = Condition(untold, camera, roles=("uncond",) * rows)
+        z_twice, t_twice = torch.cat([z_t, z_t]), torch.cat([t, t])
+        both = prior.predict_noise(z_twice, t_twice, cat_conditions([uncond, cond]))
+        eps_uncond, eps_cond = both.chunk(2)
+        return classifier_free_guidance(eps_uncond, eps_cond, scale), eps_cond
 
     def _check_sets(self, images: Tensor, cameras: Cameras) -> None:
         views, rows = self.prior.views, len(images)
@@ -139,40 +151,6 @@ class MultiViewGuidance(GuidanceRule):
                 f"The views of a set have elevations {elevation[0].tolist()}. Expected one for "
                 "each set, as the prior was trained on; use cameras of kind multiview."
             )
-
-
-def predict_sets(
-    prior: MultiViewPrior,
-    z_t: Float[Tensor, "b c s s"],
-    t: Int[Tensor, " b"],
-    cameras: Cameras,
-    text: TextEmbedding,
-    uncond: TextEmbedding,
-    guidance_scale: float,
-) -> tuple[Float[Tensor, "b c s s"], Float[Tensor, "b c s s"]]:
-    """Guided and conditional epsilon of sets of views, from one denoiser call on [uncond, cond].
-
-    Args:
-        prior: knows sets of views.
-        z_t: noisy latents, set by set.
-        t: their timesteps.
-        cameras: one for each.
-        text: of the prompt, one row or one for each.
-        uncond: of the negative prompt, likewise; not looked at when the scale is 1.
-        guidance_scale: s in eps_u + s (eps_c - eps_u).
-    """
-    rows, camera = len(z_t), camera_vector(cameras.c2w).to(z_t)
-    told = text.expand(rows).seen_from(cameras.azimuth_deg)
-    cond = Condition(told, camera, roles=("cond",) * rows)
-    if guidance_scale == 1.0:
-        noise_pred = prior.predict_noise(z_t, t, cond)
-        return noise_pred, noise_pred
-    untold = uncond.expand(rows).seen_from(cameras.azimuth_deg)
-    conditions = [Condition(untold, camera, roles=("uncond",) * rows), cond]
-    z_twice, t_twice = torch.cat([z_t, z_t]), torch.cat([t, t])
-    both = prior.predict_noise(z_twice, t_twice, cat_conditions(conditions))
-    eps_uncond, eps_cond = both.chunk(2)
-    return classifier_free_guidance(eps_uncond, eps_cond, guidance_scale), eps_cond
 
 
 def rescale_sets(

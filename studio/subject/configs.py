@@ -11,12 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guidance.schedules import ScheduleValue, check_schedule
-from image_tools.configs import (
-    DdimConfig,
-    MVDreamPriorConfig,
-    PocketMultiViewPriorConfig,
-    PriorConfig,
-)
+from image_tools.configs import DdimConfig
 from image_tools.personalization.dreambooth_configs import (
     DcoConfig,
     DreamBoothConfig,
@@ -27,7 +22,6 @@ from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.vision.cutout_configs import CutoutConfig
 
 __all__ = [
-    "SET_VIEWS",
     "ConsistencySubjectConfig",
     "DreamBooth3DConfig",
     "PlaceholderTokenConfig",
@@ -51,7 +45,6 @@ SAMPLER = DdimConfig()
 SAMPLES = DdimConfig(steps=25)
 PHOTOS = PhotosConfig()
 FULL_TRAINING = DreamBoothConfig(loop=FULL_LOOP)
-SET_VIEWS = 4  # of multi-view priors
 MAX_WORD = 40  # characters; a class word is a word or two
 
 
@@ -135,9 +128,6 @@ class PseudoViewsConfig:
     """How the noise is taken away; of its steps, strength x steps are run."""
     subject: StageSubjectConfig = PLAIN_FULL
     """Which of the subject's weights redraw."""
-    prior: PriorConfig | None = None
-    """Prior that redraws, with what was learned added; empty for the scene's. One of several views
-    (pocket_mv, mvdream) redraws sets of views together, so that they show one thing."""
     cutout: CutoutConfig | None = None
     """Puts what the redrawn views have in common on white, as renders are; empty leaves the grounds
     that the prior drew, which the scene would then imitate by fog."""
@@ -150,18 +140,8 @@ class PseudoViewsConfig:
             raise ValueError(
                 f"elevations_deg is {list(self.elevations_deg)} - expected some between -90 and 90."
             )
-        if self.is_of_sets and self.count % SET_VIEWS:
-            raise ValueError(
-                f"count is {self.count} - expected sets of {SET_VIEWS} views for a prior of kind "
-                f"{self.prior.kind}."
-            )
         if not 0.0 <= self.strength <= 1.0:
             raise ValueError(f"strength is {self.strength} - expected 0 to 1.")
-
-    @property
-    def is_of_sets(self) -> bool:
-        """Whether views are redrawn in sets."""
-        return isinstance(self.prior, PocketMultiViewPriorConfig | MVDreamPriorConfig)
 
 
 @dataclass(frozen=True)

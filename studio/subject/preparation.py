@@ -178,14 +178,13 @@ class SubjectPreparation:
             self._once("second_samples", "samples", lambda: self._samples("multiview"))
 
     def _views(self, renderer: SceneRenderer) -> int:
-        config = self.subject.views
-        plain = self._plain() if config.prior is None else load_prior(config.prior, self.device)
+        use = self.subject.views.subject
+        plain = self._plain()
         rows = redrawing_rows(self.scene, plain)
         cameras = self._cameras(plain.image_size)
         if len(list(self.folder.views("renders").glob("*.png"))) < len(cameras):
             render_views(renderer, cameras, self.folder)
-        origin = None if config.prior is None else self.scene.prior
-        prior = with_subject(plain, self.subject, config.subject, self.folder, trained_from=origin)
+        prior = with_subject(plain, self.subject, use, self.folder)
         self._finish(
             redraw_views(self.scene, prior, cameras, self.folder, should_stop=self.should_stop)
         )

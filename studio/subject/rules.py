@@ -43,10 +43,6 @@ def subject_problems(
     problems += [
         f"subject.views.{text}" for text in _consistency_problems(subject, subject.views.subject)
     ]
-    if subject.views.is_of_sets and not isinstance(subject.views.subject, PlainSubjectConfig):
-        problems.append(
-            "subject.views.subject: sets of views are predicted at once - expected {kind: plain}."
-        )
     if subject.views.subject.weights == "multiview":
         problems.append(
             "subject.views.subject.weights: multiview weights are made from the views - expected "
@@ -136,9 +132,7 @@ def _training_problems(
             "are lost in it - expected float32 with subject.training.loop.precision, or "
             "subject.training.kind=dreambooth_lora."
         ]
-    is_carried = subject.views.prior is not None or any(
-        stage.subject is not None and stage.prior is not None for stage in stages
-    )
+    is_carried = any(stage.subject is not None and stage.prior is not None for stage in stages)
     is_whole = isinstance(subject.training, DreamBoothConfig)
     is_folder = isinstance(prior, PocketPriorConfig) or (
         isinstance(prior, DiffusersPriorConfig) and prior.variant is None

@@ -22,11 +22,11 @@ from guidance.configs import (
     PlainPromptsConfig,
     ViewPromptsConfig,
 )
-from guidance.multiview import predict_sets
-from guidance.prompts import ViewPrompts, build_view_prompts, view_texts
+from guidance.perp_neg import PerpNegCondition
+from guidance.prompts import ViewCondition, build_view_prompts, view_texts
 from guidance.views import direction_index, sided_row
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.diffusion.redraw import GuidedNoise, redraw_images, redraw_steps
+from image_tools.diffusion.redraw import redraw_images, redraw_steps
 from image_tools.personalization.class_images import read_image, write_image
 from image_tools.personalization.loop import batch_generator
 from image_tools.personalization.photo_cutouts import on_plain
@@ -38,7 +38,7 @@ from studio.configs import SceneConfig
 from studio.previews import preview_cameras
 from studio.run_folder import write_atomic
 from studio.scene_parts import SceneRenderer
-from studio.subject.configs import SET_VIEWS, ConsistencySubjectConfig, PseudoViewsConfig
+from studio.subject.configs import ConsistencySubjectConfig, PseudoViewsConfig
 from studio.subject.folder import SubjectFolder, image_path, read_images, write_images
 
 __all__ = [
@@ -52,7 +52,7 @@ __all__ = [
     "widened",
 ]
 
-AT_ONCE = SET_VIEWS
+AT_ONCE = 4
 # Numbers of the generators of views; far from those of class images and batches.
 DRAW = 1 << 43
 
@@ -68,11 +68,7 @@ class PseudoViews:
 
 
 def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int) -> Cameras:
-    """Cameras evenly around the object at the middle of a stage's distances, front first.
-
-    Where views are redrawn in sets, those of a set follow each other: at right angles, from one
-    elevation.
-    """
+    """Cameras evenly around the object at the middle of a stage's distances, front first."""
     typical = preview_cameras(cameras, size)
     rings = [
         orbit_cameras(
@@ -85,12 +81,7 @@ def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int
         )
         for elevation in config.elevations_deg
     ]
-    if config.is_of_sets:
-        sets = config.count // SET_VIEWS
-        places = [(turn * sets + k, k) for k in range(sets) for turn in range(SET_VIEWS)]
-    else:
-        places = [(k, k) for k in range(config.count)]
-    views = [rings[ring % len(rings)][place] for place, ring in places]
+    views = [rings[k % len(rings)][k] for k in range(config.count)]
     parts = {
         entry.name: torch.cat([getattr(view, entry.name) for view in views])
         for entry in fields(Cameras)
@@ -141,44 +132,30 @@ def redraw_views(
             continue
         if should_stop():
             return False
-        guided = _guided(scene, prior, prompts, cameras[list(chosen)].to(prior.device))
-        images = _redrawn(scene, prior, guided, chosen, folder)
+        condition = prompts.at(cameras[list(chosen)])
+        images = _redrawn(scene, prior, condition, chosen, folder)
         for index, image in zip(chosen, images, strict=True):
             write_image(image_path(target, index), image)
     _record(scene, cameras, folder)
     return True
 
 
-def _guided(
-    scene: SceneConfig, prior: DiffusionPrior, prompts: ViewPrompts, cameras: Cameras
-) -> GuidedNoise:
-    """The prediction that some views follow."""
-    config = scene.subject.views
-    sampler = config.sampler
-    condition = prompts.at(cameras)
-    if not config.is_of_sets:
-        return lambda z_t, t: condition.guided_noise(
-            prior, z_t, t, sampler.guidance_scale, rescale=sampler.guidance_rescale
-        )
-    text = prior.encode_prompt([prompts.prompt])
-
-    def guided(z_t: Tensor, t: Tensor) -> Tensor:
-        return predict_sets(prior, z_t, t, cameras, text, condition.uncond, sampler.guidance_scale)[
-            0
-        ]
-
-    return guided
-
-
 def _redrawn(
     scene: SceneConfig,
     prior: DiffusionPrior,
-    guided: GuidedNoise,
+    condition: ViewCondition | PerpNegCondition,
     chosen: range,
     folder: SubjectFolder,
 ) -> Float[Tensor, "n h w 3"]:
     """Some renders, redrawn together."""
     config = scene.subject.views
+    sampler = config.sampler
+
+    def guided(z_t: Tensor, t: Tensor) -> Tensor:
+        return condition.guided_noise(
+            prior, z_t, t, sampler.guidance_scale, rescale=sampler.guidance_rescale
+        )
+
     paths = [image_path(folder.views("renders"), index) for index in chosen]
     return redraw_images(
         prior,
@@ -186,7 +163,7 @@ def _redrawn(
         guided,
         strength=config.strength,
         generators=[batch_generator(scene.seed, DRAW + index) for index in chosen],
-        config=config.sampler,
+        config=sampler,
     )
 
 
@@ -200,7 +177,7 @@ def redrawing_rows(scene: SceneConfig, prior: DiffusionPrior) -> int:
 def _rows_of_a_prediction(scene: SceneConfig) -> int:
     """Rows of one guided prediction."""
     config = scene.subject.views
-    if isinstance(scene.view_prompts, PerpNegPromptsConfig) and not config.is_of_sets:
+    if isinstance(scene.view_prompts, PerpNegPromptsConfig):
         return 4  # without prompt, with it, and two negatives
     if isinstance(config.subject, ConsistencySubjectConfig):
         return 3

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +10,10 @@ from safetensors.torch import load_file
 
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.configs import RandomCamerasConfig
-from studio.config import load_scene
-from studio.errors import ConfigError
 from studio.run_folder import RunFolder
 from studio.runner import Runner
 from studio.subject.configs import PseudoViewsConfig
-from studio.subject.folder import SubjectFolder, read_images, write_images
+from studio.subject.folder import SubjectFolder, write_images
 from studio.subject.views import read_views, view_cameras
 from tests.image_tools.tiny_unets import tiny_multiview_unet
 from tests.studio.conftest import start
@@ -38,8 +34,8 @@ def relative(tmp_path_factory, tiny_prior) -> str:
 
 @pytest.fixture(scope="module")
 def whole(subject_scene, relative, tmp_path_factory) -> tuple[Runner, RunFolder]:
-    """A run to its end in which the relative draws views and guides both stages."""
-    overrides = [f"subject.views.prior={relative}", "subject.views.count=8"]
+    """A run to its end in which the relative guides both stages."""
+    overrides = []
     for stage in ("shape", "refine"):
         overrides += [
             f"stages.{stage}.prior={relative}",
@@ -54,20 +50,6 @@ def whole(subject_scene, relative, tmp_path_factory) -> tuple[Runner, RunFolder]
     return runner, run
 
 
-def test_a_set_is_seen_from_four_sides_and_one_elevation(relative):
-    config = load_scene(
-        "dreambooth3d", (f"subject.views.prior={relative}", "subject.views.count=8")
-    ).config.subject.views
-    cameras = view_cameras(config, RandomCamerasConfig(), size=16)
-    for first in (0, 4):
-        azimuths = cameras.azimuth_deg[first : first + 4]
-        turns = [float((b - a) % 360) for a, b in pairwise(azimuths)]
-        assert turns == pytest.approx([90.0] * 3, abs=1e-3)
-        assert cameras.elevation_deg[first : first + 4].unique().numel() == 1
-    assert sorted((cameras.azimuth_deg % 360).round().tolist()) == [45.0 * k for k in range(8)]
-    assert cameras.elevation_deg.unique().tolist() == [10.0, 30.0]
-
-
 def test_the_relative_guides_with_what_was_learned_beside_its_own(whole, tiny_prior):
     runner, run = whole
     learned = load_file(SubjectFolder(run.subject_dir).weights("multiview", is_lora=False))
@@ -77,14 +59,6 @@ def test_the_relative_guides_with_what_was_learned_beside_its_own(whole, tiny_pr
     guiding = dict(runner.prior.unet.named_parameters())[LAYER]
     assert float(change.abs().max()) > 1e-4
     torch.testing.assert_close(guiding.data, own + change)
-
-
-def test_views_are_redrawn_in_sets(whole):
-    """A view depends on its neighbours of the set: it is drawn together with them."""
-    _, run = whole
-    folder = SubjectFolder(run.subject_dir)
-    assert len(read_images(folder.views("pseudo"))) == 8
-    assert run.read_info()["preparations"]["views"]["denoiser_evaluations"] % (2 * 4) == 0
 
 
 def test_views_are_read_on_white_where_they_are_cut_out(tmp_path):
@@ -102,16 +76,3 @@ def test_views_are_read_on_white_where_they_are_cut_out(tmp_path):
     torch.testing.assert_close(plain, views, atol=0.01, rtol=0)
     assert torch.equal(cut[:, 0, 0], torch.ones(2, 3))
     torch.testing.assert_close(cut[:, 16, 16], views[:, 16, 16], atol=0.02, rtol=0)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ("subject.views.count=6", "count is 6 - expected sets of 4 views"),
-        ("subject.views.subject={kind: consistency}", "sets of views are predicted at once"),
-    ],
-)
-def test_sets_that_cannot_be_drawn_are_refused(change: str, words: str, tmp_path: Path):
-    lora = "subject.training={kind: dreambooth_lora}"
-    with pytest.raises(ConfigError, match=words):
-        load_scene("dreambooth3d", ("subject.images=x", "subject.word=duck", lora, change))
