@@ -89,29 +89,26 @@ class EmascSettings:
 
 @dataclass(frozen=True)
 class LadiVtonConfig:
-    """LaDI-VTON on Stable Diffusion 2's VAE and text encoder."""
+    """LaDI-VTON (arXiv 2305.13501): one garment in words that nobody said and bent to the body. The
+    prior is Stable Diffusion 2 (base), whose VAE and text encoder serve."""
 
-    kind: Literal["ladi_vton"] = "ladi_vton"
-    unet: str = ""
-    """The denoiser of 31 channels: the authors' file unet_vitonhd.pth or unet_dresscode.pth, or a
-    stock folder."""
-    emasc: str = ""
+    unet: str
+    """The denoiser of 31 channels: the authors' unet_vitonhd.pth or unet_dresscode.pth, or a stock
+    folder."""
+    emasc: str
     """The VAE's skip connections: emasc_*.pth, or a folder."""
-    adapter: str = ""
+    adapter: str
     """The inversion adapter: inversion_adapter_*.pth, or a folder."""
-    warping: str = ""
+    warping: str
     """The networks that bend the garment: warping_*.pth, or a folder with tps and refinement."""
-    image_encoder: str = ""
+    image_encoder: str
     """Folder of the CLIP vision model (ViT-H/14, laion2B)."""
-    steps: int = 50
-    """Denoising steps."""
-    guidance_scale: float = 7.5
-    """Guidance by words, garment and pose together."""
+    kind: Literal["ladi_vton"] = "ladi_vton"
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps} - expected at least 1.")
+    def models(self) -> list[tuple[str, str]]:
+        """Weights by key."""
+        names = ("unet", "emasc", "adapter", "warping", "image_encoder")
+        return [(name, getattr(self, name)) for name in names]
 
 
 WARP = TuningConfig(steps=36_000, learning_rate=1e-4, betas=(0.5, 0.99), weight_decay=0.0)

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.errors import WeightsMissing
 from image_tools.personalization.tensor_files import fill, read_flat
+from image_tools.pocket.paths import adapter_path
 from image_tools.tryon.emasc import SkipConnections, skip_settings
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.ladi_configs import (
@@ -61,13 +61,10 @@ def read_ladi(
         dtype: number format of the denoiser.
 
     Raises:
-        WeightsMissing: a part is not named, absent or damaged.
+        WeightsMissing: a part is absent or damaged.
         UnsupportedModel: tensors of another design.
     """
-    places = {
-        name: _place(config, name)
-        for name in ("unet", "emasc", "adapter", "warping", "image_encoder")
-    }
+    places = {name: adapter_path(path, role=f"method.{name}") for name, path in config.models()}
     unet = read_unet(places["unet"], prior.unet, prior.latent_channels, dtype)
     denoiser = TryOnDenoiser(
         prior,
@@ -171,16 +168,6 @@ def read_warping(path: Path, device: torch.device) -> GarmentWarp:
         )
     )
     return GarmentWarp(tps_net.to(device), refine_net.to(device))
-
-
-def _place(config: LadiVtonConfig, name: str) -> Path:
-    said = getattr(config, name)
-    if not said:
-        raise WeightsMissing(
-            f"LaDI-VTON's {name} is not named. Expected a file or folder of its weights; set "
-            f"{name}, or choose another try-on model."
-        )
-    return Path(said).expanduser()
 
 
 def _tensors(path: Path, role: str) -> dict[str, Tensor]:

@@ -34,27 +34,25 @@ class ContextSettings:
 
 @dataclass(frozen=True)
 class StableVitonConfig:
-    """StableVITON on the VAE and schedule of Stable Diffusion 1."""
+    """StableVITON (arXiv 2312.01725): one garment, whose places the body's look for by
+    cross-attention. The prior is Stable Diffusion 1, whose VAE serves; words are not read."""
 
-    kind: Literal["stable_viton"] = "stable_viton"
-    model: str = ""
-    """The authors' checkpoint, VITONHD.ckpt, or a .safetensors conversion of it."""
-    vae: str = ""
-    """The VAE tuned on VITON-HD (VITONHD_VAE_finetuning.ckpt); empty for the prior's own."""
-    image_encoder: str = ""
+    model: str
+    """The authors' checkpoint, VITONHD.ckpt, a .safetensors conversion of it, or a folder that a
+    training wrote, with the denoiser in its folder unet."""
+    image_encoder: str
     """Folder of the CLIP vision model (openai/clip-vit-large-patch14)."""
-    steps: int = 50
-    """Denoising steps."""
-    guidance_scale: float = 1.0
-    """Guidance by the garment's context token; the released sampler takes none."""
+    kind: Literal["stable_viton"] = "stable_viton"
+    vae: str | None = None
+    """The VAE tuned on VITON-HD (VITONHD_VAE_finetuning.ckpt); empty for the prior's own."""
     start: StartLatents = "noise"
     """What sampling begins with. person repeats the released code, which shows the model a little
     of the picture that it shall make."""
 
-    def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps} - expected at least 1.")
+    def models(self) -> list[tuple[str, str]]:
+        """Weights by key."""
+        vae = [] if self.vae is None else [("vae", self.vae)]
+        return [("model", self.model), ("image_encoder", self.image_encoder), *vae]
 
 
 @dataclass(frozen=True)

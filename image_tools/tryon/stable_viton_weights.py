@@ -29,6 +29,7 @@ from image_tools.diffusion.ldm_names import decoder_names, encoder_names, transl
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.tensor_files import fill, read_flat
+from image_tools.pocket.paths import adapter_path
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.own_modules import read_own
 from image_tools.tryon.stable_viton import StableViton, StableVitonParts, seen_channels
@@ -134,15 +135,16 @@ def read_stable_viton(
         dtype: number format of the denoiser.
 
     Raises:
-        WeightsMissing: a part is not named, absent or damaged.
+        WeightsMissing: a part is absent or damaged.
         UnsupportedModel: tensors of another design.
     """
-    path, image_encoder = (_place(config, name) for name in ("model", "image_encoder"))
-    clip = load_clip_images(image_encoder, prior.device, dtype)
+    places = {name: adapter_path(path, role=f"method.{name}") for name, path in config.models()}
+    path = places["model"]
+    clip = load_clip_images(places["image_encoder"], prior.device, dtype)
     nets = _read_folder(path) if path.is_dir() else _read_original(path, prior, clip)
     unet, encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in nets)
     denoiser = TryOnDenoiser(
-        _with_vae(prior, config.vae),
+        _with_vae(prior, places.get("vae")),
         WarpedUnet(unet, encoder, warps),
         extra_channels=seen_channels(prior.latent_channels) + prior.latent_channels,
         image_hw=image_hw,
@@ -213,11 +215,10 @@ def read_vae(path: Path, like: nn.Module) -> nn.Module:
     )
 
 
-def _with_vae(prior: DiffusionPrior, vae: str) -> DiffusionPrior:
+def _with_vae(prior: DiffusionPrior, path: Path | None) -> DiffusionPrior:
     """The prior, or one with another VAE."""
-    if not vae:
+    if path is None:
         return prior
-    path = Path(vae).expanduser()
     parts = PriorParts(
         unet=prior.unet,
         vae=read_vae(path, prior.vae).to(prior.device),
@@ -227,16 +228,6 @@ def _with_vae(prior: DiffusionPrior, vae: str) -> DiffusionPrior:
         zero_negative=prior.zero_negative,
     )
     return DiffusionPrior(parts)
-
-
-def _place(config: StableVitonConfig, name: str) -> Path:
-    said = getattr(config, name)
-    if not said:
-        raise WeightsMissing(
-            f"StableVITON's {name} is not named. Expected its weights; set {name}, or choose "
-            "another try-on model."
-        )
-    return Path(said).expanduser()
 
 
 def _read(path: Path) -> dict[str, Tensor]:

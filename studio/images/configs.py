@@ -220,7 +220,7 @@ class TryOnConfig(_PicturesConfig):
     task: Literal["try_on"] = "try_on"
     """What the scene is for: here, to dress people."""
     method: TryOnMethodConfig
-    """How: idm_vton, bootcomp or cat_vton."""
+    """How: idm_vton, bootcomp, cat_vton, ladi_vton or stable_viton."""
     garments: tuple[GarmentConfig, ...]
     """What is worn."""
     person: str | None = None
@@ -232,8 +232,8 @@ class TryOnConfig(_PicturesConfig):
     body: BodyConfig = setting(default_factory=BodyConfig)
     """Labels, keypoints and body parts of the person."""
     size: tuple[int, int] = (1024, 768)
-    """Height and width of the pictures. The models were trained at 1024 x 768 (IDM-VTON) and
-    768 x 576 (BootComp)."""
+    """Height and width of the pictures. The models were trained at 1024 x 768 (IDM-VTON),
+    768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON)."""
 
     @property
     def means(self) -> str:

@@ -29,13 +29,16 @@ from image_tools.tryon.cat_vton_weights import load_attention
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.idm_vton import IDM_CHANNELS, IdmVtonPrior
 from image_tools.tryon.idm_vton_weights import read_idm_vton
+from image_tools.tryon.ladi_configs import LadiVtonConfig
 from image_tools.tryon.samples import Garment, TryOnSample
 from image_tools.tryon.sampling import kept_outside, sample_portraits
+from image_tools.tryon.stable_viton_configs import StableVitonConfig
 from image_tools.tryon.tryon_weights import read_unet
 from image_tools.vision.clip_images import load_clip_images
 from studio.images.configs import TryOnConfig
 from studio.images.picture import Draw, Picture, noise_of
 from studio.images.tryon_inputs import read_garments, read_sample
+from studio.images.tryon_warped import ladi_dresser, stable_viton_dresser
 from studio.progress import say
 
 __all__ = ["make_try_on"]
@@ -80,6 +83,10 @@ def _dresser(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) ->
         return _bootcomp(prior, config, sample)
     if isinstance(config.method, CatVtonConfig):
         return _cat_vton(prior, config, sample)
+    if isinstance(config.method, LadiVtonConfig):
+        return ladi_dresser(prior, config, sample)
+    if isinstance(config.method, StableVitonConfig):
+        return stable_viton_dresser(prior, config, sample)
     return _idm_vton(prior, config, sample)
 
 

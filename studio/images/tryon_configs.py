@@ -8,11 +8,15 @@ from image_tools.tryon.bootcomp_configs import BootCompConfig
 from image_tools.tryon.cat_vton_configs import CatVtonConfig
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.idm_vton_configs import IdmVtonConfig
+from image_tools.tryon.ladi_configs import LadiVtonConfig
 from image_tools.tryon.masks_configs import ParseLayout
+from image_tools.tryon.stable_viton_configs import StableVitonConfig
 
 __all__ = ["BodyConfig", "GarmentConfig", "TryOnMethodConfig"]
 
-TryOnMethodConfig = IdmVtonConfig | BootCompConfig | CatVtonConfig
+TryOnMethodConfig = (
+    IdmVtonConfig | BootCompConfig | CatVtonConfig | LadiVtonConfig | StableVitonConfig
+)
 
 
 @dataclass(frozen=True)

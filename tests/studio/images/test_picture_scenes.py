@@ -32,6 +32,8 @@ PRESETS = {
     "tryon-idm": ("try_on", "idm_vton"),
     "tryon-bootcomp": ("try_on", "bootcomp"),
     "tryon-cat": ("try_on", "cat_vton"),
+    "tryon-ladi": ("try_on", "ladi_vton"),
+    "tryon-stable-viton": ("try_on", "stable_viton"),
 }
 EDIT = {"kind": "prompt_to_prompt", "edits": [{"prompt": "a blue duck"}]}
 LAYOUT = {"kind": "explicit", "ratio": "1,1", "regions": [{"prompt": "a"}, {"prompt": "b"}]}
