@@ -196,7 +196,7 @@ def test_data_that_teach_nothing_are_refused(prior):
         people(people=(3, 7, 3, 7, 3))
     for caption, said in (
         ("a man", "does not hold"),
-        ("x" * 74 + " img", "is token 74 and stands"),
+        ("x" * 75 + " img", "is token 75 and stands for 2"),
     ):
         with pytest.raises(TriggerError, match=said):
             PhotoMakerLoss(prior, tiny_encoder("v1"), people(captions=(caption,) * 6), SHORT)
