@@ -11,6 +11,7 @@ the product view.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -26,6 +27,7 @@ __all__ = [
     "SLEEVES",
     "UPPER",
     "Garments",
+    "cat_garments",
     "draw_garments",
     "is_held_out_garment",
     "printed_color",
@@ -120,9 +122,12 @@ def draw_garments(
             drawn = drawn.select((is_held_out_garment(drawn) == held_out).nonzero()[:, 0])
         kept.append(drawn)
         found += len(drawn)
-    every = {
-        f.name: torch.cat([getattr(g, f.name) for g in kept])[:count] for f in fields(Garments)
-    }
+    return cat_garments(kept).select(torch.arange(count))
+
+
+def cat_garments(parts: Sequence[Garments]) -> Garments:
+    """All garments of several groups, in order."""
+    every = {f.name: torch.cat([getattr(g, f.name) for g in parts]) for f in fields(Garments)}
     return Garments(**every)
 
 

@@ -8,13 +8,14 @@ training is told by skin and pose alone, so that both sides of the split wear th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["HAIR_STYLES", "People", "draw_people", "is_held_out_person"]
+__all__ = ["HAIR_STYLES", "People", "cat_people", "draw_people", "is_held_out_person"]
 
 HAIR_STYLES = ("short", "bob", "long", "bun")
 # Display-referred colours between which skin and hair are drawn.
@@ -110,8 +111,14 @@ def draw_people(count: int, generator: torch.Generator, *, held_out: bool | None
             drawn = drawn.select((is_held_out_person(drawn) == held_out).nonzero()[:, 0])
         kept.append(drawn)
         found += len(drawn)
-    every = {f.name: torch.cat([getattr(p, f.name) for p in kept])[:count] for f in fields(People)}
-    return People(**every)
+    return cat_people(kept).select(torch.arange(count))
+
+
+def cat_people(parts: Sequence[People]) -> People:
+    """All people of several groups, in order."""
+    return People(
+        **{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(People)}
+    )
 
 
 def _draw(b: int, generator: torch.Generator) -> People:

@@ -22,8 +22,15 @@ from scenes.wardrobe.agnostic import painted_anew
 from scenes.wardrobe.cameras import frame_people
 from scenes.wardrobe.captions import describe_garments
 from scenes.wardrobe.flat import canvas_of, flat_views
-from scenes.wardrobe.garments import LOWER, UPPER, Garments, draw_garments
-from scenes.wardrobe.people import People, draw_people
+from scenes.wardrobe.garments import (
+    CATEGORIES,
+    LOWER,
+    UPPER,
+    Garments,
+    cat_garments,
+    draw_garments,
+)
+from scenes.wardrobe.people import People, cat_people, draw_people
 from scenes.wardrobe.render import Buffers, Scene, render_buffers
 from scenes.wardrobe.worn import Outfit
 
@@ -41,6 +48,8 @@ Split = Literal["train", "garments", "people", "both"]
 """Seen people in seen garments; held-out garments; held-out people; both held out."""
 SHARES = (0.6, 0.2, 0.2)
 """Of upper and lower garments and dresses."""
+BLOCK = 64
+"""Pairs that are drawn together."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,11 @@ class Wardrobe:
     def garment(self) -> Garments:
         """The garment that is worn and tried on."""
         return _chosen(self.target, self.outfit)
+
+    def select(self, rows: Int[Tensor, " n"]) -> Wardrobe:
+        """Some of the pairs, in the order given."""
+        people, outfit = self.people.select(rows), self.outfit.select(rows)
+        return Wardrobe(people, outfit, self.target[rows], self.other.select(rows))
 
     def changed(self) -> Outfit:
         """The outfit with the second garment in the place of the first."""
@@ -162,15 +176,11 @@ def draw_pairs(
 
 
 def draw_wardrobe(config: PairConfig, *, split: Split, first: int, count: int) -> Wardrobe:
-    """The numbers of pairs; each has a generator of its own."""
-    rows = [_draw_one(config, split, number) for number in range(first, first + count)]
-    people = _stack(People, [row.people for row in rows])
-    tops, bottoms = (
-        _stack(Garments, [getattr(row.outfit, name) for row in rows]) for name in ("top", "bottom")
-    )
-    target = torch.cat([row.target for row in rows])
-    other = _stack(Garments, [row.other for row in rows])
-    return Wardrobe(people, Outfit(tops, bottoms), target, other)
+    """The numbers of pairs."""
+    blocks = range(first // BLOCK, (first + count - 1) // BLOCK + 1)
+    drawn = _stack([_draw_block(config, split, block) for block in blocks])
+    rows = torch.arange(count) + first - blocks[0] * BLOCK
+    return drawn.select(rows)
 
 
 def render_pairs(config: PairConfig, wardrobe: Wardrobe) -> Pairs:
@@ -201,28 +211,49 @@ def render_pairs(config: PairConfig, wardrobe: Wardrobe) -> Pairs:
     )
 
 
-def _draw_one(config: PairConfig, split: Split, number: int) -> Wardrobe:
-    digest = hashlib.sha256(f"wardrobe/{split}/{number}".encode()).digest()
+def _draw_block(config: PairConfig, split: Split, block: int) -> Wardrobe:
+    """Pairs are drawn in blocks of fixed size: one by one takes longer than their pictures."""
+    digest = hashlib.sha256(f"wardrobe/{split}/{block}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
-    category = config.category
-    drawn = float(torch.rand((), generator=generator))
-    if category is None:
-        category = 0 if drawn < SHARES[0] else 1 if drawn < SHARES[0] + SHARES[1] else 2
-    held_out = split in ("garments", "both")
-    people = draw_people(1, generator, held_out=split in ("people", "both"))
-    tried, other = (
-        draw_garments(1, generator, category=category, held_out=held_out) for _ in range(2)
-    )
+    drawn = torch.rand(BLOCK, generator=generator)
+    bounds = torch.tensor(SHARES).cumsum(0)[:-1]
+    target = torch.bucketize(drawn, bounds, right=True)
+    if config.category is not None:
+        target = torch.full_like(target, config.category)
+    people = draw_people(BLOCK, generator, held_out=split in ("people", "both"))
+    rows = torch.arange(BLOCK)
+
+    def garments(category: Int[Tensor, " b"], *, held_out: bool) -> Garments:
+        every = [
+            draw_garments(BLOCK, generator, category=k, held_out=held_out)
+            for k in range(len(CATEGORIES))
+        ]
+        return cat_garments(every).select(category * BLOCK + rows)
+
+    held_out, is_lower = split in ("garments", "both"), target == LOWER
+    tried, other = (garments(target, held_out=held_out) for _ in range(2))
     # What is not tried on never tells of the split.
-    top = draw_garments(1, generator, category=UPPER, held_out=False)
-    bottom = draw_garments(1, generator, category=LOWER, held_out=False)
-    outfit = Outfit(top, tried) if category == LOWER else Outfit(tried, bottom)
-    return Wardrobe(people, outfit, torch.tensor([category]), other)
+    rest = garments(torch.where(is_lower, UPPER, LOWER), held_out=False)
+    both = cat_garments([tried, rest])
+    outfit = Outfit(
+        both.select(torch.where(is_lower, rows + BLOCK, rows)),
+        both.select(torch.where(is_lower, rows, rows + BLOCK)),
+    )
+    return Wardrobe(people, outfit, target, other)
 
 
-def _stack(kind: type, rows: list) -> People | Garments:
-    names = kind.__dataclass_fields__
-    return kind(**{name: torch.cat([getattr(row, name) for row in rows]) for name in names})
+def _stack(parts: list[Wardrobe]) -> Wardrobe:
+    if len(parts) == 1:
+        return parts[0]
+    tops, bottoms = (
+        cat_garments([getattr(part.outfit, name) for part in parts]) for name in ("top", "bottom")
+    )
+    return Wardrobe(
+        cat_people([part.people for part in parts]),
+        Outfit(tops, bottoms),
+        torch.cat([part.target for part in parts]),
+        cat_garments([part.other for part in parts]),
+    )
 
 
 def _moved(wardrobe: Wardrobe, device: torch.device) -> Wardrobe:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scenes.wardrobe.body import FOREARM, SHIN, SIDES, THIGH, UPPER_ARM, Frame, body_limbs
 from scenes.wardrobe.cones import Cones, Limb, cat_cones, local_points
-from scenes.wardrobe.garments import DRESS, NECKLINES, Garments
+from scenes.wardrobe.garments import DRESS, NECKLINES, Garments, cat_garments
 from scenes.wardrobe.people import People
 
 __all__ = [
@@ -57,15 +57,11 @@ class Outfit:
     @property
     def garments(self) -> Garments:
         """All tops, then all bottoms."""
-        every = {n: torch.cat([getattr(self.top, n), getattr(self.bottom, n)]) for n in _FIELDS}
-        return Garments(**every)
+        return cat_garments([self.top, self.bottom])
 
     def select(self, rows: Int[Tensor, " n"]) -> Outfit:
         """The outfits of some people."""
         return Outfit(self.top.select(rows), self.bottom.select(rows))
-
-
-_FIELDS = tuple(Garments.__dataclass_fields__)
 
 
 @dataclass(frozen=True)
