@@ -1,7 +1,7 @@
 """PhotoMaker (arXiv 2312.04461): a prior that draws the person of a few photos, without training.
 
 A prompt holds a trigger behind the class word, "a portrait of a man img", which is taken out. The
-noisy steps know the text alone, and later ones the person too (delayed merging, section 3.4):
+noisy steps know the text alone, and later ones the person too (delayed merging):
 
     t >  t_merge   "a portrait of a man"
     t <= t_merge   the class word repeated for each row of the photos and fused with them,

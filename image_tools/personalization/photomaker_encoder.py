@@ -1,4 +1,4 @@
-"""PhotoMaker's ID encoders (arXiv 2312.04461, section 3.2): photos of a person to rows of text.
+"""PhotoMaker's ID encoders (arXiv 2312.04461): photos of a person to rows of text.
 
     v1    id = W1 pool(CLIP(x)) | W2 pool(CLIP(x))              one row for each photo
     v2    q = LN(MLP(face)),  id = q + Perceiver(q, CLIP(x))    two rows for each photo

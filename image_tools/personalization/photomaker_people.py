@@ -1,8 +1,8 @@
 """Photos of people that PhotoMaker learns from, and what of them a sample is shown.
 
 A picture of somebody is learned from other photos of the same person, never from itself, and from
-nothing in them but the person (arXiv 2312.04461, section 3.3). The noise around people is uniform;
-the paper does not say which it is.
+nothing in them but the person (arXiv 2312.04461). That the noise around people is uniform is our
+choice.
 
     people = PeoplePhotos(images, masks, ("a man img", "a man img, smiling"), people=(0, 0))
     chosen = other_photos(people.people, row, 4, generator)

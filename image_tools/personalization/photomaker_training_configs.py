@@ -15,7 +15,7 @@ ATTENTION = LoraShapeConfig(rank=64)
 
 @dataclass(frozen=True)
 class PhotoMakerTrainingConfig:
-    """How PhotoMaker is trained (arXiv 2312.04461, section 3.3): ID encoder and LoRA together."""
+    """How PhotoMaker is trained (arXiv 2312.04461): ID encoder and LoRA together."""
 
     loop: TuningConfig = LONG
     """Length, bookkeeping and the LoRA's learning rate, 1e-4."""
