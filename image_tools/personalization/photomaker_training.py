@@ -8,8 +8,8 @@ show something else. In half of the samples m is the person's mask, in the other
 them y is the unconditional prompt. The LoRA is trained at 1e-4, everything else at 1e-5. Denoiser,
 VAE and text encoders stay as they are.
 
-There is no public training code; two things are our choice: the masked error is a mean over the
-mask, so that small people count as large ones do, and the noise around people is uniform.
+Two things are our choice: the masked error is a mean over the mask, so that small people count as
+large ones do, and the noise around people is uniform.
 
     encoder = encoder_from_clip(clip, text_width=2048, generator=generator)
     result = train_photomaker(prior, encoder, people, PhotoMakerTrainingConfig(), folder)
