@@ -1,12 +1,12 @@
 """KOSMOS-G's aligner: from a language model's states to a prior's text states (arXiv 2310.02992).
 
-    u = M(s): enc layers over s, then dec layers that let 77 queries look at it     (section 2.2)
+    u = M(s): enc layers over s, then dec layers that let 77 queries look at it
     s' = N(u): dec layers that let T queries look at u, then enc layers; training only
 
 All layers are pre-norm with Magneto's extra norms (arXiv 2210.06423): one inside self-attention
 before its output projection, one before the last projection of the feed-forward network. Names and
-shapes are those of the public checkpoint, so its ``aligner.*`` tensors load strictly. Positions are
-learned and begin at row 2; rows 0 and 1 are never read.
+shapes are those of the authors' code, so the public checkpoint's ``aligner.*`` load strictly.
+Positions are learned and begin at row 2; rows 0 and 1 are never read.
 
     aligner = new_aligner(AlignerSettings(), generator=generator)
     text_states = aligner(states, is_token)

@@ -80,7 +80,7 @@ class KosmosGConfig(ReferenceToolSettings):
 
 @dataclass(frozen=True)
 class AlignerSettings:
-    """Sizes of the aligner (section 2.2); the defaults are the public checkpoint's."""
+    """Sizes of the aligner; the defaults are the public checkpoint's."""
 
     input_width: int = 2048
     """Width of the language model's states."""
@@ -110,7 +110,7 @@ class AlignerSettings:
 
 @dataclass(frozen=True)
 class AlignTrainingConfig:
-    """How the aligner learns to speak as the prior's text encoder (section 3.2, "align")."""
+    """How the aligner learns to speak as the prior's text encoder ("image decoder aligning")."""
 
     loop: TuningConfig = ALIGNING
     """Length and learning rate, as the authors train."""
@@ -130,7 +130,7 @@ class AlignTrainingConfig:
 
 @dataclass(frozen=True)
 class InstructionTuningConfig:
-    """How all of it learns from pictures, through the frozen denoiser (section 3.3)."""
+    """How all of it learns from pictures, through the frozen denoiser ("instruction tuning")."""
 
     loop: TuningConfig = TUNING
     """Length as the authors train; the learning rate is ours, since theirs is not published."""

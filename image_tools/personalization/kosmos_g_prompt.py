@@ -1,4 +1,4 @@
-"""Prompts with images among their words, as KOSMOS-G reads them (arXiv 2310.02992, section 2.1).
+"""Prompts with images among their words, as KOSMOS-G reads them (arXiv 2310.02992).
 
     a <i> wearing a hat    ->    <s> a <image> + 64 image positions </image> wearing a hat
 

@@ -1,7 +1,7 @@
 """Training of KOSMOS-G (arXiv 2310.02992): stage 2 aligns by words, stage 3 tunes by pictures.
 
-    align   L = || M(s) - CLIP(y) ||^2 + w (q / T) || N(M(s)) - s ||^2            (section 3.2)
-    tune    L = || f(z_t; t, M(s)) - target ||^2 through the frozen denoiser      (section 3.3)
+    align   L = || M(s) - CLIP(y) ||^2 + w (q / T) || N(M(s)) - s ||^2
+    tune    L = || f(z_t; t, M(s)) - target ||^2 through the frozen denoiser
 
 s are the language model's states of T tokens, y the same caption, q the number of text states.
 ``align`` trains the aligner alone and needs no pictures. ``tune`` trains the language model, its

@@ -1,8 +1,8 @@
 """Prompts with images among their words from the toybox, for KOSMOS-G's instruction tuning.
 
 The authors caption pictures, find what the nouns mean, cut it out, and put the cut-out after the
-noun or in its place (arXiv 2310.02992, section 3.3). Here the renderer knows all of that: each noun
-of a caption gets the square around its object's visible pixels, with or without its surroundings.
+noun or in its place (arXiv 2310.02992). Here the renderer knows all of that: each noun of a caption
+gets the square around its object's visible pixels, with or without its surroundings.
 
     a red mug left of a blue house    ->    a red mug <i> left of a blue <i>
 

@@ -1,4 +1,4 @@
-"""KOSMOS-G's aligner against a reference in loops, and the public checkpoint's names and shapes."""
+"""KOSMOS-G's aligner against a reference in loops, and the public names and shapes at full size."""
 
 from __future__ import annotations
 
