@@ -13,7 +13,7 @@ bit for bit. Further ControlNets see the text, as ever.
 For 3D a head with known place stands for the photo's pose: ``see_cameras`` draws its landmarks for
 each camera and fades both factors where the face turns away.
 
-    prior = InstantIDPrior(prior, read_instant_id(folder, prior), draw_keypoints(kps, size))
+    prior = InstantIDPrior(prior, read_instant_id(folder, prior.unet), draw_keypoints(kps, size))
     prior.show_identity(face.embedding[None])
     images = sample_images(prior, ["a film still of a man"], generators=[generator])
 """
@@ -38,15 +38,9 @@ from image_tools.errors import UnsupportedModel
 from image_tools.personalization.face_keypoints import draw_keypoints
 from image_tools.personalization.head_keypoints import head_keypoints
 from image_tools.personalization.instant_id_configs import HeadConfig
-from image_tools.personalization.ip_adapter import (
-    IPAdapter,
-    PlusProjector,
-    layer_widths,
-    start_from_text,
-)
+from image_tools.personalization.ip_adapter import IPAdapter, PlusProjector, new_ip_adapter
 from image_tools.personalization.ip_adapter_configs import ViewFadeConfig
 from image_tools.personalization.ip_adapter_prior import IPAdapterPrior
-from image_tools.personalization.perceiver import PerceiverSettings, draw_weights
 from image_tools.personalization.reference_features import ReferenceFeatures
 from image_tools.vision.identity_files import check_identity
 from renderers.cameras import Cameras
@@ -58,8 +52,6 @@ if TYPE_CHECKING:
 __all__ = ["InstantID", "InstantIDPrior", "identity_tokens", "new_instant_id"]
 
 NET_NAME = "landmarks"
-SDXL_WIDTH = 1280
-HEAD_WIDTH = 64
 # Views count by the head's own visibility instead.
 NO_FADE = ViewFadeConfig(least=1.0)
 
@@ -104,20 +96,12 @@ def new_instant_id(
         prior: what it is for.
         identity_width: numbers of an embedding, 512 for ArcFace.
         generator: draws the perceiver.
-        width: channels of the perceiver, a multiple of 64; None for 1280 (SDXL) or the text's.
+        width: channels inside of the perceiver, a multiple of 64; None for 1280 (SDXL) or the
+            text's.
     """
-    text_width = prior.unet.config.cross_attention_dim
-    is_large = prior.unet.config.addition_embed_type == "text_time"
-    width = width or (SDXL_WIDTH if is_large else text_width)
-    settings = PerceiverSettings(
-        image_width=identity_width,
-        width=width,
-        text_width=text_width,
-        heads=max(1, width // HEAD_WIDTH),
+    adapter = new_ip_adapter(
+        prior.unet, "plus", image_width=identity_width, generator=generator, width=width
     )
-    adapter = IPAdapter(PlusProjector(settings), layer_widths(prior.unet))
-    draw_weights(adapter.image_proj, generator)
-    start_from_text(adapter.ip_adapter, prior.unet)
     return InstantID(adapter.to(prior.device), new_controlnet(prior))
 
 

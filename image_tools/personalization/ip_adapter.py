@@ -216,6 +216,7 @@ def new_ip_adapter(
     generator: torch.Generator,
     tokens: int | None = None,
     face_width: int = FACE_WIDTH,
+    width: int | None = None,
 ) -> IPAdapter:
     """An untrained adapter, on the CPU, whose keys and values are the text's (section 3.2.2).
 
@@ -226,11 +227,13 @@ def new_ip_adapter(
         generator: draws the projector.
         tokens: of each image; None for the variant's own number.
         face_width: numbers of an identity.
+        width: channels inside of plus's resampler; None for as many as the public ones have.
     """
     text_width = unet.config.cross_attention_dim
     is_large = unet.config.addition_embed_type == "text_time"
     # The public resamplers: 12 heads in 768 channels for Stable Diffusion 1.x, 20 in 1280 for SDXL.
-    width = 1280 if is_large and variant == "plus" else text_width
+    public = 1280 if is_large and variant == "plus" else text_width
+    width = width or public
     settings = PerceiverSettings(
         image_width=image_width,
         width=width,

@@ -51,11 +51,10 @@ class MeshFaceAnalyzer:
         Raises:
             WeightsMissing: one of them is not there.
         """
-        names = ("facemesh-detection-short", "facemesh", "faceres")
-        self.detector, self.mesh, self.identity = (
-            load_graph(folder / f"{name}.json").to(device or torch.device("cpu")) for name in names
-        )
         self.device = device or torch.device("cpu")
+        names = ("facemesh-detection-short", "facemesh", "faceres")
+        nets = (load_graph(folder / f"{name}.json").to(self.device) for name in names)
+        self.detector, self.mesh, self.identity = nets
 
     @torch.no_grad()
     def faces(self, image: Float[Tensor, "h w 3"]) -> list[Face]:

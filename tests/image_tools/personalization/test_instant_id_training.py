@@ -58,7 +58,7 @@ def new_parts(prior):
 def error(prior, tool) -> float:
     """Mean error over batches that training never saw."""
     total = 0.0
-    for batch in range(6):
+    for batch in range(3):
         generator = batch_generator(99, batch)
         sample = batches(batch, generator)
         tool.show_keypoints(sample.keypoints)
@@ -66,7 +66,7 @@ def error(prior, tool) -> float:
         noisy = draw_noisy(prior, prior.encode_images(sample.images), generator)
         text = encode_text(prior, sample.captions)
         total += float(denoising_errors(tool, noisy, text).mean())
-    return total / 6
+    return total / 3
 
 
 def test_twenty_steps_learn_and_are_read_back(prior, tmp_path):
