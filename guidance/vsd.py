@@ -118,9 +118,10 @@ class VSDGuidance(GuidanceRule):
     ) -> dict[str, float]:
         """Train the critic on the renders; returns its mean loss as ``critic_loss``."""
         latents, camera = self._latents(images), self._camera(cameras)
+        text = self._critic_text(cameras)
         t = self.critic_timesteps(len(latents), fraction=fraction)
         losses = [
-            self.critic.train_step(latents, self.critic_text, camera, t=t, generator=generator)
+            self.critic.train_step(latents, text, camera, t=t, generator=generator)
             for _ in range(self.config.critic.steps)
         ]
         return {"critic_loss": sum(losses) / len(losses)}
@@ -165,13 +166,19 @@ class VSDGuidance(GuidanceRule):
         noise_pred = self.prompts.at(cameras).guided_noise(
             prior, z_t, t, config.guidance_scale, rescale=config.guidance_rescale
         )
-        critic_pred = self.critic.predict_noise(z_t, t, self.critic_text, self._camera(cameras))
+        text, camera = self._critic_text(cameras), self._camera(cameras)
+        critic_pred = self.critic.predict_noise(z_t, t, text, camera)
 
         def x0() -> Tensor:
             with torch.no_grad():
                 return prior.decode_latents(prior.predict_x0(z_t, t, noise_pred))
 
         return noise_pred - critic_pred, x0
+
+    def _critic_text(self, cameras: Cameras) -> TextEmbedding:
+        """The plain prompt for each view, which it knows, so that tools on the prior do too."""
+        azimuth = cameras.azimuth_deg
+        return self.critic_text.expand(len(azimuth)).seen_from(azimuth)
 
     def _camera(self, cameras: Cameras) -> Tensor | None:
         if self.config.critic.camera_condition == "none":
