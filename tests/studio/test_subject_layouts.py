@@ -40,6 +40,7 @@ def arguments(tiny_prior, tmp_path_factory):
     return (*LAYOUT, rule)
 
 
+@pytest.mark.slow
 def test_a_scene_with_subjects_resumes_bit_for_bit(tiny_scene, tmp_path, arguments):
     config, whole = start(tiny_scene, tmp_path / "whole", *arguments)
     check_inputs(config)

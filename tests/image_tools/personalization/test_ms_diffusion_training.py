@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from image_tools.configs import PocketPriorConfig
+from image_tools.diffusion.loading import load_prior
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
@@ -14,7 +16,8 @@ from image_tools.personalization.ip_adapter_configs import ImageDropConfig
 from image_tools.personalization.loop import LoopHooks, batch_generator
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.personalization.ms_diffusion import MSDiffusionPrior
-from image_tools.personalization.ms_diffusion_configs import MSTrainingConfig
+from image_tools.personalization.ms_diffusion_configs import MSShape, MSTrainingConfig
+from image_tools.personalization.ms_diffusion_subjects import see_subjects
 from image_tools.personalization.ms_diffusion_training import (
     Dropped,
     SubjectBatch,
@@ -26,7 +29,8 @@ from image_tools.personalization.ms_diffusion_training import (
 from image_tools.personalization.ms_diffusion_weights import read_ms_adapter
 from image_tools.vision.clip_images import ClipImages
 from renderers.errors import ShapeError, StudioError
-from tests.image_tools.personalization.subjects import load_tiny
+from tests.image_tools.personalization.subjects import images_of, load_tiny
+from tests.image_tools.personalization.tiny_subjects import PROMPT, two_subjects
 from tests.image_tools.vision.tiny_clip import tiny_clip
 
 NOTHING = MSTrainingConfig(drops=ImageDropConfig(0.0, 0.0, 0.0), grounding_drop=0.0)
@@ -148,6 +152,7 @@ def test_the_loss_falls_and_what_is_written_reads_identically(prior, clip, tmp_p
     assert not any(p.requires_grad for p in adapter.parameters())
 
 
+@pytest.mark.slow
 def test_recomputed_activations_give_the_same_training(prior, clip, tmp_path):
     trained = {}
     for is_recomputed in (False, True):
@@ -197,6 +202,24 @@ def test_trained_as_it_is_used_with_full_scale(prior, clip):
         subjects = MSDiffusionPrior(prior, adapter, rows)
         torch.testing.assert_close(found, denoising_errors(subjects, noisy, text).mean())
         assert found != denoising_errors(prior, noisy, text).mean()
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_the_shipped_prior_takes_an_adapter_of_its_width(clip):
+    prior = load_prior(PocketPriorConfig(), torch.device("cpu"))
+    generator = torch.Generator().manual_seed(0)
+    adapter = new_ms_adapter(prior, clip, generator=generator, dim=384)
+    expected = {"image_width": 32, "phrase_width": 384, "text_width": 384, "dim": 384, "heads": 6}
+    assert adapter.shape == MSShape(**expected)
+    config = two_subjects(scale=1.0)
+    rows = see_subjects(prior, clip, config, images_of(2).split(1), prompt=PROMPT).at(adapter)
+    subjects = MSDiffusionPrior(prior, adapter, rows)
+    latents = torch.randn(1, 4, 16, 16, generator=generator)
+    t, text = torch.tensor([600]), prior.encode_prompt([PROMPT])
+    moved = (subjects.predict_noise(latents, t, text) - prior.predict_noise(latents, t, text)).abs()
+    assert torch.isfinite(moved).all()
+    assert moved.max() > 1e-2
 
 
 @pytest.mark.wrong_shapes
