@@ -63,7 +63,8 @@ def mirrored(sample: TryOnSample, chosen: Tensor) -> TryOnSample:
     garments = tuple(
         replace(one, images=flip(one.images), masks=flip(one.masks)) for one in sample.garments
     )
-    pictures = {name: flip(getattr(sample, name)) for name in ("person", "mask", "densepose")}
+    names = ("person", "mask", "densepose", "worn_mask")
+    pictures = {name: flip(getattr(sample, name)) for name in names}
     return _only_pictures(replace(sample, garments=garments, **pictures))
 
 
@@ -116,20 +117,21 @@ def moved(
             planes, grid, mode=mode, padding_mode=padding, align_corners=False
         ).movedim(1, -1)
 
-    densepose = sample.densepose
+    densepose, worn = sample.densepose, sample.worn_mask
     return _only_pictures(
         replace(
             sample,
             person=move(sample.person, "bilinear", "border"),
             mask=move(sample.mask, "nearest", "zeros"),
             densepose=None if densepose is None else move(densepose, "nearest", "zeros"),
+            worn_mask=None if worn is None else move(worn, "nearest", "zeros"),
         )
     )
 
 
 def _only_pictures(sample: TryOnSample) -> TryOnSample:
     """Without what was not moved along."""
-    return replace(sample, keypoints=None, parse=None, worn_mask=None, warped=None)
+    return replace(sample, keypoints=None, parse=None, warped=None)
 
 
 def _hue_turns(turns: Float[Tensor, " b"]) -> Float[Tensor, "b 3 3"]:

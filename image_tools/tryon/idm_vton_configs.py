@@ -85,13 +85,23 @@ class IdmTrainingConfig:
     dropout: float = 0.0
     """Share of samples without garment and text, so that guidance has something to lead away from.
     The released trainer drops none."""
+    flow_weight: float = 0.0
+    """Weight of Leffa's loss (arXiv 2412.08486), by which attention learns where the parts of the
+    garment go; 1e-3 late in training. Samples then need worn_mask."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
+        """Refuse what cannot be meant."""
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"dropout is {self.dropout} - expected 0 to 1.")
+        if self.flow_weight < 0.0:
+            raise ValueError(f"flow_weight is {self.flow_weight} - expected at least 0.")
+        if self.flow_weight > 0.0 and self.checkpointing:
+            raise ValueError(
+                "flow_weight and checkpointing are both set - expected one of them: attention that "
+                "is watched is not recomputed."
+            )
 
 
 @dataclass(frozen=True)

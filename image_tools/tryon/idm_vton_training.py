@@ -26,10 +26,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from image_tools.diffusion.attention import attention_operations
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.stock_modules import gradient_checkpointing
 from image_tools.personalization.captioned import CaptionedImages
-from image_tools.personalization.denoising import denoising_errors, draw_noisy
+from image_tools.personalization.denoising import NoisyBatch, denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
 from image_tools.personalization.dreambooth_lora import run_lora_training
 from image_tools.personalization.loop import LoopHooks, TuningLoop, batch_generator
@@ -42,6 +43,8 @@ from image_tools.tryon.idm_vton_configs import (
     IdmTrainingConfig,
 )
 from image_tools.tryon.idm_vton_weights import write_tryon_net
+from image_tools.tryon.leffa import LEAST_SHARE, ReferenceMatches, flow_loss
+from image_tools.tryon.pictures import fitted
 from image_tools.tryon.samples import TryOnBatches, TryOnSample
 from image_tools.tryon.training import draw_latents, draw_rows, train_modules
 
@@ -63,6 +66,7 @@ class IdmVtonLoss:
         *,
         augmentation: AugmentationConfig | None = None,
         dropout: float = 0.0,
+        flow_weight: float = 0.0,
     ) -> None:
         """Take the tool's networks as they are.
 
@@ -71,9 +75,10 @@ class IdmVtonLoss:
             batches: people in their garments.
             augmentation: how samples are varied; None for not at all.
             dropout: share of samples without garment and text.
+            flow_weight: of Leffa's loss.
         """
         self.tool, self.batches = tool, batches
-        self.augmentation, self.dropout = augmentation, dropout
+        self.augmentation, self.dropout, self.flow_weight = augmentation, dropout, flow_weight
 
     def __call__(self, batch: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Mean error of the batch."""
@@ -90,7 +95,25 @@ class IdmVtonLoss:
         self.tool.show(*self.tool.look(sample))
         noisy = draw_noisy(denoiser, latents, generator)
         roles = tuple("uncond" if drops else "cond" for drops in is_dropped)
-        return denoising_errors(self.tool, noisy, Condition(text, roles=roles)).mean()
+        condition = Condition(text, roles=roles)
+        if self.flow_weight == 0.0:
+            return denoising_errors(self.tool, noisy, condition).mean()
+        return self._with_flow(noisy, condition, sample.to(denoiser.device), is_dropped)
+
+    def _with_flow(
+        self, noisy: NoisyBatch, condition: Condition, sample: TryOnSample, is_dropped: list[bool]
+    ) -> Float[Tensor, ""]:
+        """The error and Leffa's loss of rows that see their garment through little noise."""
+        denoiser = self.tool.denoiser
+        worn = sample.need("worn_mask", model="Leffa's loss")
+        matches = ReferenceMatches(least_rows=max(sample.size[0] // LEAST_SHARE, 1))
+        with attention_operations(denoiser.unet, [matches]):
+            errors = denoising_errors(self.tool, noisy, condition)
+        sees = ~torch.tensor(is_dropped, device=noisy.t.device)
+        counts = sees & (noisy.t < denoiser.num_train_timesteps // 2)
+        garment = fitted(sample.only_garment(model=MODEL).images, sample.size)
+        flow = flow_loss(matches, sample.person, garment, worn, counts)
+        return errors.mean() + self.flow_weight * flow
 
 
 def train_idm_vton(
@@ -123,7 +146,13 @@ def train_idm_vton(
 
     return train_modules(
         [unet, adapter],
-        IdmVtonLoss(tool, batches, augmentation=config.augmentation, dropout=config.dropout),
+        IdmVtonLoss(
+            tool,
+            batches,
+            augmentation=config.augmentation,
+            dropout=config.dropout,
+            flow_weight=config.flow_weight,
+        ),
         config,
         folder,
         write=write,

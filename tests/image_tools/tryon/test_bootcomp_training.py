@@ -72,6 +72,7 @@ def mean_loss(loss, batches: int = 3) -> float:
     return float(torch.stack(draws).mean())
 
 
+@pytest.mark.slow
 def test_decomposition_learns_and_writes_a_stock_folder(plain, tmp_path):
     from diffusers import UNet2DConditionModel
 
@@ -86,6 +87,7 @@ def test_decomposition_learns_and_writes_a_stock_folder(plain, tmp_path):
         assert torch.equal(value, read.state_dict()[name])
 
 
+@pytest.mark.slow
 def test_composition_trains_the_encoder_alone(plain, tmp_path):
     encoder, config = copy.deepcopy(plain.unet), CompositionTrainingConfig(loop=STEPS)
     frozen = {name: value.clone() for name, value in plain.unet.state_dict().items()}

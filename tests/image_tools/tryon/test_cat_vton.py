@@ -134,6 +134,7 @@ def test_files_come_back_in_every_spelling(tool, tmp_path):
         load_attention(unet, {**tensors, "conv_in.weight": tensors["0.to_q.weight"]})
 
 
+@pytest.mark.slow
 def test_training_changes_self_attention_alone(tool, sample, tmp_path):
     mine = CatVtonPrior(
         TryOnDenoiser(

@@ -23,6 +23,7 @@ from image_tools.tryon.idm_vton_training import (
     train_idm_vton,
 )
 from image_tools.tryon.samples import TryOnSample
+from renderers.errors import StudioError
 from tests.image_tools.tryon.people import tiny_sample
 from tests.image_tools.tryon.tiny_idm import SIZE, tiny_idm
 
@@ -41,6 +42,10 @@ def sample() -> TryOnSample:
     return tiny_sample(rows=2, size=SIZE)
 
 
+def noise(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
 def mean_loss(tool, sample) -> float:
     """Over noise that training does not see."""
     loss = IdmVtonLoss(tool, lambda *_: sample)
@@ -57,6 +62,17 @@ def changed(module, before) -> set[str]:
     return {name for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
 
 
+def test_gradients_reach_tryonnet_and_its_image_prompt_alone(tool, sample):
+    trained = (tool.denoiser.unet, tool.prompted.adapter)
+    for module in trained:
+        module.requires_grad_(True)
+    IdmVtonLoss(tool, lambda *_: sample)(0, noise(0)).backward()
+    for module in trained:
+        assert all(p.grad is not None and p.grad.abs().max() > 0 for p in module.parameters())
+    assert all(p.grad is None for p in tool.garment_net.parameters())
+
+
+@pytest.mark.slow
 def test_training_changes_tryonnet_and_its_image_prompt_alone(tool, sample, tmp_path):
     config = IdmTrainingConfig(loop=STEPS, dropout=0.1)
     frozen = (tool.garment_net, tool.clip.model, tool.denoiser.vae)
@@ -69,6 +85,7 @@ def test_training_changes_tryonnet_and_its_image_prompt_alone(tool, sample, tmp_
     assert not any(changed(*pair) for pair in zip(frozen, fixed, strict=True))
 
 
+@pytest.mark.slow
 def test_a_garment_is_learned_by_the_decoders_attention_alone(tool, sample, tmp_path):
     config = IdmCustomizationConfig(loop=replace(STEPS, learning_rate=2e-2))
     before, state = mean_loss(tool, sample), state_of(tool.denoiser.unet)
@@ -93,6 +110,19 @@ def test_rows_without_garment_are_the_unconditional_half(tool, sample):
         for s in (sample, replace(sample, garments=(other,)))
     ]
     assert torch.allclose(*losses)
+
+
+def test_leffas_loss_counts_where_there_is_little_noise(tool, sample):
+    worn = replace(sample, worn_mask=sample.mask)
+    plain, flow = (IdmVtonLoss(tool, lambda *_: worn, flow_weight=weight) for weight in (0.0, 1.0))
+    with torch.no_grad():
+        more = [float(flow(0, noise(seed)) - plain(0, noise(seed))) for seed in range(4)]
+    assert min(more) > -1e-5
+    assert max(more) > 1e-2
+    with pytest.raises(StudioError, match="needs the people's worn_mask"):
+        IdmVtonLoss(tool, lambda *_: sample, flow_weight=1.0)(0, torch.Generator())
+    with pytest.raises(ValueError, match="flow_weight and checkpointing"):
+        IdmTrainingConfig(flow_weight=1e-3, checkpointing=True)
 
 
 def test_nothing_changes_where_no_change_is_asked_for(sample):
