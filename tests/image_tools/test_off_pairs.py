@@ -176,13 +176,15 @@ ATTENTION = (edits, regions, self_guidance, inversion, *STYLES, subjects_in_boxe
 ADDITIONS = (control, control_window, uni)
 ATTACHED = (lora, subject_off, words)
 ON_BARE_PRIORS = (instructions, consistency)
-OUTER = (*ATTENTION, *ADDITIONS, pictures_in_words)
+OUTER = (*ATTENTION, *ADDITIONS)
 PAIRS = [
-    *((tool,) for tool in (*OUTER, *ATTACHED, *ON_BARE_PRIORS)),
+    *((tool,) for tool in (*OUTER, *ATTACHED, *ON_BARE_PRIORS, pictures_in_words)),
     *itertools.permutations(OUTER, 2),
     *itertools.permutations(ATTACHED, 2),
     *itertools.product(ATTACHED, (*OUTER, *ON_BARE_PRIORS)),
     *itertools.product(ON_BARE_PRIORS, OUTER),
+    *itertools.product((pictures_in_words,), ADDITIONS),
+    *itertools.product((*ATTENTION, *ATTACHED), (pictures_in_words,)),
 ]
 
 
