@@ -28,6 +28,7 @@ PRESETS = {
     "style-aligned": ("reference_image", "style_aligned"),
     "reference-ip-adapter": ("reference_image", "ip_adapter"),
     "reference-instant-id": ("reference_image", "instant_id"),
+    "reference-kosmos-g": ("reference_image", "kosmos_g"),
     "reference-ms-diffusion": ("reference_image", "ms_diffusion"),
     "tryon-idm": ("try_on", "idm_vton"),
     "tryon-bootcomp": ("try_on", "bootcomp"),
