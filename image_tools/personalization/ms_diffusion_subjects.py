@@ -121,7 +121,10 @@ def phrase_embeddings(prior: DiffusionPrior, phrases: Sequence[str]) -> Float[Te
     device = next(tower.encoder.parameters()).device
     ids, mask = encoded.input_ids.to(device), encoded.attention_mask.to(device)
     if tower.encoder.config.model_type != "bert":
-        return tower.encoder(ids).pooler_output.to(prior.device)
+        output = tower.encoder(ids)
+        # A CLIP with a projection (an SDXL refiner's) gives the projected vector first.
+        pooled = output[0] if output[0].ndim == 2 else output.pooler_output
+        return pooled.to(prior.device)
     # Its pooler is no part of the shipped weights.
     states = tower.encoder(ids, attention_mask=mask)[0]
     shares = mask.to(states) / mask.sum(dim=1, keepdim=True).to(states)
