@@ -12,6 +12,7 @@ from image_tools.personalization.kosmos_g_configs import KosmosGConfig
 from image_tools.personalization.ms_diffusion_configs import MSDiffusionConfig
 from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
+from image_tools.tryon.bootcomp_configs import GarmentsConfig
 
 __all__ = ["ReferenceToolConfig"]
 
@@ -22,4 +23,5 @@ ReferenceToolConfig = (
     | MSDiffusionConfig
     | PhotoMakerConfig
     | StyleAlignedConfig
+    | GarmentsConfig
 )

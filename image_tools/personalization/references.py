@@ -17,6 +17,7 @@ from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.reference_configs import ReferenceToolConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
 from image_tools.pocket.paths import adapter_files
+from image_tools.tryon.bootcomp_configs import GarmentsConfig
 
 __all__ = ["build_reference_tool", "reference_files"]
 
@@ -53,6 +54,10 @@ def build_reference_tool(config: ReferenceToolConfig, prior: DiffusionPrior) -> 
         from image_tools.personalization.photomaker_loading import load_photomaker_prior
 
         return load_photomaker_prior(config, prior)
+    if isinstance(config, GarmentsConfig):
+        from image_tools.tryon.bootcomp_loading import load_garments_prior
+
+        return load_garments_prior(config, prior)
     from image_tools.personalization.ip_adapter_loading import load_ip_adapter_prior
 
     return load_ip_adapter_prior(config, prior)

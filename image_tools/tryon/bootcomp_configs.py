@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from image_tools.personalization.loop_configs import TuningConfig
-from image_tools.tryon.garment_configs import GarmentCategory
+from image_tools.personalization.reference_contract import ReferenceToolSettings
+from image_tools.tryon.garment_configs import GarmentCategory, GarmentConfig
 
-__all__ = ["WORDS", "BootCompConfig", "CompositionTrainingConfig", "DecompositionTrainingConfig"]
+__all__ = [
+    "WORDS",
+    "BootCompConfig",
+    "CompositionTrainingConfig",
+    "DecompositionTrainingConfig",
+    "GarmentsConfig",
+    "unknown_categories",
+]
 
 WORDS: dict[GarmentCategory, str] = {
     "upper": "Upper garment",
@@ -41,6 +50,49 @@ class BootCompConfig:
     def models(self) -> list[tuple[str, str]]:
         """Weights by key."""
         return [("encoder", self.encoder)]
+
+
+@dataclass(frozen=True)
+class GarmentsConfig(ReferenceToolSettings):
+    """Garments that people wear in pictures and on every side of 3D scenes (BootComp, arXiv
+    2412.16978)."""
+
+    encoder: str
+    """Folder of the encoder of garments: comp of omniousai/BootComp, or one trained here."""
+    garments: tuple[GarmentConfig, ...]
+    """What is worn, all at once."""
+    kind: Literal["garments"] = "garments"
+    garment_scale: float = 2.0
+    """s_g, guidance by the garments; s_t is the guidance scale of the sampler or the rule."""
+
+    def __post_init__(self) -> None:
+        """Refuse nothing to wear."""
+        if not self.garments:
+            raise ValueError("garments is empty - expected at least one, with image and category.")
+
+    def pictures(self) -> list[tuple[str, str]]:
+        """Product pictures."""
+        return [(f"garments.{k}.image", one.image) for k, one in enumerate(self.garments)]
+
+    def models(self) -> list[tuple[str, str]]:
+        """The encoder."""
+        return [("encoder", self.encoder)]
+
+    def problems(self, prompt: str) -> list[str]:
+        """Categories that it does not know."""
+        return unknown_categories(self.garments, WORDS, "BootComp")
+
+
+def unknown_categories(
+    garments: Sequence[GarmentConfig], known: Mapping[GarmentCategory, str], model: str
+) -> list[str]:
+    """What is wrong with categories that a model does not know, by their keys."""
+    return [
+        f"garments.{k}.category: is {one.category!r}, which {model} does not know - expected "
+        f"{', '.join(known)}."
+        for k, one in enumerate(garments)
+        if one.category not in known
+    ]
 
 
 @dataclass(frozen=True)

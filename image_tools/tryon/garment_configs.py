@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["BODY_PARTS", "BodyPart", "GarmentCategory"]
+__all__ = ["BODY_PARTS", "BodyPart", "GarmentCategory", "GarmentConfig"]
 
 GarmentCategory = Literal[
     "upper", "lower", "pants", "skirt", "dress", "hat", "sunglasses", "shoes", "bag", "scarf"
@@ -22,3 +23,21 @@ BODY_PARTS: dict[GarmentCategory, BodyPart] = {
     "dress": "dress",
 }
 """Which part of the body a garment covers; accessories cover none."""
+
+
+@dataclass(frozen=True)
+class GarmentConfig:
+    """One garment."""
+
+    image: str
+    """Product picture, on white as a rule; it is not stretched."""
+    category: GarmentCategory
+    """upper, lower, pants, skirt, dress, hat, sunglasses, shoes, bag or scarf. Models know some of
+    them: BootComp pants and skirts, the others lower ones."""
+    caption: str = ""
+    """What it is in words, such as "short sleeve round neck t-shirt"; empty for its category."""
+
+    @property
+    def words(self) -> str:
+        """The caption, or in its place the category."""
+        return self.caption or self.category

@@ -21,8 +21,8 @@ from image_tools.configs import (
     SingleFilePriorConfig,
 )
 from image_tools.personalization.reference_configs import ReferenceToolConfig
-from image_tools.tryon.bootcomp_configs import WORDS, BootCompConfig
-from image_tools.tryon.garment_configs import BODY_PARTS
+from image_tools.tryon.bootcomp_configs import WORDS, BootCompConfig, unknown_categories
+from image_tools.tryon.garment_configs import BODY_PARTS, GarmentCategory, GarmentConfig
 from image_tools.tryon.masks_configs import MaskConfig
 from studio.images.method_configs import (
     ControlMethodConfig,
@@ -34,7 +34,7 @@ from studio.images.method_configs import (
     RegionsConfig,
     SelfGuidanceMethodConfig,
 )
-from studio.images.tryon_configs import BodyConfig, GarmentConfig, TryOnMethodConfig
+from studio.images.tryon_configs import BodyConfig, TryOnMethodConfig
 from studio.prompt_rules import prompt_problems, seed_problems
 
 __all__ = [
@@ -252,14 +252,9 @@ class TryOnConfig(_PicturesConfig):
             problems += self._maskless()
         return problems
 
-    def _unknown(self, known: Mapping[str, str], model: str) -> list[str]:
-        """Categories that the model does not know."""
-        return [
-            f"garments.{k}.category: is {one.category!r}, which {model} does not know - expected "
-            f"{', '.join(known)}."
-            for k, one in enumerate(self.garments)
-            if one.category not in known
-        ]
+    def _unknown(self, known: Mapping[GarmentCategory, str], model: str) -> list[str]:
+        """Categories that a model does not know."""
+        return unknown_categories(self.garments, known, model)
 
     def _single(self) -> list[str]:
         """What models need that dress a given person in one garment."""

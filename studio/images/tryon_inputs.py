@@ -15,26 +15,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
+from image_tools.personalization.photos import PhotosError
 from image_tools.tryon.garment_configs import BODY_PARTS
+from image_tools.tryon.garment_files import picture_size, read_garment
 from image_tools.tryon.masks import BodyMaps, agnostic_mask
-from image_tools.tryon.pictures import fitted
 from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import part_labels
 from image_tools.tryon.samples import Garment, TryOnSample
 from studio.errors import ConfigError, StudioError
 from studio.images.configs import TryOnConfig
 from studio.images.reading import read_picture
-from studio.images.tryon_configs import GarmentConfig
 
 __all__ = ["read_garments", "read_sample"]
 
 # Rounding of the sides of a picture that was resized.
 ASPECT_TOLERANCE = 0.01
 WHITE = 0.5
-FIRST_TURNED = 5  # from here on EXIF's orientations exchange rows and columns
 
 
 def read_garments(config: TryOnConfig) -> tuple[Garment, ...]:
@@ -43,10 +42,13 @@ def read_garments(config: TryOnConfig) -> tuple[Garment, ...]:
     Raises:
         ConfigError: a picture cannot be read.
     """
-    return tuple(
-        _read_garment(one, f"garments.{k}.image", config.size)
-        for k, one in enumerate(config.garments)
-    )
+    garments = []
+    for k, one in enumerate(config.garments):
+        try:
+            garments.append(read_garment(one, config.size))
+        except PhotosError as error:
+            raise ConfigError(f"garments.{k}.image: {error}") from error
+    return tuple(garments)
 
 
 def read_sample(config: TryOnConfig) -> TryOnSample:
@@ -109,16 +111,6 @@ def _read_person(path: str, size: tuple[int, int]) -> Float[Tensor, "1 h w 3"]:
     return square[:, top : top + size[0], left : left + size[1]]
 
 
-def _read_garment(config: GarmentConfig, key: str, size: tuple[int, int]) -> Garment:
-    longer, (height, width) = max(size), _size_of(config.image, key)
-    square = read_picture(config.image, key, size=longer, fit="pad")
-    scale = longer / max(height, width)
-    inner = (max(round(height * scale), 1), max(round(width * scale), 1))
-    top, left = (longer - inner[0]) // 2, (longer - inner[1]) // 2
-    image = square[:, top : top + inner[0], left : left + inner[1]]
-    return Garment(fitted(image, size), (config.category,), (config.words,))
-
-
 def _read_points(path: str, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]:
     try:
         return read_keypoints(Path(path), size)
@@ -127,12 +119,11 @@ def _read_points(path: str, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]:
 
 
 def _size_of(path: str, key: str) -> tuple[int, int]:
-    """Height and width as the picture is seen, turned as its EXIF says."""
-    read_picture(path, key, size=1)
-    with Image.open(Path(path).expanduser()) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
-        width, height = image.size
-    return (width, height) if turned else (height, width)
+    """Height and width as the picture is seen."""
+    try:
+        return picture_size(path)
+    except PhotosError as error:
+        raise ConfigError(f"{key}: {error}") from error
 
 
 def _exact(

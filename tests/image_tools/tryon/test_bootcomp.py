@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from image_tools.configs import DdimConfig
 from image_tools.control.controlnet import Control, ControlledPrior
@@ -15,10 +17,14 @@ from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.multiview import MultiViewPrior
 from image_tools.diffusion.prior import PriorParts
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.references import build_reference_tool, reference_files
 from image_tools.tryon.bootcomp import BootCompPrior
+from image_tools.tryon.bootcomp_configs import GarmentsConfig
 from image_tools.tryon.bootcomp_pairs import bootstrap_garments, is_faithful
 from image_tools.tryon.decomposition import DecompositionPrior, product_views
 from image_tools.tryon.extend import TryOnDenoiser
+from image_tools.tryon.garment_configs import GarmentConfig
+from image_tools.tryon.garment_files import read_garment
 from image_tools.tryon.pictures import cut_out, fitted
 from image_tools.tryon.samples import Garment
 from image_tools.tryon.sampling import sample_portraits
@@ -154,6 +160,27 @@ def test_a_controlnet_around_it_acts_on_all_branches(prior, dressed):
     )
     off = ControlledPrior(dressed, [replace(control, strength=0.0)])
     assert torch.equal(off.guided_noise(*arguments, 4.0), dressed.guided_noise(*arguments, 4.0))
+
+
+def test_a_config_names_the_encoder_and_what_is_worn(prior, tiny_pipelines, tmp_path):
+    """As a reference tool it guides pictures and 3D scenes."""
+    pixels = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "shirt.png")
+    shirt = GarmentConfig(str(tmp_path / "shirt.png"), "upper")
+    config = GarmentsConfig(str(tiny_pipelines["sd1"] / "unet"), (shirt,), garment_scale=3.0)
+    tool = build_reference_tool(config, prior)
+    arguments = call(prior)
+    garments = [read_garment(shirt, prior.image_hw)]
+    expected = BootCompPrior(prior, prior.unet, garments, garment_scale=3.0)
+    assert torch.allclose(
+        tool.guided_noise(*arguments, 4.0), expected.guided_noise(*arguments, 4.0), atol=1e-5
+    )
+    assert config.pictures() == [("garments.0.image", shirt.image)]
+    assert [path.parent.name for path in reference_files(config)] == ["unet"]
+    (problem,) = replace(config, garments=(replace(shirt, category="lower"),)).problems("a man")
+    assert "garments.0.category: is 'lower', which BootComp does not know" in problem
+    with pytest.raises(ValueError, match="garments is empty"):
+        replace(config, garments=())
 
 
 def test_unknown_garments_and_other_encoders_are_refused(prior, dressed):
