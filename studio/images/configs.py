@@ -232,7 +232,7 @@ class TryOnConfig(_PicturesConfig):
     body: BodyConfig = setting(default_factory=BodyConfig)
     """Labels, keypoints and body parts of the person."""
     size: tuple[int, int] = (1024, 768)
-    """Height and width of the pictures. The models were trained at 1024 x 768 (IDM-VTON),
+    """Height and width of the pictures. Their authors use the models at 1024 x 768 (IDM-VTON),
     768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON)."""
 
     @property

@@ -29,4 +29,4 @@ class BodyConfig:
     keypoints: str | None = None
     """OpenPose's JSON file."""
     densepose: str | None = None
-    """Picture of DensePose's parts in colours (dp_segm). IDM-VTON does worse without it."""
+    """Picture of DensePose's parts in colours (dp_segm). IDM-VTON was not trained without it."""
