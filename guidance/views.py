@@ -55,7 +55,9 @@ def wrap_deg(angle_deg: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     return (angle_deg + 180.0) % 360.0 - 180.0
 
 
-def sided_row(index: Int[Tensor, " b"], azimuth_deg: Float[Tensor, " b"]) -> Int[Tensor, " b"]:
+def sided_row(
+    index: Int[Tensor, "b *n"], azimuth_deg: Float[Tensor, "b *#n"]
+) -> Int[Tensor, "b *n"]:
     """Row of a direction among prompts for the left half (``VIEWS``), then for the right half."""
     is_right = wrap_deg(azimuth_deg) < 0.0
     return index + len(VIEWS) * is_right.long()
