@@ -36,6 +36,7 @@ from guidance.schedules import value_at
 from guidance.sds import sds_weight
 from guidance.students import weigh_students
 from image_tools.diffusion.camera_embedding import camera_vector
+from image_tools.diffusion.conditions import TextEmbedding
 from image_tools.diffusion.prior import DiffusionPrior
 from renderers.cameras import Cameras
 from renderers.errors import ShapeError
