@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.tryon.garment_configs import BodyPart
@@ -136,8 +136,8 @@ class EmascTrainingConfig:
     """Length and learning rate."""
     perceptual: float = 0.5
     """Weight of the perceptual loss."""
-    checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time, the same result."""
+    checkpointing: ClassVar[bool] = False
+    """Not offered: hooks that end with the forward pass would be missing in a second one."""
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ bit. What is written are folders: ``emasc``, ``adapter`` and ``unet``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +91,6 @@ def train_skips(
         write=partial(write_modules, {"emasc": skips}),
         prior=prior.plain,
         identity=identity,
-        recomputed=[vae],
         hooks=hooks,
     )
 
@@ -105,16 +106,16 @@ def train_adapter(
     identity: str,
     hooks: LoopHooks | None = None,
 ) -> TrainingResult:
-    """Train an inversion adapter beside a frozen inpainting model of 9 channels.
+    """Train an inversion adapter beside a frozen inpainting model, as ``train_skips`` does.
 
     Args:
-        inpainter: sees mask and masked latents beside the noisy ones.
+        inpainter: of 9 channels: sees mask and masked latents beside the noisy ones.
         clip: looks at the product pictures.
         adapter: float32, trained in place, frozen at the end.
         batches: people who wear their garments.
         config: settings.
         folder: the training's own. The result is its folder ``adapter``.
-        identity: what the batches are; a resumed training must say the same.
+        identity: what the batches are.
         hooks: progress, samples, a stop request.
     """
 
@@ -129,19 +130,18 @@ def train_adapter(
         noisy = draw_noisy(inpainter, latents, generator)
         return denoising_errors(inpainter, noisy, Condition(text, additions=(shown,))).mean()
 
-    result = train_modules(
-        [adapter.train()],
-        loss,
-        config,
-        folder,
-        write=partial(write_modules, {"adapter": adapter}),
-        prior=inpainter,
-        identity=identity,
-        recomputed=[inpainter.unet],
-        hooks=hooks,
-    )
-    adapter.eval()
-    return result
+    with _dropping_out(adapter):
+        return train_modules(
+            [adapter],
+            loss,
+            config,
+            folder,
+            write=partial(write_modules, {"adapter": adapter}),
+            prior=inpainter,
+            identity=identity,
+            recomputed=[inpainter.unet],
+            hooks=hooks,
+        )
 
 
 def train_ladi(
@@ -182,19 +182,28 @@ def train_ladi(
         noisy = draw_noisy(denoiser, latents, generator)
         return denoising_errors(denoiser, noisy, Condition(text, additions=(shown,))).mean()
 
-    result = train_modules(
-        [denoiser.unet, adapter.train()],
-        loss,
-        config,
-        folder,
-        write=partial(write_modules, {"unet": denoiser.unet, "adapter": adapter}),
-        prior=denoiser,
-        identity=identity,
-        recomputed=[denoiser.unet],
-        hooks=hooks,
-    )
-    adapter.eval()
-    return result
+    with _dropping_out(adapter):
+        return train_modules(
+            [denoiser.unet, adapter],
+            loss,
+            config,
+            folder,
+            write=partial(write_modules, {"unet": denoiser.unet, "adapter": adapter}),
+            prior=denoiser,
+            identity=identity,
+            recomputed=[denoiser.unet],
+            hooks=hooks,
+        )
+
+
+@contextmanager
+def _dropping_out(adapter: InversionAdapter) -> Iterator[None]:
+    """Inside, the adapter is in training mode."""
+    adapter.train()
+    try:
+        yield
+    finally:
+        adapter.eval()
 
 
 def _spoken(

@@ -82,9 +82,11 @@ def read_vgg19(path: Path) -> Vgg19:
 class FeatureDistance:
     """A weighted sum of mean absolute differences."""
 
-    def __init__(self, features: Features, weights: Sequence[float] = WEIGHTS) -> None:
-        """Take a frozen network; one weight for each of its features."""
-        self.features, self.weights = features, tuple(weights)
+    def __init__(
+        self, features: Features, weights: Sequence[float] = WEIGHTS, *, side: int = SIDE
+    ) -> None:
+        """Take a frozen network, a weight for each of its features, and the rows it looks at."""
+        self.features, self.weights, self.side = features, tuple(weights), side
 
     def __call__(self, images: Tensor, targets: Tensor) -> Float[Tensor, ""]:
         """Distance of pictures in -1..1."""
@@ -94,10 +96,9 @@ class FeatureDistance:
         pairs = zip(self.weights, found, wanted, strict=True)
         return sum(weight * F.l1_loss(a, b) for weight, a, b in pairs)
 
-    @staticmethod
-    def _sized(pictures: Tensor) -> Tensor:
-        pictures = pictures / 2.0 + 0.5
-        if pictures.shape[-2:] == (SIDE, SIDE):
+    def _sized(self, pictures: Tensor) -> Tensor:
+        pictures, size = pictures / 2.0 + 0.5, (self.side, self.side)
+        if pictures.shape[-2:] == size:
             return pictures
-        shrinks = min(pictures.shape[-2:]) > SIDE
-        return F.interpolate(pictures, (SIDE, SIDE), mode="bilinear", antialias=shrinks)
+        shrinks = min(pictures.shape[-2:]) > self.side
+        return F.interpolate(pictures, size, mode="bilinear", antialias=shrinks)

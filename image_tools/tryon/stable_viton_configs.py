@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 from image_tools.personalization.loop_configs import TuningConfig
 
@@ -105,8 +105,8 @@ class StableVitonTrainingConfig:
     middle one of the middle level alone."""
     trains_mapper: bool = False
     """Train the blocks that make the context token, too; the authors take Paint-by-Example's."""
-    checkpointing: bool = False
-    """Recompute activations of the denoiser in the backward pass: less memory, more time."""
+    checkpointing: ClassVar[bool] = False
+    """Not offered: hooks that end with the forward pass would be missing in a second one."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

@@ -109,6 +109,5 @@ def train_stable_viton(
         write=partial(write_modules, {**trained, "mapper": parts.mapper}),
         prior=denoiser,
         identity=identity,
-        recomputed=[net.unet],
         hooks=hooks,
     )

@@ -141,8 +141,10 @@ def read_stable_viton(
     places = {name: adapter_path(path, role=f"method.{name}") for name, path in config.models()}
     path = places["model"]
     clip = load_clip_images(places["image_encoder"], prior.device, dtype)
-    nets = _read_folder(path) if path.is_dir() else _read_original(path, prior, clip)
-    unet, encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in nets)
+    read = _read_folder if path.is_dir() else partial(_read_original, prior=prior, clip=clip)
+    unet, *others = read(path, dtype=dtype)
+    unet = unet.to(prior.device)
+    encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in others)
     denoiser = TryOnDenoiser(
         _with_vae(prior, places.get("vae")),
         WarpedUnet(unet, encoder, warps),
@@ -152,10 +154,10 @@ def read_stable_viton(
     return StableViton(denoiser, StableVitonParts(mapper, head, clip))
 
 
-def _read_folder(path: Path) -> tuple[nn.Module, ...]:
+def _read_folder(path: Path, *, dtype: torch.dtype) -> tuple[nn.Module, ...]:
     """What a training wrote, beside its denoiser in the folder unet."""
     return (
-        read_unet(path / "unet", role="denoiser of 13 channels"),
+        read_unet(path / "unet", dtype, role="denoiser of 13 channels"),
         read_own(SpatialEncoder, EncoderSettings, path / "encoder"),
         read_own(WarpBlocks, WarpSettings, path / "warps"),
         read_own(ContextMapper, ContextSettings, path / "mapper"),
@@ -163,7 +165,9 @@ def _read_folder(path: Path) -> tuple[nn.Module, ...]:
     )
 
 
-def _read_original(path: Path, prior: DiffusionPrior, clip: ClipImages) -> tuple[nn.Module, ...]:
+def _read_original(
+    path: Path, *, prior: DiffusionPrior, clip: ClipImages, dtype: torch.dtype
+) -> tuple[nn.Module, ...]:
     """The networks of the authors' checkpoint."""
     from diffusers import UNet2DConditionModel
 
@@ -181,7 +185,13 @@ def _read_original(path: Path, prior: DiffusionPrior, clip: ClipImages) -> tuple
         (partial(ContextHead, context), tensors.head, "a projection of the context token"),
     )
     return tuple(
-        fill(build, own, what=f"'{path}'", expected=expected) for build, own, expected in parts
+        fill(
+            build,
+            {name: tensor.to(dtype) for name, tensor in own.items()},
+            what=f"'{path}'",
+            expected=expected,
+        )
+        for build, own, expected in parts
     )
 
 

@@ -48,7 +48,6 @@ class Frame:
     joints: dict[str, Float[Tensor, "b 3"]]
     torso: Float[Tensor, "b 3 3"]
     """Rows are front, left and up of the upper body."""
-    hips: Float[Tensor, "b 3 3"]
     head: Float[Tensor, "b 3 3"]
 
     @property
@@ -95,7 +94,7 @@ def pose(people: People) -> Frame:
             x, y, z = (torch.full_like(size, v) * size for v in place)
             joints[f"{side} {name}"] = _at(joints["skull"], head, x, sign * y, z)
     joints["nose"] = _at(joints["skull"], head, 0.098 * size, zero, -0.02 * size)
-    return Frame(joints, torso, hips, head)
+    return Frame(joints, torso, head)
 
 
 def _add_arm(joints: dict, people: People, torso: Tensor, side: str, sign: float) -> None:

@@ -57,11 +57,6 @@ class Cones:
         """Number of cones of each scene."""
         return self.length.shape[1]
 
-    def take(self, columns: Sequence[int]) -> Cones:
-        """Some of the cones of every scene."""
-        index = torch.tensor(list(columns), device=self.length.device)
-        return Cones(**{f.name: getattr(self, f.name)[:, index] for f in fields(Cones)})
-
 
 def cat_cones(parts: Sequence[Cones]) -> Cones:
     """All cones of several groups, in order."""

@@ -25,7 +25,7 @@ from scenes.wardrobe.shading import Surface, shade
 from scenes.wardrobe.trace import Pairs, nearest, project, trace
 from scenes.wardrobe.worn import Outfit, Worn, dress
 
-__all__ = ["Buffers", "Scene", "render_buffers", "render_rgb"]
+__all__ = ["Buffers", "Scene", "cloth_slots", "render_buffers", "render_rgb"]
 
 
 @dataclass(frozen=True)
@@ -128,14 +128,25 @@ def render_buffers(scene: Scene, cameras: Cameras, *, supersample: int = 2) -> B
     flat[index], front = scene.worn.flat_points(worn, points)
     is_front = torch.zeros_like(is_cloth)
     is_front[index] = front
-    cloth = torch.zeros_like(cone)
-    cloth[index] = 1 + scene.worn.row.flatten()[worn] // shape[0]
     return Buffers(
         *(rgb, alpha, tables[0][label].reshape(shape), tables[1][label].reshape(shape)),
-        *(cloth.reshape(shape), part.reshape(shape), uv.reshape(*shape, 2)),
+        *(_slots(scene, cone).reshape(shape), part.reshape(shape), uv.reshape(*shape, 2)),
         *(flat.reshape(*shape, 2), is_front.reshape(shape)),
         keypoints=_keypoints(scene.frame, cameras),
     )
+
+
+def cloth_slots(scene: Scene, cameras: Cameras) -> Int[Tensor, "b h w"]:
+    """Which garment each pixel's centre shows: 0 none, 1 the top or dress, 2 the bottom."""
+    _, cone = nearest(scene.visible(cameras))
+    return _slots(scene, cone).reshape(len(cameras), cameras.height, cameras.width)
+
+
+def _slots(scene: Scene, cone: Int[Tensor, " rays"]) -> Int[Tensor, " rays"]:
+    is_cloth = (cone >= 0) & (cone % len(scene.cones) < len(scene.worn.panel))
+    worn = scene.worn_index(torch.where(is_cloth, cone, 0))
+    slot = 1 + scene.worn.row.flatten()[worn] // len(scene.people)
+    return torch.where(is_cloth, slot, 0)
 
 
 def _backdrop(people: People, height: int, width: int) -> Float[Tensor, "b h w 3"]:

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from scenes.wardrobe.agnostic import painted_anew
+from scenes.wardrobe.agnostic import largest_outfit, painted_anew
 from scenes.wardrobe.cameras import frame_people
 from scenes.wardrobe.captions import describe_garments
 from scenes.wardrobe.flat import canvas_of, flat_views
@@ -31,7 +31,7 @@ from scenes.wardrobe.garments import (
     draw_garments,
 )
 from scenes.wardrobe.people import People, cat_people, draw_people
-from scenes.wardrobe.render import Buffers, Scene, render_buffers
+from scenes.wardrobe.render import Buffers, Scene, cloth_slots, render_buffers
 from scenes.wardrobe.worn import Outfit
 
 __all__ = [
@@ -118,6 +118,8 @@ class Pairs:
     product_other_mask: Float[Tensor, "b h w"]
     worn_other: Buffers | None
     """The same people in the second garment."""
+    largest: Int[Tensor, "b h w"]
+    """Which garment would be seen in the largest outfit."""
     captions: tuple[str, ...]
     """Of the garment."""
     captions_other: tuple[str, ...]
@@ -130,7 +132,7 @@ class Pairs:
     @property
     def mask(self) -> Bool[Tensor, "b h w"]:
         """What is painted anew, the same for any garment of the category."""
-        return painted_anew(self.worn, self.wardrobe.target)
+        return painted_anew(self.worn, self.wardrobe.target, self.largest)
 
     @property
     def correspondence(self) -> Float[Tensor, "b h w 2"]:
@@ -198,6 +200,7 @@ def render_pairs(config: PairConfig, wardrobe: Wardrobe) -> Pairs:
         scene = Scene.build(people, outfit)
         return render_buffers(scene, cameras, supersample=config.supersample)
 
+    largest = largest_outfit(wardrobe.outfit, wardrobe.target)
     garment, other = wardrobe.garment, wardrobe.other
     views = [flat_views(one, height=height, width=width) for one in (garment, other)]
     return Pairs(
@@ -206,6 +209,7 @@ def render_pairs(config: PairConfig, wardrobe: Wardrobe) -> Pairs:
         *views[0],
         *views[1],
         worn(wardrobe.changed()) if config.other else None,
+        cloth_slots(Scene.build(people, largest), cameras),
         describe_garments(garment),
         describe_garments(other),
     )

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.tryon.emasc import SkipConnections, skip_settings
 from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
-from image_tools.tryon.ladi_configs import AdapterSettings, RefinementSettings, WarpSettings
+from image_tools.tryon.ladi_configs import (
+    AdapterSettings,
+    LadiVtonConfig,
+    RefinementSettings,
+    WarpSettings,
+)
 from image_tools.tryon.ladi_vton import LadiParts, LadiVton, extra_channels
 from image_tools.tryon.ladi_warp import GarmentWarp
 from image_tools.tryon.ladi_words import InversionAdapter
@@ -21,7 +27,16 @@ from tests.image_tools.tryon.people import tiny_sample
 from tests.image_tools.tryon.tiny_idm import shaken
 from tests.image_tools.vision.tiny_clip import tiny_clip
 
-__all__ = ["SIZE", "WARP", "ladi_sample", "tiny_adapter", "tiny_bend", "tiny_ladi"]
+__all__ = [
+    "SIZE",
+    "WARP",
+    "WORDS",
+    "ladi_sample",
+    "tiny_adapter",
+    "tiny_bend",
+    "tiny_ladi",
+    "write_ladi",
+]
 
 SIZE = (32, 24)  # pixels
 WARP = WarpSettings(size=SIZE, width=2, halvings=1)
@@ -65,3 +80,24 @@ def tiny_ladi(prior: DiffusionPrior) -> LadiVton:
     skips = shaken(SkipConnections(skip_settings(prior.vae)), 3)
     adapter = tiny_adapter(clip, prior.unet.config.cross_attention_dim)
     return LadiVton(denoiser, LadiParts(skips, adapter, tiny_bend(), clip))
+
+
+def write_ladi(model: LadiVton, folder: Path) -> LadiVtonConfig:
+    """The authors' files of a tiny model, and its image encoder's folder."""
+    parts = model.parts
+    nested = {"tps": parts.bend.tps, "refinement": parts.bend.refinement}
+    torch.save(model.denoiser.unet.state_dict(), folder / "unet.pth")
+    torch.save(parts.skips.state_dict(), folder / "emasc.pth")
+    torch.save(parts.adapter.state_dict(), folder / "adapter.pth")
+    torch.save({k: net.state_dict() for k, net in nested.items()}, folder / "warping.pth")
+    parts.clip.model.save_pretrained(folder / "clip")
+    parts.adapter.save_pretrained(folder / "adapter")
+    for name, net in nested.items():
+        net.save_pretrained(folder / name)
+    return LadiVtonConfig(
+        str(folder / "unet.pth"),
+        str(folder / "emasc.pth"),
+        str(folder / "adapter"),
+        str(folder),
+        str(folder / "clip"),
+    )

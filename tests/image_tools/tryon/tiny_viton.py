@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -10,7 +11,7 @@ from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
 from image_tools.tryon.samples import TryOnSample
 from image_tools.tryon.stable_viton import StableViton, StableVitonParts, seen_channels
-from image_tools.tryon.stable_viton_configs import ContextSettings
+from image_tools.tryon.stable_viton_configs import ContextSettings, StableVitonConfig
 from image_tools.tryon.stable_viton_context import ContextHead, ContextMapper
 from image_tools.tryon.stable_viton_nets import (
     SpatialEncoder,
@@ -23,7 +24,7 @@ from tests.image_tools.tryon.people import tiny_sample
 from tests.image_tools.tryon.tiny_idm import shaken
 from tests.image_tools.vision.tiny_clip import tiny_clip
 
-__all__ = ["SIZE", "tiny_viton", "viton_sample"]
+__all__ = ["SIZE", "tiny_viton", "viton_sample", "write_viton"]
 
 SIZE = (32, 24)  # pixels
 
@@ -49,3 +50,13 @@ def tiny_viton(prior: DiffusionPrior, *, trained: bool = True) -> StableViton:
     net = WarpedUnet(unet, encoder, warps)
     denoiser = TryOnDenoiser(prior, net, extra_channels=seen + channels, image_hw=SIZE)
     return StableViton(denoiser, StableVitonParts(mapper, head, clip))
+
+
+def write_viton(model: StableViton, folder: Path) -> StableVitonConfig:
+    """Folders as a training leaves them, with denoiser and image encoder."""
+    net = model.denoiser.unet
+    parts = {"encoder": net.encoder, "warps": net.warps, "unet": net.unet}
+    parts |= {"mapper": model.parts.mapper, "head": model.parts.head}
+    for name, module in {**parts, "clip": model.parts.clip.model}.items():
+        module.save_pretrained(folder / name)
+    return StableVitonConfig(str(folder), str(folder / "clip"))

@@ -97,6 +97,13 @@ def test_the_truth_of_unpaired_try_on_differs_inside_the_mask(pairs) -> None:
     assert float(outside.float().sum() / changes.float().sum()) < 0.05
 
 
+def test_the_mask_tells_nothing_of_the_garment(pairs) -> None:
+    """It is the same in the other garment, but for the hair and bottoms that come to light."""
+    other = replace(pairs, worn=pairs.worn_other)
+    apart = (pairs.mask != other.mask).float().mean()
+    assert float(apart) < 0.002
+
+
 def test_the_mask_covers_the_garment_and_keeps_head_and_hands(pairs) -> None:
     worn, mask = pairs.worn, pairs.mask
     hands = torch.isin(worn.densepose, torch.tensor([3, 4]))
