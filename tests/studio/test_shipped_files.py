@@ -18,8 +18,9 @@ from studio.evaluation.judge import load_judge
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("studio", "guidance", "image_tools", "scenes", "renderers")
-MAX_WEIGHTS_BYTES, MAX_VISION_BYTES, MAX_BYTES = 100e6, 12e6, 130e6
-VISION = "image_tools/vision/"
+LIMITS = {"image_tools/pocket/": 100e6, "image_tools/vision/": 12e6, "studio/evaluation/": 10e6}
+"""Bytes of weights, by folder: priors and their adapters, vision networks, judges."""
+MAX_BYTES = 130e6
 BINARY = {".safetensors", ".npz", ".zip"}
 TEXT = {".json", ".yaml", ".txt", ".md", ".html", ".js", ".css", ""}
 PICTURES = {
@@ -56,9 +57,10 @@ def test_weights_and_data_together_stay_small():
     sizes = {str(path.relative_to(ROOT)): path.stat().st_size for path in shipped()}
     largest = sorted(sizes.items(), key=lambda item: -item[1])
     weights = {name: size for name, size in largest if name.endswith(".safetensors")}
-    vision = {name: size for name, size in weights.items() if name.startswith(VISION)}
-    assert 0 < sum(vision.values()) < MAX_VISION_BYTES, vision
-    assert sum(weights.values()) - sum(vision.values()) < MAX_WEIGHTS_BYTES, largest[:9]
+    assert all(name.startswith(tuple(LIMITS)) for name in weights), list(weights)
+    for folder, limit in LIMITS.items():
+        own = {name: size for name, size in weights.items() if name.startswith(folder)}
+        assert 0 < sum(own.values()) < limit, own
     assert sum(sizes.values()) < MAX_BYTES, largest[:9]
 
 
