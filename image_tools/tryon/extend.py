@@ -137,12 +137,7 @@ class TryOnDenoiser(DiffusionPrior):
                 aesthetics=plain.aesthetics,
             )
         )
-        stride = self.image_stride
-        if any(side < stride or side % stride for side in image_hw):
-            raise ShapeError(
-                f"Pictures of {image_hw[0]}x{image_hw[1]} pixels do not fit the denoiser. Expected "
-                f"multiples of {stride}; resize them."
-            )
+        self._refuse_other_sizes()
 
     @property
     def latent_channels(self) -> int:
@@ -181,6 +176,14 @@ class TryOnDenoiser(DiffusionPrior):
         height, width = self.image_hw
         check_shape("images", images, f"B {height} {width} 3")
         return super().encode_posterior(images)
+
+    def _refuse_other_sizes(self) -> None:
+        stride, (height, width) = self.image_stride, self.image_hw
+        if any(side < stride or side % stride for side in (height, width)):
+            raise ShapeError(
+                f"Pictures of {height}x{width} pixels do not fit the denoiser. Expected "
+                f"multiples of {stride}; resize them."
+            )
 
     def _refuse_unknown_designs(self) -> None:
         found, wanted = self.unet.config.in_channels, self.latent_channels + self.extra_channels

@@ -80,13 +80,8 @@ def train_modules(
         StudioError: the folder holds another training, or a module is not float32.
     """
     hooks = hooks or LoopHooks()
-    parameters = {
-        f"{number}.{name}": parameter
-        for number, module in enumerate(trained)
-        for name, parameter in module.named_parameters()
-    }
     loop = TuningLoop(
-        [ParameterGroup(parameters)],
+        [ParameterGroup(_named(trained))],
         config.loop,
         folder,
         device=prior.device,
@@ -103,3 +98,12 @@ def train_modules(
     for module in trained:
         module.requires_grad_(False)
     return TrainingResult(finished, loop.step, (*kept, *(write(folder) if finished else ())))
+
+
+def _named(modules: Sequence[nn.Module]) -> dict[str, nn.Parameter]:
+    """All parameters by a name of their own."""
+    return {
+        f"{number}.{name}": parameter
+        for number, module in enumerate(modules)
+        for name, parameter in module.named_parameters()
+    }
