@@ -232,8 +232,7 @@ def new_ip_adapter(
     text_width = unet.config.cross_attention_dim
     is_large = unet.config.addition_embed_type == "text_time"
     # The public resamplers: 12 heads in 768 channels for Stable Diffusion 1.x, 20 in 1280 for SDXL.
-    public = 1280 if is_large and variant == "plus" else text_width
-    width = width or public
+    width = width or (1280 if is_large and variant == "plus" else text_width)
     settings = PerceiverSettings(
         image_width=image_width,
         width=width,

@@ -14,7 +14,6 @@ have beside them.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
@@ -210,11 +209,10 @@ def train_ip_adapter(
 
     Args:
         prior: left as it is found.
-        adapter: as of ``new_ip_adapter``, or one to train further; float32. It is trained in place,
-            and frozen at the end.
+        adapter: as of ``new_ip_adapter``, or one to train further; float32. Frozen at the end.
         data: where batches come from.
         config: settings.
-        folder: the training's own. The result is its file ``ip_adapter.safetensors``.
+        folder: the training's own, with the result: ``ip_adapter.safetensors``.
         identity: what the batches are; a resumed training must say the same.
         hooks: progress, samples, a stop request.
 
@@ -222,9 +220,9 @@ def train_ip_adapter(
         StudioError: the folder holds another training, or the adapter is not float32.
     """
     hooks = hooks or LoopHooks()
-    adapter.to(prior.device)
+    group = ParameterGroup(dict(adapter.to(prior.device).named_parameters()))
     loop = TuningLoop(
-        [ParameterGroup(dict(adapter.named_parameters()))],
+        [group],
         config.loop,
         folder,
         device=prior.device,
@@ -235,16 +233,20 @@ def train_ip_adapter(
         write_ip_adapter(_step_path(folder, step), adapter)
         hooks.checkpoint(step)
 
-    loss: Callable[[int, torch.Generator], Tensor] = IPAdapterLoss(prior, adapter, data, config)
+    loss = IPAdapterLoss(prior, adapter, data, config)
     with gradient_checkpointing([prior.unet], config.checkpointing):
         finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
     adapter.eval().requires_grad_(False)
-    files = [_step_path(folder, step) for step in config.loop.checkpoint_steps]
-    files = [path for path in files if path.exists()]
     if finished:
-        files.append(folder / FILE_NAME)
-        write_ip_adapter(files[-1], adapter)
-    return TrainingResult(finished, loop.step, tuple(files))
+        write_ip_adapter(folder / FILE_NAME, adapter)
+    return TrainingResult(finished, loop.step, _written(folder, config, finished))
+
+
+def _written(folder: Path, config: IPAdapterTrainingConfig, finished: bool) -> tuple[Path, ...]:
+    """The adapters of a training, the finished one last."""
+    steps = [_step_path(folder, step) for step in config.loop.checkpoint_steps]
+    last = [folder / FILE_NAME] if finished else []
+    return (*(path for path in steps if path.exists()), *last)
 
 
 def _step_path(folder: Path, step: int) -> Path:
