@@ -144,9 +144,7 @@ def cat_embeddings(embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
     return TextEmbedding(*(stack(name) for name in parts))
 
 
-def size_conditions(
-    text: TextEmbedding, image_hw: tuple[int, int]
-) -> Float[Tensor, "batch ids"]:
+def size_conditions(text: TextEmbedding, image_hw: tuple[int, int]) -> Float[Tensor, "batch ids"]:
     """The numbers an SDXL model is told beside the text (arXiv 2307.01952, section 2.2).
 
     Original height and width, crop corner, and then the target height and width, or for a refiner
