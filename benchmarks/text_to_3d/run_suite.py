@@ -1,7 +1,7 @@
 """Make the prompts of the text-to-3D suite with several systems, measure them, and compare.
 
     python -m benchmarks.text_to_3d.run_suite --name demo
-    python -m benchmarks.text_to_3d.run_suite --name five --seeds 0,1 --workers 2 --threads 1 --systems \
+    python -m benchmarks.text_to_3d.run_suite --name five --seeds 0,1 --workers 2 --systems \
         pocket-dreamfusion,pocket-magic3d,pocket-prolificdreamer,pocket-dreamflow,pocket-mvdream
 
 A system is a preset, a scene of ``systems/`` beside this file, or any scene file. ``--evaluations
