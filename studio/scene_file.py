@@ -17,6 +17,7 @@ from studio.config_types import child_type, hints_of, pick_member
 from studio.errors import ConfigError
 
 __all__ = [
+    "POCKET_METHODS",
     "did_you_mean",
     "merge",
     "parse_override",
@@ -28,6 +29,8 @@ __all__ = [
 ]
 
 PRESETS = Path(__file__).resolve().parent.parent / "scenes" / "presets"
+POCKET_METHODS = PRESETS / "personalize"
+"""Settings of each method of personalization for the pocket prior."""
 MAX_BYTES = 1_000_000  # a scene is a page of text; more is the wrong file
 MAX_BASES = 8
 

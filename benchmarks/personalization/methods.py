@@ -1,7 +1,8 @@
 """The methods of the 2D bench: how they are trained, and how their results are used.
 
-A training is a personalization as `studio personalize` makes it, of a file in ``methods/`` beside
-this one. It is found again by its settings, goes on where it was killed, and is never made twice.
+A training is a personalization as `studio personalize` makes it, of the settings that ship for the
+pocket prior (``scenes/presets/personalize``). It is found again by its settings, goes on where it
+was killed, and is never made twice.
 A variant is a training and the guidance that draws with it; variants share trainings.
 
     run = train(config, out, prior=base.fingerprint)
@@ -33,7 +34,7 @@ from studio.errors import ConfigError
 from studio.personalize import personalize
 from studio.personalize_configs import PersonalizeConfig
 from studio.run_folder import RunFolder, create_run, write_atomic
-from studio.scene_file import read_yaml
+from studio.scene_file import POCKET_METHODS, read_yaml
 
 __all__ = [
     "CPU_SECONDS",
@@ -45,7 +46,6 @@ __all__ = [
     "variants_of",
 ]
 
-FILES = Path(__file__).resolve().parent / "methods"
 CPU_SECONDS = "cpu_seconds"
 """Key of ``run.json``: processor seconds of a training, of all calls together."""
 
@@ -57,7 +57,7 @@ class Variant:
     name: str
     """As in tables."""
     method: str
-    """The training: a file in ``methods/``."""
+    """The training: a file of the settings."""
     guidance: GuidanceMix
     """plain, or consistency where the method keeps the prior beside the subject."""
 
@@ -92,7 +92,7 @@ def training_config(
     """The settings of one training.
 
     Args:
-        method: a file in ``methods/``.
+        method: a file of the settings.
         case: the subject.
         photos: folder of its photos and captions.
         overrides: ``key.path=value``.
@@ -100,7 +100,7 @@ def training_config(
     Raises:
         ConfigError: an override is wrong.
     """
-    tree, _ = read_yaml(FILES / f"{method}.yaml")
+    tree, _ = read_yaml(POCKET_METHODS / f"{method}.yaml")
     found = validate(PersonalizeConfig, tree, overrides, where=f"{method}.yaml")
     subject = replace(
         found.subject, images=str(photos.absolute()), word=case.word, template=case.template

@@ -5,9 +5,9 @@
         --set dco:method.beta=100
 
 Methods are Textual Inversion, DreamBooth, DreamBooth-LoRA and DCO, all with equally many optimiser
-steps, LoRAs also drawn with consistency guidance (``+cg``). Their settings are the files in
-``methods/``; two more rows say what the figures are of the prior itself, which reads the class
-word, and of true photos behind the prior's autoencoder.
+steps, LoRAs also drawn with consistency guidance (``+cg``). Their settings are those of
+`studio personalize` for pocket; two more rows say what the figures are of the prior itself, which
+reads the class word, and of true photos behind the prior's autoencoder.
 
 Figures: ``features`` (is it the subject), ``checks`` (is it what the prompt asks for), ``drift``
 (what became of everything else). The same call goes on where an earlier one stopped; rows of

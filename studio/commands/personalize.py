@@ -1,7 +1,7 @@
 """`studio personalize`: from a folder of photos to LoRA, embedding or model files.
 
 It is `studio run` of a file with ``task: personalize``; a folder of photos instead of a file starts
-from the defaults.
+from the defaults, which are the papers', or with the pocket prior from settings of its own.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
+from image_tools.configs import PocketPriorConfig
 from studio.config import dump, dump_yaml, split_arguments, validate
 from studio.errors import ConfigError, StorageError
 from studio.personalize_configs import PersonalizeConfig
 from studio.progress import say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
-from studio.scene_file import read_yaml, with_bases
+from studio.scene_file import POCKET_METHODS, merge, read_yaml, with_bases
 from studio.waiting import settle_waiting
 
 __all__ = ["TASK", "is_personalization", "run"]
@@ -94,7 +95,11 @@ def _load(source: str | None, overrides: list[str]) -> tuple[PersonalizeConfig, 
             "a file with task: personalize."
         )
     tree = {"subject": {"images": source}} if source else {}
-    config = _absolute(validate(PersonalizeConfig, tree, overrides, where="personalize"))
+    config = validate(PersonalizeConfig, tree, overrides, where="personalize")
+    if isinstance(config.prior, PocketPriorConfig):
+        pocket, _ = read_yaml(POCKET_METHODS / f"{config.method.kind}.yaml")
+        config = validate(PersonalizeConfig, merge(pocket, tree), overrides, where="personalize")
+    config = _absolute(config)
     return config, dump_yaml(config)
 
 

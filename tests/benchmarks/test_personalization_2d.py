@@ -81,8 +81,7 @@ def test_captions_say_which_side_each_photo_shows(tmp_path):
     names = sorted(path.name for path in tmp_path.glob("*.png"))
     captions = read_captions(tmp_path / CAPTIONS, names=names)
     assert len(names) == 5
-    assert captions.prompts[2].startswith("a <my-rabbit> in front of a ")
-    assert captions.prompts[2].endswith(" wall, front view")
+    assert captions.prompts[2] == "a <my-rabbit>, front view"
     assert captions.base_prompts[0] == captions.prompts[0].replace("<my-rabbit>", "rabbit")
     assert (captions.tokens, captions.initializers) == (("<my-rabbit>",), ("rabbit",))
 

@@ -146,3 +146,21 @@ def _configs():
 
     kinds = ("textual_inversion", "dreambooth", "dreambooth_lora", "dco")
     return [validate(PersonalizeConfig, {"method": {"kind": kind}}) for kind in kinds]
+
+
+@pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "dreambooth_lora", "dco"])
+def test_pocket_has_settings_of_its_own_and_other_priors_the_papers(photos, capsys, method):
+    def settings(*more: str) -> dict:
+        given = [str(photos), "subject.word=duck", f"method.kind={method}", *more]
+        personalize.run(given, out=Path("runs"), dry_run=True, as_json=True)
+        return json.loads(capsys.readouterr().out)
+
+    pocket = settings("method.loop.save_every=7")
+    assert pocket["subject"]["photos"]["cutout"]["ground"] == "colors"
+    assert pocket["subject"]["images"] == str(photos)
+    assert pocket["method"]["loop"]["steps"] == 400
+    assert pocket["method"]["loop"]["save_every"] == 7
+    other = settings("prior.kind=diffusers", "prior.model=nowhere")
+    assert other["subject"]["photos"]["cutout"] is None
+    rates = [each["method"]["loop"]["learning_rate"] for each in (pocket, other)]
+    assert rates[0] != rates[1]
