@@ -14,12 +14,13 @@ from torch import Tensor
 
 from scenes.wardrobe.garments import DRESS, Garments
 from scenes.wardrobe.shading import cloth_color
-from scenes.wardrobe.worn import PANELS, lay_out, neck_distance, shoulder_line
+from scenes.wardrobe.worn import PANELS, Layout, lay_out, neck_distance, shoulder_line
 
 __all__ = ["Canvas", "canvas_of", "flat_views"]
 
 WHITE = 0.98
 EDGE_SHADE, EDGE_WIDTH = 0.22, 0.018
+FAR = 9.0
 TORSO = PANELS.index("torso")
 HEIGHTS = (1.02, 1.12, 1.40)
 """Metres of cloth from top to bottom of the view, by category."""
@@ -63,36 +64,44 @@ def flat_views(
     """Product views in 0..1 and the garments' coverage."""
     s, g = supersample, len(garments)
     layout = lay_out(garments)
-    points = canvas_of(garments).points(height * s, width * s)
-    shape = points.shape[:3]
-    flat = points.reshape(-1, 2)
-    row = torch.arange(g, device=flat.device).repeat_interleave(shape[1] * shape[2])
+    flat = canvas_of(garments).points(height * s, width * s).flatten(0, 2)
+    pixels = height * s * width * s
+    row = torch.arange(g, device=flat.device).repeat_interleave(pixels)
     image = torch.full((len(flat), 3), WHITE, device=flat.device)
     covered = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    front = torch.ones_like(covered)
-    neck = neck_distance(garments, row, flat, front)
-    for index in range(len(PANELS)):
-        panel = torch.full_like(row, index)
-        offset = flat - layout.origin[row, panel]
-        d = layout.direction[row, panel]
-        along = (offset * d).sum(-1)
-        across = offset[:, 0] * d[:, 1] - offset[:, 1] * d[:, 0]
-        low, high = layout.extent[row, panel].unbind(-1)
-        side = layout.half_width(row, panel, along) - across.abs()
-        edge = torch.minimum(side, along - low)
-        if index == TORSO:
-            top = shoulder_line(flat[:, 0]) - flat[:, 1]
-            edge = torch.minimum(edge, torch.minimum(top, neck))
-            # The waist of a dress is no edge.
-            is_dress = garments.category[row] == DRESS
-            edge = torch.where(is_dress & (edge == along - low), edge * 9.0, edge)
-        else:
-            edge = torch.minimum(edge, high - along)
-        inside = (edge > 0.0) & (low < high)
-        here = inside.nonzero()[:, 0]
-        color = cloth_color((garments, layout), row[here], panel[here], flat[here], front[here])
-        soft = 1.0 - EDGE_SHADE * torch.exp(-edge[here] / EDGE_WIDTH)
+    for panel in range(len(PANELS)):
+        has_panel = layout.extent[:, panel, 0] < layout.extent[:, panel, 1]
+        mine = has_panel.repeat_interleave(pixels).nonzero()[:, 0]
+        edge = _edge_distance(garments, layout, panel, row[mine], flat[mine])
+        inside = (edge > 0.0).nonzero()[:, 0]
+        here = mine[inside]
+        soft = 1.0 - EDGE_SHADE * torch.exp(-edge[inside] / EDGE_WIDTH)
+        number, front = torch.full_like(here, panel), torch.ones_like(here, dtype=torch.bool)
+        color = cloth_color((garments, layout), row[here], number, flat[here], front)
         image[here] = color * soft[:, None]
-        covered |= inside
+        covered[here] = True
     image = image.reshape(g, height, s, width, s, 3).mean(dim=(2, 4))
     return image, covered.to(image).reshape(g, height, s, width, s).mean(dim=(2, 4))
+
+
+def _edge_distance(
+    garments: Garments,
+    layout: Layout,
+    index: int,
+    row: Int[Tensor, " n"],
+    flat: Float[Tensor, "n 2"],
+) -> Float[Tensor, " n"]:
+    """Metres to the edge of a panel; below zero outside of it."""
+    panel = torch.full_like(row, index)
+    offset, d = flat - layout.origin[row, panel], layout.direction[row, panel]
+    along = (offset * d).sum(-1)
+    across = offset[:, 0] * d[:, 1] - offset[:, 1] * d[:, 0]
+    low, high = layout.extent[row, panel].unbind(-1)
+    side, end = layout.half_width(row, panel, along) - across.abs(), along - low
+    if index != TORSO:
+        return torch.minimum(torch.minimum(side, end), high - along)
+    # The waist of a dress ends the panel, but shows no edge.
+    end = torch.where(garments.category[row] == DRESS, end * FAR, end)
+    top = shoulder_line(flat[:, 0]) - flat[:, 1]
+    neck = neck_distance(garments, row, flat, torch.ones_like(row, dtype=torch.bool))
+    return torch.minimum(torch.minimum(side, end), torch.minimum(top, neck))

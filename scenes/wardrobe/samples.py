@@ -65,7 +65,7 @@ class PairConfig:
     azimuth_deg: float = 0.0
     """From where people are seen."""
     other: bool = True
-    """Draw the people in the second garment, too."""
+    """Draw the second garment and the people in it, too."""
 
     @property
     def width(self) -> int:
@@ -114,10 +114,10 @@ class Pairs:
     """The people in the garment."""
     product: Float[Tensor, "b h w 3"]
     product_mask: Float[Tensor, "b h w"]
-    product_other: Float[Tensor, "b h w 3"]
-    product_other_mask: Float[Tensor, "b h w"]
+    product_other: Float[Tensor, "b h w 3"] | None
+    product_other_mask: Float[Tensor, "b h w"] | None
     worn_other: Buffers | None
-    """The same people in the second garment."""
+    """The second garment, and the same people in it, if they were asked for."""
     largest: Int[Tensor, "b h w"]
     """Which garment would be seen in the largest outfit."""
     captions: tuple[str, ...]
@@ -202,7 +202,10 @@ def render_pairs(config: PairConfig, wardrobe: Wardrobe) -> Pairs:
 
     largest = largest_outfit(wardrobe.outfit, wardrobe.target)
     garment, other = wardrobe.garment, wardrobe.other
-    views = [flat_views(one, height=height, width=width) for one in (garment, other)]
+    views = [
+        flat_views(one, height=height, width=width) if is_wanted else (None, None)
+        for one, is_wanted in ((garment, True), (other, config.other))
+    ]
     return Pairs(
         wardrobe,
         worn(wardrobe.outfit),

@@ -20,8 +20,8 @@ HUE_STEP = 0.618034  # neighbouring numbers get colours far apart
 def pair_sheet(pairs: Pairs) -> Float[Tensor, "h w 3"]:
     """A column for each pair: worn, product, repainted part, other product, truth, labels, body."""
     hidden = torch.where(pairs.mask[..., None], GREY, pairs.worn.rgb)
-    rows = [pairs.worn.rgb, pairs.product, hidden, pairs.product_other]
-    rows += [] if pairs.worn_other is None else [pairs.worn_other.rgb]
+    rows = [pairs.worn.rgb, pairs.product, hidden]
+    rows += [] if pairs.worn_other is None else [pairs.product_other, pairs.worn_other.rgb]
     rows += [label_colors(pairs.worn.atr), label_colors(pairs.worn.densepose)]
     return torch.cat([torch.cat(list(row), dim=1) for row in rows], dim=0)
 

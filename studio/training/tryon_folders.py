@@ -46,6 +46,7 @@ def write_viton_hd(root: Path, splits: Mapping[str, Pairs]) -> None:
         splits: pairs by the name of the split; those that are no tops are left out.
     """
     for split, pairs in splits.items():
+        _check_whole(pairs)
         folder, lines = root / split, []
         rows = (pairs.wardrobe.target == UPPER).nonzero()[:, 0].tolist()
         names = [f"{k:05d}_00.jpg" for k in range(2 * len(rows))]
@@ -57,8 +58,7 @@ def write_viton_hd(root: Path, splits: Mapping[str, Pairs]) -> None:
             for number, view, mask in zip((k, second), views, masks):
                 _save(folder / "cloth" / names[number], view[row])
                 _save_mask(folder / "cloth-mask" / names[number], mask[row] > 0.5)
-            if pairs.worn_other is not None:
-                _save(folder / "truth" / names[k], pairs.worn_other.rgb[row])
+            _save(folder / "truth" / names[k], pairs.worn_other.rgb[row])
             lines.append(f"{names[k]} {names[second]}\n")
         root.mkdir(parents=True, exist_ok=True)
         (root / f"{split}_pairs.txt").write_text("".join(lines))
@@ -74,6 +74,7 @@ def write_dress_code(root: Path, splits: Mapping[str, Pairs]) -> None:
     """
     starts = dict.fromkeys(DRESS_CODE_FOLDERS, 0)
     for split, pairs in splits.items():
+        _check_whole(pairs)
         for category, name in DRESS_CODE_FOLDERS.items():
             rows = (pairs.wardrobe.target == category).nonzero()[:, 0].tolist()
             folder, first = root / name, starts[category]
@@ -85,8 +86,7 @@ def write_dress_code(root: Path, splits: Mapping[str, Pairs]) -> None:
                 _dress_code_product(folder, f"{number:06d}", pairs.product, pairs.product_mask, row)
                 other = (pairs.product_other, pairs.product_other_mask)
                 _dress_code_product(folder, f"{second:06d}", *other, row)
-                if pairs.worn_other is not None:
-                    _save(folder / "truth" / f"{number:06d}_0.jpg", pairs.worn_other.rgb[row])
+                _save(folder / "truth" / f"{number:06d}_0.jpg", pairs.worn_other.rgb[row])
                 words.append(f"{number:06d}_1.jpg {pairs.captions[row]}\n")
                 words.append(f"{second:06d}_1.jpg {pairs.captions_other[row]}\n")
                 lines["paired"].append(f"{number:06d}_0.jpg\t{number:06d}_1.jpg\n")
@@ -99,6 +99,11 @@ def write_dress_code(root: Path, splits: Mapping[str, Pairs]) -> None:
                     continue
                 ending = "" if split == "train" else f"_{order}"
                 (folder / f"{split}_pairs{ending}.txt").write_text("".join(listed))
+
+
+def _check_whole(pairs: Pairs) -> None:
+    if pairs.worn_other is None:
+        raise ValueError("The pairs have no second garments. Draw them with other=True.")
 
 
 def _viton_person(folder: Path, stem: str, pairs: Pairs, row: int) -> None:
