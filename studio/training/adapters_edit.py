@@ -74,7 +74,7 @@ class EditRecipe:
     """Ridge of the text preconditioner, as a share of the states' mean variance."""
     seed: int = 41
     """Seed of batches and noise."""
-    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=6000, learning_rate=4e-4))
+    loop: LoopConfig = field(default_factory=lambda: LoopConfig(steps=2600, learning_rate=4e-4))
     """Length and learning rate."""
     evaluation: EditEvalConfig = field(default_factory=EditEvalConfig)
     """How the result is measured."""
