@@ -1,7 +1,7 @@
 """How often the shipped analyser finds faces, and whether it knows a person again after changes.
 
-    python -m benchmarks.faces.bench_identity FOLDER             # portraits, one face each
-    python -m benchmarks.faces.bench_identity FOLDER --every 2   # identities of every second one
+    python -m benchmarks.faces.run_identity FOLDER             # portraits, one face each
+    python -m benchmarks.faces.run_identity FOLDER --every 2   # identities of every second one
 
 Every portrait is searched. Each chosen one is then cut, mirrored, made brighter and darker, and
 reduced to 48 pixels; the changed picture's embedding is compared with those of all originals. The
