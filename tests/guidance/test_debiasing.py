@@ -206,7 +206,7 @@ def test_scene_debiases_its_prompts(folder, tiny_pipelines):
     said = {}
     for threshold in (0.0, 1.0):
         scene = load_scene(
-            "demo",
+            "pocket-dreamfusion",
             ["prompt=the red cat", f"debias={{model: {folder}, threshold: {threshold}}}"],
         ).config
         said[threshold] = build_rule(scene, 0, prior).prompts.views.tokens
@@ -225,7 +225,7 @@ def test_scene_debiases_its_prompts(folder, tiny_pipelines):
 )
 def test_scene_refuses_debiasing_that_cannot_work(override, message):
     with pytest.raises(ConfigError, match=message):
-        load_scene("demo", ["debias={model: folder}", override])
+        load_scene("pocket-dreamfusion", ["debias={model: folder}", override])
 
 
 @pytest.mark.parametrize("values", [{"threshold": 1.5}, {"threshold": -0.1}, {"model": " "}])
