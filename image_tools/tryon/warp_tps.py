@@ -21,6 +21,7 @@ Tensors have the names of the authors' file, so that it loads as it is.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -49,20 +50,20 @@ class SplineGrid(nn.Module):
     def __init__(self, size: tuple[int, int]) -> None:
         """Precompute all that does not depend on the points, in double precision."""
         super().__init__()
-        rest = regular_points().double()
+        rest = _grid((POINTS, POINTS), REACH)
         count = len(rest)
-        kernel = torch.zeros(count + 3, count + 3, dtype=torch.float64)
-        affine = torch.cat([torch.ones(count, 1, dtype=torch.float64), rest], dim=1)
+        kernel = np.zeros((count + 3, count + 3))
+        affine = np.concatenate([np.ones((count, 1)), rest], axis=1)
         kernel[:count, :count] = _radial(rest, rest)
-        kernel[:count, count:], kernel[count:, :count] = affine, affine.t()
-        y, x = (torch.linspace(-1.0, 1.0, side, dtype=torch.float64) for side in size)
-        pixels = torch.stack(torch.meshgrid(y, x, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
-        ones = torch.ones(len(pixels), 1, dtype=torch.float64)
-        basis = torch.cat([_radial(pixels, rest), ones, pixels], dim=1)
+        kernel[:count, count:], kernel[count:, :count] = affine, affine.T
+        pixels = _grid(size, 1.0)
+        ones = np.ones((len(pixels), 1))
+        basis = np.concatenate([_radial(pixels, rest), ones, pixels], axis=1)
         self.size = size
-        self.register_buffer("inverse_kernel", kernel.inverse().float())
+        # numpy, because the values must be there even where modules are built without any.
+        self.register_buffer("inverse_kernel", torch.from_numpy(np.linalg.inv(kernel)).float())
         self.register_buffer("padding_matrix", torch.zeros(3, 2))
-        self.register_buffer("target_coordinate_repr", basis.float())
+        self.register_buffer("target_coordinate_repr", torch.from_numpy(basis).float())
 
     def forward(self, points: Float[Tensor, "b 25 2"]) -> Float[Tensor, "b h w 2"]:
         """Column and row in -1..1 that each pixel shows."""
@@ -73,14 +74,19 @@ class SplineGrid(nn.Module):
 
 def regular_points() -> Float[Tensor, "25 2"]:
     """Column and row of the control points at rest, row by row."""
-    line = torch.linspace(-REACH, REACH, POINTS)
-    return torch.stack(torch.meshgrid(line, line, indexing="ij")[::-1], dim=-1).reshape(-1, 2)
+    return torch.from_numpy(_grid((POINTS, POINTS), REACH)).float()
 
 
-def _radial(a: Tensor, b: Tensor) -> Tensor:
+def _grid(size: tuple[int, int], reach: float) -> Float[np.ndarray, "n 2"]:
+    """Column and row, row by row, from -reach to reach."""
+    y, x = (np.linspace(-reach, reach, side) for side in size)
+    return np.stack(np.meshgrid(y, x, indexing="ij")[::-1], axis=-1).reshape(-1, 2)
+
+
+def _radial(a: Float[np.ndarray, "n 2"], b: Float[np.ndarray, "m 2"]) -> Float[np.ndarray, "n m"]:
     """``r^2 log r`` of all distances, 0 at 0."""
-    squares = (a[:, None] - b[None]).square().sum(dim=-1)
-    return torch.where(squares > 0.0, 0.5 * squares * squares.clamp(min=1e-300).log(), 0.0)
+    squares = np.square(a[:, None] - b[None]).sum(axis=-1)
+    return 0.5 * squares * np.log(np.where(squares > 0.0, squares, 1.0))
 
 
 class WarpNet(OwnModule):
