@@ -29,7 +29,8 @@ def test_the_subject_is_named_where_the_prompt_leaves_a_place():
 
 
 def test_a_stage_without_the_subject_reads_the_class_word():
-    scene = load_scene("dreambooth3d", (*GIVEN, "stages.shape.subject=null")).config
+    scene = load_scene("dreambooth3d", GIVEN).config
+    assert scene.stages[0].subject is None
     assert scene.prompt_of(0) == "a teddy bear"
     assert scene.prompt_of(1) == "a sks teddy bear"
     plain = load_scene("demo").config
@@ -42,7 +43,7 @@ def test_presets_are_forms_that_photos_and_a_word_complete(preset):
     assert (form.task, form.subject.images, form.subject.word) == ("dreambooth3d", "", "")
     scene = load_scene(preset, GIVEN).config
     assert scene.prompt.endswith(scene.subject.name)
-    assert [stage.subject.weights for stage in scene.stages][-1] == "multiview"
+    assert scene.stages[-1].subject.weights == "multiview"
     assert scene.stages[-1].losses.reconstruction != 0.0
 
 
@@ -73,7 +74,7 @@ def test_the_dco_preset_puts_consistency_in_the_place_of_partial_training():
         (["subject.views.elevations_deg=[95]"], "elevations_deg is [95.0]"),
         (["subject.reconstruction.scales=9"], "scales is 9 - expected at least 1"),
         (["subject.views.subject.weights=multiview"], "are made from the views"),
-        (["stages.shape.subject.weights=multiview"], "and this is the first"),
+        (["stages.shape.subject={weights: multiview}"], "and this is the first"),
         (["stages.shape.losses.reconstruction=1"], "and this is the first"),
         (["stages.shape.subject={kind: consistency}"], "needs the prior beside the subject"),
         (["prior.memory.dtype=float16"], "prior.memory.dtype: is float16"),
@@ -81,7 +82,7 @@ def test_the_dco_preset_puts_consistency_in_the_place_of_partial_training():
             ["prior={kind: pocket_mv}", "stages.refine.prior={kind: pocket}"],
             "is carried to another",
         ),
-        (["stages.shape.subject.weigths=full"], "Did you mean 'weights'?"),
+        (["stages.shape.subject={weigths: full}"], "Did you mean 'weights'?"),
         (["subject.training.kind=dreamboth"], "Did you mean 'dreambooth'?"),
         (["subject=null"], "subject: is missing"),
         (["task=text_to_3d"], "task is text_to_3d"),
