@@ -6,8 +6,8 @@
 Systems: ``dreambooth3d``; ``plain-prompt``, the class word with the same stages and no photos; and
 ``full-dreambooth``, SDS with the fully trained weights, the baseline of the paper (arXiv
 2303.13508). Any preset or scene file of ``task: dreambooth3d`` can be another one.
-``--steps-scale`` scales the steps of all trainings and stages, and so the time: 1 takes about eight
-minutes for an asset on two idle cores.
+``--steps-scale`` scales the steps of all trainings and stages, and so the time: 1 takes about a
+quarter of an hour of one core for an asset.
 
 The same call goes on where an earlier one stopped. Results go to
 ``benchmarks/results/personalization_3d--NAME.{json,md,png}``; figures are those of ``truth_3d``.

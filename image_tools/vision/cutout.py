@@ -70,7 +70,7 @@ def cut_out(images: Float[Tensor, "n h w 3"], config: CutoutConfig) -> Float[Ten
         for k, photo in enumerate(colors):
             around = _Mixture.fit(photo[(inside[k] < 0.5) | outside[k]], config.around_colors, rng)
             evidence = thing.log_density(photo) - around.log_density(photo)
-            prior = _log_odds(_first_guess(shape, soft=True))
+            prior = _place_odds(shape)
             posterior = 1.0 / (1.0 + np.exp(-np.clip(evidence + prior, -30.0, 30.0)))
             posterior[outside[k]] = 0.0
             inside[k] = walkers[k].solve(posterior)
@@ -91,14 +91,20 @@ def _opponent(images: Float[np.ndarray, "n h w 3"]) -> np.ndarray:
     return np.stack([brightness, (red - green) / 2**0.5, (red + green - 2 * blue) / 6**0.5], -1)
 
 
-def _first_guess(shape: tuple[int, int], *, soft: bool = False) -> np.ndarray:
+def _radius(shape: tuple[int, int]) -> np.ndarray:
+    """Distance to the middle, 1 at the middle of each side."""
+    return np.hypot(np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])[None])
+
+
+def _first_guess(shape: tuple[int, int]) -> np.ndarray:
     """An ellipse in the middle, where people put what they photograph."""
-    rows = np.linspace(-1, 1, shape[0])[:, None]
-    columns = np.linspace(-1, 1, shape[1])[None]
-    radius = np.hypot(rows, columns)
-    if soft:
-        return np.clip(0.5 + 0.45 * (0.75 - radius) / 0.5, 0.05, 0.8)
-    return (radius < 0.55).astype(np.float64)
+    return (_radius(shape) < 0.55).astype(np.float64)
+
+
+def _place_odds(shape: tuple[int, int]) -> np.ndarray:
+    """Logarithm of the odds that a place shows the thing, whatever its colour."""
+    likely = np.clip(0.5 + 0.45 * (0.75 - _radius(shape)) / 0.5, 0.05, 0.8)
+    return np.log(likely) - np.log1p(-likely)
 
 
 def _frame(shape: tuple[int, int], share: float) -> np.ndarray:
@@ -107,10 +113,6 @@ def _frame(shape: tuple[int, int], share: float) -> np.ndarray:
     found = np.ones(shape, dtype=bool)
     found[rows:-rows, columns:-columns] = False
     return found
-
-
-def _log_odds(probability: np.ndarray) -> np.ndarray:
-    return np.log(probability) - np.log1p(-probability)
 
 
 @dataclass(frozen=True)
