@@ -15,7 +15,7 @@ With no controls, or strengths of 0, the rule is the plain one bit for bit, and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,7 @@ from renderers.condition_images import part_ids
 from renderers.errors import StudioError
 from renderers.outputs import RenderOutput
 
-__all__ = ["ControlSDSGuidance", "condition_image"]
+__all__ = ["ControlSDSGuidance", "condition_image", "scene_controls"]
 
 
 class ControlSDSGuidance(GuidanceRule):
@@ -68,7 +68,7 @@ class ControlSDSGuidance(GuidanceRule):
             UnsupportedModel: it belongs to another kind of prior.
         """
         self.config = config
-        self.prior = ControlledPrior(prior, [_control(one, prior) for one in config.controls])
+        self.prior = ControlledPrior(prior, scene_controls(config.controls, prior))
         if isinstance(config.rule, VSDConfig):
             critic = LoraCritic(prior, config.rule.critic, seed=seed)
             self.rule: GuidanceRule = VSDGuidance(
@@ -174,6 +174,19 @@ def _resized(images: Float[Tensor, "b h w 3"], size: int) -> Float[Tensor, "b s 
     # As the prior shrinks renders, so that condition and image stay aligned.
     moved = F.interpolate(images.movedim(-1, 1), shape, mode="bilinear", antialias=shrinks)
     return moved.movedim(1, -1).clamp(0.0, 1.0)
+
+
+def scene_controls(configs: Sequence[SceneControlConfig], prior: DiffusionPrior) -> list[Control]:
+    """ControlNets from their files, for ``ControlledPrior``; ``show`` gives them their pictures.
+
+    Args:
+        configs: which, and how they act.
+        prior: what they were trained beside.
+
+    Raises:
+        WeightsMissing: one is not there.
+    """
+    return [_control(config, prior) for config in configs]
 
 
 def _control(config: SceneControlConfig, prior: DiffusionPrior) -> Control:

@@ -31,6 +31,9 @@ def check_inputs(scene: SceneConfig) -> None:
     for key, prior in priors_of(scene):
         if isinstance(prior, ReferencedPriorConfig):
             _check_references(prior.tool, f"{key}.tool", scene.prompt)
+    if scene.subject is not None:
+        for control in scene.subject.views.controls:
+            adapter_path(control.net.weights, role="ControlNet")
     for k, stage in enumerate(scene.stages):
         if isinstance(stage.field, MeshFileConfig):
             from studio.start_mesh import check_mesh_file

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from guidance.control_sds_configs import SceneControlConfig
 from guidance.schedules import ScheduleValue, check_schedule
 from image_tools.configs import DdimConfig
 from image_tools.personalization.dreambooth_configs import (
@@ -128,6 +129,9 @@ class PseudoViewsConfig:
     """How the noise is taken away; of its steps, strength x steps are run."""
     subject: StageSubjectConfig = PLAIN_FULL
     """Which of the subject's weights redraw."""
+    controls: tuple[SceneControlConfig, ...] = ()
+    """ControlNets that see the renders' geometry and hold each view's pose: weights that learned a
+    few photos forget what the words for sides mean, and turn all views to the photos' side."""
     cutout: CutoutConfig | None = None
     """Puts what the redrawn views have in common on white, as renders are; empty leaves the grounds
     that the prior drew, which the scene would then imitate by fog."""

@@ -7,7 +7,7 @@ subject/training/log.csv               losses; its state goes when it is finishe
 subject/partial/ full/ multiview/      weights.safetensors, or a LoRA in diffusers' layout
 subject/lora/                          the full subject as a LoRA, whatever was trained
 subject/samples/                       pictures of what each of the weights draws
-subject/views/                         renders, masks, pseudo views, views.json
+subject/views/                         renders, masks, what controls see, pseudo views, views.json
 subject/sheets/                        the same laid out for the report
 """
 
@@ -74,7 +74,7 @@ class SubjectFolder:
         return self.path / name / (LORA_WEIGHT_NAME if is_lora else FULL_NAME)
 
     def views(self, kind: str) -> Path:
-        """Folder of ``renders``, ``masks`` or ``pseudo`` views."""
+        """Folder of ``renders``, ``masks``, ``pseudo`` views, or of what a control sees."""
         return self.path / "views" / kind
 
     @property

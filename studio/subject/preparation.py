@@ -183,7 +183,8 @@ class SubjectPreparation:
         rows = redrawing_rows(self.scene, plain)
         cameras = self._cameras(plain.image_size)
         if len(list(self.folder.views("renders").glob("*.png"))) < len(cameras):
-            render_views(renderer, cameras, self.folder)
+            sees = [control.sees for control in self.subject.views.controls]
+            render_views(renderer, cameras, self.folder, sees=sees)
         prior = with_subject(plain, self.subject, use, self.folder)
         self._finish(
             redraw_views(self.scene, prior, cameras, self.folder, should_stop=self.should_stop)

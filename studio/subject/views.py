@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import torch
@@ -22,9 +22,12 @@ from guidance.configs import (
     PlainPromptsConfig,
     ViewPromptsConfig,
 )
+from guidance.control_sds import condition_image, scene_controls
+from guidance.control_sds_configs import ConditionView
 from guidance.perp_neg import PerpNegCondition
 from guidance.prompts import ViewCondition, build_view_prompts, view_texts
 from guidance.views import direction_index, sided_row
+from image_tools.control.controlnet import ControlledPrior
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.redraw import redraw_images, redraw_steps
 from image_tools.personalization.class_images import read_image, write_image
@@ -91,16 +94,28 @@ def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int
 
 
 @torch.no_grad()
-def render_views(renderer: SceneRenderer, cameras: Cameras, folder: SubjectFolder) -> None:
-    """Write the renders and the opacity of all views."""
+def render_views(
+    renderer: SceneRenderer,
+    cameras: Cameras,
+    folder: SubjectFolder,
+    *,
+    sees: Sequence[ConditionView] = (),
+) -> None:
+    """Write the renders and the opacity of all views, and what controls see of them."""
     renderer.set_fraction(1.0)
     device = next(renderer.parameters()).device
     renders, masks = [], []
+    seen: dict[ConditionView, list[Tensor]] = {kind: [] for kind in sees}
+    wants_normals = bool({"normals", "edges"} & set(sees))
     for start in range(0, len(cameras), AT_ONCE):
         views = cameras[slice(start, start + AT_ONCE)].to(device)
-        output = renderer.render(views, shading=ALBEDO)
+        output = renderer.render(views, shading=ALBEDO, with_normals=wants_normals)
         renders.append(output.comp_rgb.cpu())
         masks.append(output.opacity.expand_as(output.comp_rgb).cpu())
+        for kind, images in seen.items():
+            images.append(condition_image(kind, output, views, size=views.height).cpu())
+    for kind, images in seen.items():
+        write_images(folder.views(kind), torch.cat(images))
     write_images(folder.views("masks"), torch.cat(masks))
     write_images(folder.views("renders"), torch.cat(renders))  # last: they say that all is there
 
@@ -125,6 +140,9 @@ def redraw_views(
     target = folder.views("pseudo")
     target.mkdir(parents=True, exist_ok=True)
     prompts = build_view_prompts(scene.view_prompts, prior, scene.prompt, scene.negative_prompt)
+    controls = scene.subject.views.controls
+    if controls:
+        prior = ControlledPrior(prior, scene_controls(controls, prior))
     for start in range(0, len(cameras), AT_ONCE):
         chosen = range(start, min(start + AT_ONCE, len(cameras)))
         # Whole groups again, because the neighbours in a batch may change a result's last bits.
@@ -142,7 +160,7 @@ def redraw_views(
 
 def _redrawn(
     scene: SceneConfig,
-    prior: DiffusionPrior,
+    prior: DiffusionPrior | ControlledPrior,
     condition: ViewCondition | PerpNegCondition,
     chosen: range,
     folder: SubjectFolder,
@@ -150,21 +168,27 @@ def _redrawn(
     """Some renders, redrawn together."""
     config = scene.subject.views
     sampler = config.sampler
+    if isinstance(prior, ControlledPrior):
+        prior.show([_images(folder, control.sees, chosen) for control in config.controls])
 
     def guided(z_t: Tensor, t: Tensor) -> Tensor:
         return condition.guided_noise(
             prior, z_t, t, sampler.guidance_scale, rescale=sampler.guidance_rescale
         )
 
-    paths = [image_path(folder.views("renders"), index) for index in chosen]
     return redraw_images(
         prior,
-        torch.stack([read_image(path) for path in paths]),
+        _images(folder, "renders", chosen),
         guided,
         strength=config.strength,
         generators=[batch_generator(scene.seed, DRAW + index) for index in chosen],
         config=sampler,
     )
+
+
+def _images(folder: SubjectFolder, kind: str, chosen: range) -> Float[Tensor, "n h w 3"]:
+    """Some renders, or what a control sees of them."""
+    return torch.stack([read_image(image_path(folder.views(kind), index)) for index in chosen])
 
 
 def redrawing_rows(scene: SceneConfig, prior: DiffusionPrior) -> int:
