@@ -14,6 +14,7 @@ What is not a valid plan is refused, from whichever source it comes.
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import re
@@ -202,6 +203,12 @@ class EndpointPlanner:
             raise PlanError(
                 f"The planner '{address}' cannot be reached ({reason}). Expected an "
                 "OpenAI-compatible server there. Start it, correct url, or use kind: rule."
+            ) from error
+        except http.client.HTTPException as error:
+            raise PlanError(
+                f"The planner '{address}' does not speak HTTP, or broke off ({error!r:.80}). "
+                "Expected an OpenAI-compatible server there. Correct url, look into its log, or "
+                "use kind: rule."
             ) from error
         return _content(answer)
 

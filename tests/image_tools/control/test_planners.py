@@ -23,6 +23,10 @@ GOOD = (
 )
 
 
+class Raw(bytes):
+    """What a server says in the place of a response."""
+
+
 class Server:
     """An OpenAI-compatible endpoint that gives fixed answers and remembers what it was asked."""
 
@@ -37,6 +41,9 @@ class Server:
                 answer = answers[min(len(server.asked), len(answers)) - 1]
                 if isinstance(answer, int):
                     self.send_error(answer)
+                    return
+                if isinstance(answer, Raw):
+                    self.wfile.write(answer)
                     return
                 content = answer
                 if isinstance(answer, str):
@@ -194,3 +201,16 @@ def test_a_server_that_refuses_or_is_down_is_an_error_at_once():
     wrong = EndpointPlannerConfig("no address", "tiny")
     with pytest.raises(PlanError, match="cannot be reached"):
         build_planner(wrong).plan("a kite")
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "BadStatusLine"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\n{", "IncompleteRead"),
+    ],
+)
+def test_what_speaks_no_http_or_breaks_off_is_an_error_at_once(said, reason):
+    with Server(Raw(said)) as server, pytest.raises(PlanError, match=f"{reason}.*use kind: rule"):
+        server.planner().plan("a kite")
+    assert len(server.asked) == 1
