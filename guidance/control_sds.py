@@ -1,5 +1,5 @@
 """Score distillation under conditions that are rendered from the scene (ControlNet, arXiv
-2302.05543).
+2302.05543; Uni-ControlNet, arXiv 2305.16322).
 
     g = w(t) (eps_guided(z_t; y, c_view) - eps)
 
@@ -7,6 +7,7 @@ with ``c_view`` the depth, the normals, the edges or the parts of the very geome
 painted, seen from the camera of each render; SDS and VSD stay what they are, the prior's prediction
 is the controlled one. Conditions carry no gradient, or the shape would be moved to please them.
 With no controls, or strengths of 0, the rule is the plain one bit for bit, and nothing is drawn.
+ControlNets add up, and so do their residuals and a Uni-ControlNet's.
 
     guidance = ControlSDSGuidance(config, prior, prompts, seed=0)
     guidance.look(output, cameras)
@@ -29,6 +30,7 @@ from guidance.control_sds_configs import ConditionView, ControlSDSConfig, SceneC
 from guidance.critic import LoraCritic
 from guidance.critic_configs import VSDConfig
 from guidance.prompts import ViewPrompts
+from guidance.scene_uni import SceneUniPrior
 from guidance.sds import SDSGuidance
 from guidance.vsd import VSDGuidance
 from image_tools.control.annotators import (
@@ -64,11 +66,13 @@ class ControlSDSGuidance(GuidanceRule):
             seed: of a critic's initial values.
 
         Raises:
-            WeightsMissing: a ControlNet is not there.
+            WeightsMissing: a ControlNet or an adapter is not there.
             UnsupportedModel: it belongs to another kind of prior.
         """
         self.config = config
-        self.prior = ControlledPrior(prior, scene_controls(config.controls, prior))
+        self.nets = ControlledPrior(prior, scene_controls(config.controls, prior))
+        self.uni = None if config.uni is None else SceneUniPrior(config.uni, self.nets)
+        self.prior = self.nets if self.uni is None else self.uni
         if isinstance(config.rule, VSDConfig):
             critic = LoraCritic(prior, config.rule.critic, seed=seed)
             self.rule: GuidanceRule = VSDGuidance(
@@ -77,13 +81,20 @@ class ControlSDSGuidance(GuidanceRule):
         else:
             self.rule = SDSGuidance(config.rule, self.prior, prompts)
         self._seen: Cameras | None = None
-        kinds = {one.sees for one in config.controls}
-        self.wants_normals = self.is_on and bool(kinds & {"normals", "edges"})
+        self.wants_normals = self.is_on and bool(self._kinds & {"normals", "edges"})
 
     @property
     def is_on(self) -> bool:
         """Whether any control acts."""
-        return any(one.net.strength != 0.0 for one in self.config.controls)
+        uni = self.config.uni
+        acts = uni is not None and uni.is_on
+        return acts or any(one.net.strength != 0.0 for one in self.config.controls)
+
+    @property
+    def _kinds(self) -> set[ConditionView]:
+        """Pictures of the scene that are drawn."""
+        maps = () if self.config.uni is None else self.config.uni.maps
+        return {one.sees for one in (*self.config.controls, *maps)}
 
     @torch.no_grad()
     def look(self, output: RenderOutput, cameras: Cameras) -> None:
@@ -91,9 +102,10 @@ class ControlSDSGuidance(GuidanceRule):
         if not self.is_on:
             return
         size = self.prior.image_size
-        kinds = [one.sees for one in self.config.controls]
-        drawn = {kind: condition_image(kind, output, cameras, size=size) for kind in set(kinds)}
-        self.prior.show([drawn[kind] for kind in kinds])
+        drawn = {kind: condition_image(kind, output, cameras, size=size) for kind in self._kinds}
+        self.nets.show([drawn[one.sees] for one in self.config.controls])
+        if self.uni is not None:
+            self.uni.show_scene(drawn)
         self._seen = cameras
 
     def __call__(

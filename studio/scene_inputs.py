@@ -5,13 +5,13 @@ A missing mesh or adapter of a later stage must not turn out to be missing hours
 
 from __future__ import annotations
 
-from guidance.control_sds_configs import ControlSDSConfig
+from guidance.control_sds_configs import ControlSDSConfig, SceneUniConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.subjects_sds_configs import SubjectsSDSConfig
 from image_tools.configs import ReferencedPriorConfig
 from image_tools.personalization.reference_configs import ReferenceToolConfig
 from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
-from image_tools.pocket.paths import adapter_path
+from image_tools.pocket.paths import adapter_files, adapter_path
 from renderers.mesh_configs import MeshFileConfig
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
@@ -24,7 +24,7 @@ def check_inputs(scene: SceneConfig) -> None:
 
     Raises:
         ConfigError: no mesh, no instruction, or no reference picture that can be read, is given.
-        WeightsMissing: a ControlNet or an edit model is not there.
+        WeightsMissing: a ControlNet, an adapter or an edit model is not there.
     """
     from studio.stage_priors import priors_of
 
@@ -43,6 +43,8 @@ def check_inputs(scene: SceneConfig) -> None:
         if isinstance(rule, ControlSDSConfig):
             for control in rule.controls:
                 adapter_path(control.net.weights, role="ControlNet")
+            if rule.uni is not None:
+                _check_uni(rule.uni, f"stages.{k}.guidance.uni")
         if isinstance(rule, SubjectsSDSConfig):
             _check_tool_files(rule.tool, f"stages.{k}.guidance.tool")
         if isinstance(rule, InstructSDSConfig | DatasetUpdateConfig):
@@ -52,6 +54,17 @@ def check_inputs(scene: SceneConfig) -> None:
                     "edit.instruction: is empty - expected what to change, as an order. "
                     'Add: edit.instruction="make it blue"'
                 )
+
+
+def _check_uni(uni: SceneUniConfig, key: str) -> None:
+    """Whether the adapters are there, and the picture whose look is copied."""
+    from studio.images.reading import check_readable
+
+    adapter_files(uni.model, role=f"{key}.model")
+    if uni.content is not None:
+        check_readable([(f"{key}.content.path", uni.content.path)])
+        if uni.content.encoder is not None:
+            adapter_path(uni.content.encoder, role=f"{key}.content.encoder")
 
 
 def _check_references(tool: ReferenceToolConfig, key: str, prompt: str) -> None:

@@ -1,10 +1,15 @@
-"""Settings of Uni-ControlNet's adapters: frozen dataclasses, importable without torch."""
+"""Settings of Uni-ControlNet: frozen dataclasses, importable without torch."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["GlobalAdapterSettings", "LocalAdapterSettings", "UniDropoutConfig"]
+__all__ = [
+    "GlobalAdapterSettings",
+    "LocalAdapterSettings",
+    "UniContentConfig",
+    "UniDropoutConfig",
+]
 
 CONDITIONS = ("canny", "mlsd", "hed", "sketch", "openpose", "midas", "seg")
 
@@ -40,6 +45,19 @@ class GlobalAdapterSettings:
     """Width of the image embedding and of the text's tokens, which must be equal."""
     tokens: int = 4
     """Tokens appended to the text."""
+
+
+@dataclass(frozen=True)
+class UniContentConfig:
+    """A picture whose look is copied, by the adapter's global part."""
+
+    path: str
+    """The picture."""
+    encoder: str | None = None
+    """Folder of the CLIP vision model whose embeddings the adapter reads; empty for the colours of
+    the picture alone, which pocket-uni reads."""
+    strength: float = 1.0
+    """Factor of the words that the adapter makes of it; 0 switches it off."""
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from image_tools.control.uni_adapters import GlobalAdapter, LocalAdapter
 from image_tools.control.uni_configs import GlobalAdapterSettings, LocalAdapterSettings
 from image_tools.diffusion.ldm_names import translate
 from image_tools.diffusion.loading import readable_weights
+from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.weights import check_safetensors_file
 from image_tools.errors import UnsupportedModel, WeightsMissing
 
-__all__ = ["local_from_original", "local_to_original", "read_uni", "write_uni"]
+__all__ = ["local_from_original", "local_to_original", "read_uni", "read_wanted", "write_uni"]
 
 ROLE = "Uni-ControlNet"
 LOCAL_PREFIX, GLOBAL_PREFIX = "local_adapter.", "global_adapter."
@@ -94,6 +95,27 @@ def read_uni(
             "Uni-ControlNet checkpoint as .safetensors."
         )
     return local, content
+
+
+def read_wanted(
+    path: Path, prior: NoisePrior, *, key: str, maps: bool, content: bool
+) -> tuple[LocalAdapter | None, GlobalAdapter | None]:
+    """The adapters in a file, for a prior and on its device, of which those for maps and for the
+    content are there where they are wanted.
+
+    Raises:
+        WeightsMissing: a wanted one is not; and as :func:`read_uni`.
+        UnsupportedModel: adapters of another denoiser.
+    """
+    local, global_ = read_uni(path, prior.unet, prior.dtype)
+    for name, is_wanted, adapter in (("maps", maps, local), ("content", content, global_)):
+        if is_wanted and adapter is None:
+            raise WeightsMissing(
+                f"{key}.model: '{path}' holds no adapter for {name} - expected one. Leave "
+                f"{key}.{name} out, or name a file that has it."
+            )
+    local, global_ = (one if one is None else one.to(prior.device) for one in (local, global_))
+    return local, global_
 
 
 def write_uni(path: Path, local: LocalAdapter | None, content: GlobalAdapter | None) -> None:

@@ -17,11 +17,10 @@ from torch import Tensor
 from image_tools.control.control_weights import read_controlnet
 from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.control.uni_controlnet import UniControlledPrior
-from image_tools.control.uni_weights import read_uni
+from image_tools.control.uni_weights import read_wanted
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import ddim_steps
 from image_tools.pocket.paths import adapter_files, adapter_path
-from studio.errors import WeightsMissing
 from studio.images.configs import ControlImageConfig
 from studio.images.looks import look_embedding
 from studio.images.method_configs import (
@@ -83,16 +82,15 @@ def _with_nets(
 def _with_adapter(
     prior: DiffusionPrior, config: ControlImageConfig, images: list[Float[Tensor, "1 h w 3"]]
 ) -> UniControlledPrior:
-    key, method = "method.model", config.method
-    file = adapter_files(method.model, role=key)[0]
-    local, content = read_uni(file, prior.unet, prior.dtype)
-    wanted = {"maps": (method.maps, local), "content": (method.content, content)}
-    for name, (given, adapter) in wanted.items():
-        if given and adapter is None:
-            raise WeightsMissing(
-                f"{key}: '{file}' holds no adapter for {name} - expected one. Leave method.{name} "
-                "out, or name a file that has it."
-            )
+    method = config.method
+    file = adapter_files(method.model, role="method.model")[0]
+    local, content = read_wanted(
+        file,
+        prior,
+        key="method",
+        maps=bool(method.maps),
+        content=method.content is not None,
+    )
     maps = {one.name: image for one, image in zip(method.maps, images, strict=True)}
     embedding, strength = None, 1.0
     if method.content is not None:
@@ -100,8 +98,8 @@ def _with_adapter(
         embedding = look_embedding(method.content, "method.content", width=width)
     return UniControlledPrior(
         prior,
-        None if local is None else local.to(prior.device),
-        None if content is None else content.to(prior.device),
+        local,
+        content,
         maps=maps,
         embedding=embedding,
         strength=method.strength,

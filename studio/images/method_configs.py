@@ -21,6 +21,7 @@ from image_tools.control.self_guidance_configs import (
     SelfGuidanceEdit,
     SelfGuidanceStrengthConfig,
 )
+from image_tools.control.uni_configs import UniContentConfig
 from image_tools.editing.editing_configs import (
     DeltaDenoisingConfig,
     EditedPromptConfig,
@@ -44,7 +45,6 @@ __all__ = [
     "PromptToPromptMethodConfig",
     "RegionsConfig",
     "SelfGuidanceMethodConfig",
-    "UniContentConfig",
     "UniControlNetMethodConfig",
     "UniMapConfig",
 ]
@@ -202,7 +202,7 @@ class ControlNetConfig(ControlConfig):
 
     weights: str
     """A folder in diffusers layout, one .safetensors file of either layout, or the name of an
-    adapter that ships with the package, such as pocket-control-edges."""
+    adapter that ships with the package, such as pocket-control-edge."""
     condition: ConditionConfig
     """What it sees."""
 
@@ -229,19 +229,6 @@ class UniMapConfig:
     for the authors' own."""
     condition: ConditionConfig
     """The picture."""
-
-
-@dataclass(frozen=True)
-class UniContentConfig:
-    """A picture whose look is copied, by the adapter's global part."""
-
-    path: str
-    """The picture."""
-    encoder: str | None = None
-    """Folder of the CLIP vision model whose embeddings the adapter reads; empty for the colours of
-    the picture alone, which pocket-uni reads."""
-    strength: float = 1.0
-    """Factor of the words that the adapter makes of it; 0 switches it off."""
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from PIL import Image
 
 from renderers.mesh_configs import MeshFileConfig
 from studio.checkpoints import list_checkpoints, load_checkpoint
@@ -244,3 +245,24 @@ def test_missing_inputs_are_refused_before_a_run_begins(paint_scene):
     with pytest.raises(WeightsMissing, match="pocket-nothing"):
         check_inputs(load_scene(paint_scene, [control]).config)
     check_inputs(load_scene(paint_scene).config)
+
+
+def test_a_uni_controlnet_and_its_picture_are_looked_for_before_a_run_begins(mesh_file, tmp_path):
+    model, photo = tmp_path / "uni.safetensors", tmp_path / "photo.png"
+    given = [
+        f"stages.0.field.path={mesh_file}",
+        f"stages.0.guidance.uni.model={model}",
+        f"stages.0.guidance.uni.content={{path: {photo}, encoder: {tmp_path / 'clip'}}}",
+    ]
+    scene = load_scene("pocket-texture-uni", given).config
+    assert [one.sees for one in scene.stages[0].guidance.uni.maps] == ["depth", "normals"]
+    with pytest.raises(WeightsMissing, match=r"stages\.0\.guidance\.uni\.model are missing"):
+        check_inputs(scene)
+    model.write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"stages\.0\.guidance\.uni\.content\.path: .*photo"):
+        check_inputs(scene)
+    Image.new("RGB", (8, 8)).save(photo)
+    with pytest.raises(WeightsMissing, match=r"uni\.content\.encoder are missing"):
+        check_inputs(scene)
+    (tmp_path / "clip").mkdir()
+    check_inputs(scene)
