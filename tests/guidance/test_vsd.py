@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -102,6 +104,17 @@ def _learn(rule: VSDGuidance, images: Tensor, steps: int = 3, seed: int = 7) -> 
         rule.after_step(images.detach(), cameras, fraction=0.5, generator=generator)
 
 
+@contextmanager
+def _read_by(unet: torch.nn.Module) -> Iterator[list[Tensor]]:
+    """The noisy latents that a denoiser reads meanwhile."""
+    read: list[Tensor] = []
+    hook = unet.register_forward_pre_hook(lambda _, args: read.append(args[0]))
+    try:
+        yield read
+    finally:
+        hook.remove()
+
+
 @pytest.fixture
 def prior(tiny_pipelines) -> DiffusionPrior:
     """A fresh prior, since the critic changes its UNet."""
@@ -184,11 +197,24 @@ def test_gradient_of_the_scene_never_reaches_the_critic_nor_the_critics_the_scen
     assert all(parameter.grad is None for parameter in prior.unet.parameters())
     assert all(torch.equal(rule.state()[name], value) for name, value in before.items())
     scene_gradient = images.grad.clone()
-    rule.after_step(images.detach(), _cameras(), fraction=0.5, generator=_seeded())
+    # Renders that still hang on the scene: those of the step, whose latents are known, and others.
+    with _read_by(prior.unet) as read:
+        rule.after_step(images, _cameras(), fraction=0.5, generator=_seeded())
+        rule.after_step(1.0 - images, _cameras(), fraction=0.5, generator=_seeded())
+    assert len(read) == 2
+    assert not any(latents.requires_grad for latents in read)
     assert torch.equal(images.grad, scene_gradient)
     moved = [n for n, value in before.items() if not torch.equal(rule.state()[n], value)]
     assert any("lora_B" in name for name in moved)
     assert any("class_embedding" in name for name in moved)
+
+
+def test_the_critic_cuts_latents_off_that_hang_on_the_scene(prior):
+    critic = LoraCritic(prior, CriticConfig(), seed=0)
+    latents = torch.randn(2, prior.latent_channels, 8, 8, generator=_seeded()).requires_grad_()
+    with _read_by(prior.unet) as read:
+        critic.train_step(latents, critic.encode_prompt(["a"]), None, generator=_seeded())
+    assert [latents.requires_grad for latents in read] == [False]
 
 
 def test_the_prior_is_bit_for_bit_the_same_after_training_and_after_closing(prior):

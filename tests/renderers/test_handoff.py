@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -17,19 +19,42 @@ from renderers.fields.hash_volume import HashVolumeField
 from renderers.handoff import REACH, SUBSAMPLES, distance_in_cells, field_to_tets, find_level
 from renderers.mesh import Mesh
 from renderers.mesh_configs import GridTetsConfig
-from tests.renderers.solid_fields import DENSITY, SMALL_GRID, Ball, Box, Shapes, Torus, sdf_ball
+from tests.renderers.solid_fields import (
+    DENSITY,
+    SMALL_GRID,
+    Ball,
+    Box,
+    Shapes,
+    Solid,
+    Torus,
+    sdf_ball,
+)
 
 CONFIG = GridTetsConfig(resolution=48, threshold=0.5 * DENSITY)
 AUTOMATIC = GridTetsConfig(resolution=32)
+
+
+def rounded_box(grown: float) -> trimesh.Trimesh:
+    """The box with everything that is within ``grown`` of it."""
+    box = trimesh.creation.box((0.6, 0.9, 0.4))
+    if not grown:
+        return box
+    ball = trimesh.creation.icosphere(subdivisions=3, radius=grown).vertices
+    return trimesh.convex.convex_hull((box.vertices[:, None] + ball).reshape(-1, 3))
+
+
+# The solids grown by a distance; the box's by Steiner's formula.
 VOLUMES = {
-    Ball: 4 / 3 * math.pi * 0.5**3,
-    Box: 8 * 0.3 * 0.45 * 0.2,
-    Torus: 2 * math.pi**2 * 0.5 * 0.18**2,
+    Ball: lambda grown: 4 / 3 * math.pi * (0.5 + grown) ** 3,
+    Box: lambda grown: 0.216 + 2.28 * grown + math.pi * 1.9 * grown**2 + 4 / 3 * math.pi * grown**3,
+    Torus: lambda grown: 2 * math.pi**2 * 0.5 * (0.18 + grown) ** 2,
 }
 TRUTH = {
-    Ball: lambda: trimesh.creation.icosphere(subdivisions=5, radius=0.5),
-    Box: lambda: trimesh.creation.box((0.6, 0.9, 0.4)),
-    Torus: lambda: trimesh.creation.torus(0.5, 0.18, major_sections=96, minor_sections=48),
+    Ball: lambda grown: trimesh.creation.icosphere(subdivisions=5, radius=0.5 + grown),
+    Box: rounded_box,
+    Torus: lambda grown: trimesh.creation.torus(
+        0.5, 0.18 + grown, major_sections=96, minor_sections=48
+    ),
 }
 
 
@@ -40,21 +65,33 @@ def as_trimesh(mesh: Mesh) -> trimesh.Trimesh:
 
 
 def chamfer(a: trimesh.Trimesh, b: trimesh.Trimesh) -> float:
-    """Mean distance from one surface to the other, both ways; sampled densely."""
+    """Half the sum over both ways of the mean distance (not squared) to the other surface.
+
+    The convention of `studio.evaluation.metrics_geometry`, in world units; sampled densely.
+    """
     p, q = (trimesh.sample.sample_surface(mesh, 20_000, seed=0)[0] for mesh in (a, b))
     return 0.5 * float(cKDTree(p).query(q)[0].mean() + cKDTree(q).query(p)[0].mean())
 
 
+def distance_of_the_level(field: Solid, threshold: float | Literal["auto"]) -> float:
+    """How far outside of half its density a solid ends: dense ones with a soft edge look larger."""
+    if not field.width:
+        return 0.0
+    return field.width * math.log(field.peak / find_level(field, threshold).threshold - 1)
+
+
 @pytest.mark.parametrize("shape", [Ball, Box, Torus])
 @pytest.mark.parametrize("width", [0.0, 0.02])
-def test_a_solid_becomes_a_closed_outward_mesh_within_a_cell(shape, width):
+@pytest.mark.parametrize("threshold", ["auto", 0.5 * DENSITY])
+def test_a_solid_becomes_a_closed_outward_mesh_within_a_cell(shape, width, threshold):
     field = shape(width=width)
-    tets = field_to_tets(field, CONFIG)
+    tets = field_to_tets(field, replace(CONFIG, threshold=threshold))
+    grown = distance_of_the_level(field, threshold)
     mesh = as_trimesh(tets.mesh())
     assert mesh.is_watertight
     assert mesh.is_winding_consistent
-    assert mesh.volume == pytest.approx(VOLUMES[shape], rel=0.05)
-    assert chamfer(mesh, TRUTH[shape]()) < tets.cell_size
+    assert mesh.volume == pytest.approx(VOLUMES[shape](grown), rel=0.05)
+    assert chamfer(mesh, TRUTH[shape](grown)) < tets.cell_size
 
 
 @pytest.mark.parametrize("shape", [Ball, Box, Torus])
@@ -70,14 +107,23 @@ def test_a_distance_field_becomes_the_same_mesh():
     tets = field_to_tets(sdf_ball(), CONFIG)
     mesh = as_trimesh(tets.mesh())
     assert mesh.is_watertight
-    assert mesh.volume == pytest.approx(VOLUMES[Ball], rel=0.03)
-    assert chamfer(mesh, TRUTH[Ball]()) < tets.cell_size
+    assert mesh.volume == pytest.approx(VOLUMES[Ball](0.0), rel=0.03)
+    assert chamfer(mesh, TRUTH[Ball](0.0)) < tets.cell_size
 
 
 def test_the_automatic_threshold_finds_a_hard_edge():
     level = find_level(Ball(), "auto")
     assert level.rule == "silhouettes"
     assert 0 < level.threshold < DENSITY
+
+
+def test_the_automatic_threshold_cuts_a_soft_edge_where_rays_turn_opaque():
+    field = Ball(width=0.02)
+    closest = field.r + distance_of_the_level(field, "auto")
+    ray = torch.linspace(-1.0, 1.0, 4001)[:, None] * torch.tensor([1.0, 0.0, 0.0])
+    sigma = field.density(ray + torch.tensor([0.0, 0.0, closest]))
+    opacity = 1.0 - math.exp(-float(sigma.sum()) * 2.0 / 4000)
+    assert 0.3 < opacity < 0.7  # the levels that are tried are 27 % apart
 
 
 def test_colours_are_equal_at_the_switch():
