@@ -53,6 +53,10 @@ DECIMALS = {"chamfer": 3}
 MIN_PROMPTS = 6
 """Fewer prompts give no interval to rely on: six coins fall alike in 3 % of throws."""
 GROUPS = ("seen", "held out", "all")
+OWN_COUNT = (
+    "A figure that has an n of its own is the mean of fewer assets than its row: kinds without a "
+    "front have no Janus score, and what failed has no shape."
+)
 
 
 @dataclass(frozen=True)
@@ -206,12 +210,13 @@ def comparison_markdown(
         pairs: further comparisons; those of which a system is absent are left out.
     """
     systems = systems_of(results)
-    parts = [_figures_table(results, held_out)]
+    figures = _figures_table(results, held_out)
+    parts = [OWN_COUNT, figures] if "(n " in figures else [figures]
     if len(systems) > 1:
         parts += [
-            f"## Difference to {systems[0]}\n\nPaired over the prompts that both have; bold where "
-            f"the 95 % interval leaves out 0 over at least {MIN_PROMPTS} prompts. An arrow says "
-            "whether more or less is better.",
+            f"## Difference to {systems[0]}\n\nPaired over the prompts that both have, n where "
+            "those are fewer than in another column; bold where the 95 % interval leaves out 0 "
+            f"over at least {MIN_PROMPTS} prompts. An arrow says whether more or less is better.",
             _difference_table(results, systems[0]),
         ]
     shown = [pair for pair in pairs if pair_differences(results, pair)]
@@ -245,12 +250,20 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
             count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
             cells = [_figure(estimate(members, name), name) for name in figures]
             cells += [_amount(estimate(members, name)) for name in COSTS]
+            counts = [_own_count(members, name) for name in (*figures, *COSTS)]
+            cells = [cell + own for cell, own in zip(cells, counts, strict=True)]
             lines.append(_line([f"**{system}**", group, count, *cells]))
     return "\n".join(lines)
 
 
 def _figure(found: Estimate | None, name: str) -> str:
     return "–" if found is None else found.text(DECIMALS.get(name, 2))
+
+
+def _own_count(members: Sequence[Result], name: str) -> str:
+    """Such as `` (n 5)`` where only some of a row's assets have the figure."""
+    own = sum(result.value(name) is not None for result in members)
+    return "" if own in (0, len(members)) else f" (n {own})"
 
 
 def _amount(found: Estimate | None) -> str:
@@ -263,16 +276,15 @@ def _difference_table(results: Sequence[Result], first: str) -> str:
     lines = _heading(["system", *METRICS.values()])
     columns = {name: differences(results, name, to=first) for name in METRICS}
     for system in systems_of(results)[1:]:
-        cells = [_difference(columns[name].get(system), name) for name in METRICS]
-        lines.append(_line([f"**{system}**", *cells]))
+        found = {name: columns[name][system] for name in METRICS if system in columns[name]}
+        lines.append(_line([f"**{system}**", *_difference_cells(found)]))
     return "\n".join(lines)
 
 
 def _pair_table(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
     lines = _heading(["question", "systems", COSTS["denoiser_evaluations"], *METRICS.values()])
     for pair in pairs:
-        found = pair_differences(results, pair)
-        cells = [_difference(found.get(name), name) for name in METRICS]
+        cells = _difference_cells(pair_differences(results, pair))
         costs = [
             _amount(estimate([r for r in results if r.system == one], "denoiser_evaluations"))
             for one in (pair.system, pair.to)
@@ -280,6 +292,17 @@ def _pair_table(results: Sequence[Result], pairs: Sequence[Pair]) -> str:
         names = f"**{pair.system}** minus {pair.to}"
         lines.append(_line([pair.question, names, " / ".join(costs), *cells]))
     return "\n".join(lines)
+
+
+def _difference_cells(found: Mapping[str, Estimate]) -> list[str]:
+    """One for each metric, with its own n where it rests on fewer prompts than others."""
+    most = max((figure.n for figure in found.values()), default=0)
+    cells = []
+    for name in METRICS:
+        figure = found.get(name)
+        own = f" (n {figure.n})" if figure and figure.n < most else ""
+        cells.append(_difference(figure, name) + own)
+    return cells
 
 
 def _difference(found: Estimate | None, name: str) -> str:

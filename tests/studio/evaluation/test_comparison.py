@@ -91,8 +91,31 @@ def test_the_page_has_all_systems_groups_and_prompts():
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
     assert "| **b** | held out | 1 (1 failed) | 0.00 [0.00, 0.00] |" in text
-    assert "| -0.12 [-0.12, -0.12] |" in text  # Janus of b against a, on the prompt that both have
+    # Janus of b against a, on the prompt that both have
+    assert "| -0.12 [-0.12, -0.12] (n 1) |" in text
     assert "| red x (held out) | 0.50 · 0.50 | failed |" in text
+
+
+def test_a_figure_of_fewer_assets_than_its_row_says_how_many():
+    results = [
+        result("a", "blue x", janus=0.25),
+        result("a", "blue y", janus=None),
+        result("b", "blue x", janus=0.125),
+        result("b", "blue y", janus=0.5),
+        result("c", "blue y", janus=None),
+    ]
+    text = comparison_markdown(results, is_red)
+    figures, differences = (part.splitlines() for part in text.split("\n\n") if "| system" in part)
+    column = figures[0].split("|").index(" Janus ↓ ")
+    cells = {line.split("|")[1].strip(" *"): line.split("|")[column] for line in figures[2:]}
+    assert cells["a"] == " 0.25 [0.25, 0.25] (n 1) "
+    assert cells["b"] == " 0.31 [0.12, 0.50] "
+    assert cells["c"] == " – "
+    assert sum(line.count("(n ") for line in figures) == 2  # janus of a, seen and all
+    assert "kinds without a front have no Janus score" in text
+    assert differences[2].count("(n 1)") == 1
+    assert "(n " not in differences[3]
+    assert "kinds without a front" not in comparison_markdown(results[2:4], is_red)
 
 
 def test_small_distances_keep_three_decimals():
