@@ -2,12 +2,13 @@
 
     runs/dog/dco-s0-20261123-031500/
       run.json  scene.yaml  resolved.yaml  log.txt
+      photos/           the photos as they are used, and their captions where they have some
       class_images/     what the untrained prior makes of the class (prior preservation)
       training/         state, checkpoints, log.csv: what a killed training goes on from
       previews/         a grid of samples every method.loop.sample_every steps
       asset/            the results
 
-The run folder is the handle for going on, as of every run.
+The run folder is the handle for going on, as of every run; the photos' own folder is read once.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from image_tools.configs import DiffusersPriorConfig, PocketPriorConfig
 from image_tools.diffusion.layout import locate_folder
@@ -25,7 +28,7 @@ from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.lora_files import LORA_WEIGHT_NAME, read_lora, write_lora
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.personalization.captioned import CaptionedImages
-from image_tools.personalization.captions import SubjectCaptions, plain_captions, read_captions
+from image_tools.personalization.captions import SubjectCaptions, plain_captions
 from image_tools.personalization.class_images import make_class_images
 from image_tools.personalization.dco import train_dco
 from image_tools.personalization.dreambooth import TrainingResult, train_dreambooth
@@ -37,7 +40,6 @@ from image_tools.personalization.dreambooth_configs import (
 )
 from image_tools.personalization.dreambooth_lora import train_dreambooth_lora
 from image_tools.personalization.loop import LoopHooks
-from image_tools.personalization.photos import SubjectPhotos, load_photos
 from image_tools.personalization.pipeline_folder import write_pipeline
 from image_tools.personalization.sample_grid import grid_writer
 from image_tools.personalization.textual_inversion import train_textual_inversion
@@ -46,10 +48,14 @@ from studio.device import resolve_device
 from studio.errors import Interrupted
 from studio.personalize_configs import PersonalizeConfig
 from studio.progress import logged_to, say
-from studio.run_folder import RunFolder, slug
+from studio.run_folder import RunFolder, slug, storage_errors
 from studio.stop_request import StopRequest
+from studio.subject.folder import read_images
+from studio.subject.photos import check_name, keep_photos, kept_captions, kept_photos
 
 __all__ = ["personalize"]
+
+PHOTOS = "photos"
 
 
 def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
@@ -64,10 +70,10 @@ def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
         with logged_to(run.log_path), StopRequest() as stop:
             device = resolve_device(config.device)
             prior = load_prior(config.prior, device)
-            photos = load_photos(
-                config.subject.images, size=prior.image_size, config=config.subject.photos
-            )
-            run.update_info(_facts(prior, photos, device))
+            if isinstance(config.method, DreamBoothConfig | DreamBoothLoraConfig):
+                check_name(prior, config.token, word=config.subject.word)
+            photos = _photos(config, run, size=prior.image_size)
+            run.update_info(_facts(prior, run, device))
             result = _train(config, run, prior, photos, stop)
             if not result.finished:
                 raise Interrupted(
@@ -85,12 +91,19 @@ def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
     return files
 
 
-def _facts(prior: DiffusionPrior, photos: SubjectPhotos, device: torch.device) -> dict[str, Any]:
+def _photos(config: PersonalizeConfig, run: RunFolder, *, size: int) -> Float[Tensor, "n h w 3"]:
+    """The photos as they are used: from their own folder once, then from the run's."""
+    folder = run.path / PHOTOS
+    if kept_photos(folder) is None:
+        with storage_errors(folder, "write"):
+            keep_photos(config.subject, folder, size=size)
+    return read_images(folder)
+
+
+def _facts(prior: DiffusionPrior, run: RunFolder, device: torch.device) -> dict[str, Any]:
     """What `run.json` says about photos and prior."""
-    skipped = {item.path.name: item.reason for item in photos.skipped}
     return {
-        "photos": [str(path) for path in photos.paths],
-        "skipped": skipped,
+        **kept_photos(run.path / PHOTOS),
         "prior_fingerprint": prior.fingerprint,
         "device": str(device),
     }
@@ -100,7 +113,7 @@ def _train(
     config: PersonalizeConfig,
     run: RunFolder,
     prior: DiffusionPrior,
-    photos: SubjectPhotos,
+    photos: Float[Tensor, "n h w 3"],
     stop: StopRequest,
 ) -> TrainingResult:
     """Run the method's trainer."""
@@ -120,25 +133,25 @@ def _train(
     )
     say(f"{len(photos)} photos, the subject is '{config.token}', {method.loop.steps} steps")
     if isinstance(method, TextualInversionConfig):
-        return train_textual_inversion(prior, photos.images, method, folder, hooks=hooks)
+        return train_textual_inversion(prior, photos, method, folder, hooks=hooks)
     if isinstance(method, DcoConfig):
-        captions = _captions(config, photos)
-        return train_dco(prior, photos.images, captions, method, folder, hooks=hooks)
+        captions = _captions(config, run, count=len(photos))
+        return train_dco(prior, photos, captions, method, folder, hooks=hooks)
     caption = config.subject.template.replace("{}", config.token)
-    subject = CaptionedImages(photos.images, (caption,) * len(photos))
+    subject = CaptionedImages(photos, (caption,) * len(photos))
     class_set = _class_set(config, method.class_images, run, prior)
     if isinstance(method, DreamBoothConfig):
         return train_dreambooth(prior, subject, class_set, method, folder, hooks=hooks)
     return train_dreambooth_lora(prior, subject, class_set, method, folder, hooks=hooks)
 
 
-def _captions(config: PersonalizeConfig, photos: SubjectPhotos) -> SubjectCaptions:
+def _captions(config: PersonalizeConfig, run: RunFolder, *, count: int) -> SubjectCaptions:
     """The captions file, or the template with a new word that starts as the class word."""
-    if config.subject.captions:
-        names = [path.name for path in photos.paths]
-        return read_captions(Path(config.subject.captions), names=names)
+    own = kept_captions(run.path / PHOTOS)
+    if own is not None:
+        return own
     plain = plain_captions(
-        len(photos),
+        count,
         subject=config.token,
         word=config.class_phrase,
         template=config.subject.template,

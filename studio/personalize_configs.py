@@ -89,6 +89,14 @@ class PersonalizeConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:1 or mps."""
 
+    def __post_init__(self) -> None:
+        """Refuse captions that would not be read."""
+        if self.subject.captions and not isinstance(self.method, DcoConfig):
+            raise ValueError(
+                f"subject.captions is {self.subject.captions!r} with method.kind="
+                f"{self.method.kind} - expected none, or method.kind=dco."
+            )
+
     @property
     def token(self) -> str:
         """How prompts name the subject."""

@@ -71,6 +71,10 @@ def run(
     from studio.device import resolve_device
 
     resolve_device(config.device)  # refuse before a folder is made
+    if not resume:
+        from studio.subject.photos import check_photos
+
+        check_photos(config.subject)
     folder = open_run(resume) if resume else _start(config, text, out)
     from studio.personalize import personalize
 

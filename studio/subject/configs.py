@@ -211,6 +211,9 @@ class DreamBooth3DConfig:
     template: str = "a photo of a {}"
     """Caption of the photos, with {} for the subject's name; with the class word it is the prompt
     of the class images."""
+    captions: str | None = None
+    """JSON file with a full description of each photo in place of the template's, as for studio
+    personalize; its inserting token is the subject. DCO compares with the prior by base_prompts."""
     photos: PhotosConfig = PHOTOS
     """How photos become squares of the prior's size."""
     training: TrainingConfig = FULL_TRAINING

@@ -1,12 +1,13 @@
 """The folder ``subject`` of a run: what was made of the photos, by typed paths.
 
-subject/photos/00.png photos.json      as they are used
+subject/photos/00.png photos.json      as they are used, with captions.json where there are some
 subject/word/                          vectors of a placeholder
 subject/class_images/                  prior preservation
 subject/training/log.csv               losses; its state goes when it is finished
 subject/partial/ full/ multiview/      weights.safetensors, or a LoRA in diffusers' layout
 subject/lora/                          the full subject as a LoRA, whatever was trained
 subject/samples/                       pictures of what each of the weights draws
+subject/grids/training/                the same during a training, with loop.sample_every
 subject/views/                         renders, masks, what controls see, pseudo views, views.json
 subject/sheets/                        the same laid out for the report
 """
@@ -59,6 +60,10 @@ class SubjectFolder:
     def samples(self) -> Path:
         """What each of the weights draws."""
         return self.path / "samples"
+
+    def grids(self, training: str) -> Path:
+        """What a training draws on its way."""
+        return self.path / "grids" / training
 
     @property
     def sheets(self) -> Path:

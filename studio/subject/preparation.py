@@ -34,17 +34,19 @@ from studio.errors import Interrupted, StorageError
 from studio.progress import format_seconds, say
 from studio.run_folder import RunFolder, storage_errors
 from studio.scene_parts import SceneRenderer
+from studio.subject.captions import captions_for
 from studio.subject.configs import PlaceholderTokenConfig, PlainSubjectConfig
 from studio.subject.folder import SubjectFolder, read_images
-from studio.subject.photos import check_words, keep_photos
+from studio.subject.photos import check_words, keep_photos, kept_captions
 from studio.subject.priors import with_subject, worded_prior
-from studio.subject.rules import first_multiview_stage, has_multiview_weights
-from studio.subject.samples import draw_samples, sample_rows
+from studio.subject.rules import check_given, first_multiview_stage, has_multiview_weights
+from studio.subject.samples import draw_samples, grid_rows, grids_of, sample_rows
 from studio.subject.sheets import write_photo_sheet, write_sample_sheet, write_view_sheet
 from studio.subject.training import (
     SubjectSet,
     drop_state,
     first_training,
+    keep_lora,
     learn_word,
     second_training,
     training_rows,
@@ -63,6 +65,8 @@ __all__ = ["PREPARATIONS", "SubjectPreparation"]
 
 PREPARATIONS = "preparations"
 """Key of ``run.json``."""
+SUBJECT_LORA = "subject_lora"
+"""Key of ``run.json``: how much of a whole denoiser's training its LoRA holds."""
 TRAININGS = ("word_training", "training", "second_training")
 TELL_EVERY_S = 10.0
 
@@ -115,10 +119,11 @@ class SubjectPreparation:
         self._once("samples", "samples", lambda: self._samples("partial", "full"))
 
     def _photos(self) -> int:
+        check_given(self.subject)
         prior = worded_prior(self.scene, self.device, self.folder, with_word=False)
         check_words(prior, self.subject)
         with storage_errors(self.folder.path, "write"):
-            keep_photos(self.subject, self.folder, size=prior.image_size)
+            keep_photos(self.subject, self.folder.photos, size=prior.image_size)
             write_photo_sheet(self.folder)
         return 0
 
@@ -126,11 +131,12 @@ class SubjectPreparation:
         token = self.subject.token
         prior = worded_prior(self.scene, self.device, self.folder, with_word=False)
         photos = read_images(self.folder.photos)
-        seed, hooks = self.scene.seed, self._hooks()
+        seed, hooks = self.scene.seed, self._hooks(prior, "word_training")
         self._finish(
             learn_word(prior, photos, self.subject, token, self.folder, seed=seed, hooks=hooks)
         )
-        return token.loop.steps * token.loop.accumulate * WORD_BATCH.size
+        rows = token.loop.steps * token.loop.accumulate * WORD_BATCH.size
+        return rows + grid_rows(self.subject.samples, token.loop)
 
     def _class_images(self) -> int:
         self._class_set(self._prior())
@@ -140,12 +146,8 @@ class SubjectPreparation:
 
     def _training(self) -> int:
         photos, config = read_images(self.folder.photos), self.subject.training
-        captions = SubjectCaptions(
-            (self.subject.caption(),) * len(photos),
-            (self.subject.caption(of_class=True),) * len(photos),
-        )
         prior = self._prior()
-        data = SubjectSet(photos, captions, self._class_set(prior))
+        data = SubjectSet(photos, self._captions(len(photos)), self._class_set(prior))
         self._finish(
             first_training(
                 prior,
@@ -153,11 +155,15 @@ class SubjectPreparation:
                 self.subject,
                 self.folder,
                 seed=self.scene.seed,
-                hooks=self._hooks(),
-                fresh=self._prior,
+                hooks=self._hooks(prior, "training"),
             )
         )
-        return training_rows(config, config.loop.steps)
+        held = keep_lora(self.subject, self.folder, fresh=self._prior)
+        if held is not None:
+            self.run.update_info({SUBJECT_LORA: held})
+        return training_rows(config, config.loop.steps) + grid_rows(
+            self.subject.samples, config.loop
+        )
 
     def _samples(self, *names: str) -> int:
         for name in names:
@@ -195,12 +201,12 @@ class SubjectPreparation:
     def _second_training(self) -> int:
         prior, config = self._prior(), self.subject.training
         photos = read_images(self.folder.photos)
-        views = self.views()
+        views, own = self.views(), self._captions(len(photos))
         texts = []
-        for of_class in (False, True):
+        for of_photos, of_class in ((own.prompts, False), (own.base_prompts, True)):
             caption = self.subject.caption(of_class=of_class)
             of_views = captions_of(self.scene.view_prompts, caption, views.cameras)
-            texts.append((caption,) * len(photos) + of_views)
+            texts.append(of_photos + of_views)
         images = torch.cat([photos, views.images])
         data = SubjectSet(images, SubjectCaptions(*texts), self._class_set(prior))
         self._finish(
@@ -210,11 +216,13 @@ class SubjectPreparation:
                 self.subject,
                 self.folder,
                 seed=self.scene.seed,
-                hooks=self._hooks(),
+                hooks=self._hooks(prior, "second_training"),
             )
         )
         config = replace(config, loop=self.subject.second_training.loop)
-        return training_rows(config, config.loop.steps)
+        return training_rows(config, config.loop.steps) + grid_rows(
+            self.subject.samples, config.loop
+        )
 
     def total_seconds(self) -> float:
         """Time of all preparations, those of earlier processes included."""
@@ -270,8 +278,13 @@ class SubjectPreparation:
                 f"Continue with: studio run --resume {self.run.path}"
             )
 
-    def _hooks(self) -> LoopHooks:
-        return LoopHooks(log=self._tell, should_stop=self.should_stop)
+    def _hooks(self, prior: DiffusionPrior, training: str) -> LoopHooks:
+        """What a training does besides; ``loop.sample_every`` asks for pictures on the way."""
+        return LoopHooks(
+            log=self._tell,
+            should_stop=self.should_stop,
+            sample=grids_of(self.scene, prior, self.folder, training),
+        )
 
     def _tell(self, text: str) -> None:
         """Pass on a line of a training's log, not more than one every few seconds."""
@@ -279,6 +292,10 @@ class SubjectPreparation:
         if now - self._told >= TELL_EVERY_S:
             self._told = now
             say(f"  {text}")
+
+    def _captions(self, count: int) -> SubjectCaptions:
+        """The captions of the photos."""
+        return captions_for(self.subject, kept_captions(self.folder.photos), count=count)
 
     def _class_set(self, prior: DiffusionPrior) -> CaptionedImages | None:
         """Images of the class, made where they are missing; None without prior preservation."""

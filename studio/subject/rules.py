@@ -12,6 +12,7 @@ from studio.stage_configs import StageConfig
 from studio.subject.configs import (
     ConsistencySubjectConfig,
     DreamBooth3DConfig,
+    PlaceholderTokenConfig,
     PlainSubjectConfig,
     StageSubjectConfig,
 )
@@ -39,7 +40,11 @@ def subject_problems(
     """
     if task != TASK or subject is None:
         return _unwanted(task, subject, stages)
-    problems = [*_prompt_problems(subject, prompt), *_training_problems(subject, prior, stages)]
+    problems = [
+        *_prompt_problems(subject, prompt),
+        *_training_problems(subject, prior, stages),
+        *_checkpoint_problems(subject),
+    ]
     problems += [
         f"subject.views.{text}" for text in _consistency_problems(subject, subject.views.subject)
     ]
@@ -144,6 +149,20 @@ def _training_problems(
             "expected kind pocket or diffusers, or subject.training.kind=dreambooth_lora."
         ]
     return []
+
+
+def _checkpoint_problems(subject: DreamBooth3DConfig) -> list[str]:
+    """Only the weights that a stage can name are kept of a training."""
+    loops = {"training": subject.training.loop, "second_training": subject.second_training.loop}
+    if isinstance(subject.token, PlaceholderTokenConfig):
+        loops["token"] = subject.token.loop
+    return [
+        f"subject.{name}.loop.checkpoint_steps: is {list(loop.checkpoint_steps)} - expected none: "
+        "the weights after subject.partial_steps and the last are kept, and studio personalize "
+        "keeps others too."
+        for name, loop in loops.items()
+        if loop.checkpoint_steps
+    ]
 
 
 def _stage_problems(subject: DreamBooth3DConfig, stage: StageConfig, index: int) -> list[str]:

@@ -27,7 +27,7 @@ from image_tools.personalization.dreambooth_configs import (
     DreamBoothLoraConfig,
 )
 from image_tools.personalization.dreambooth_lora import train_dreambooth_lora
-from image_tools.personalization.extraction import extract_deltas
+from image_tools.personalization.extraction import ExtractionReport, extract_deltas
 from image_tools.personalization.loop import LoopHooks
 from image_tools.personalization.personalized import attach_subjects
 from image_tools.personalization.personalized_configs import SubjectConfig
@@ -40,6 +40,7 @@ __all__ = [
     "SubjectSet",
     "drop_state",
     "first_training",
+    "keep_lora",
     "learn_word",
     "second_training",
     "training_rows",
@@ -98,9 +99,8 @@ def first_training(
     *,
     seed: int,
     hooks: LoopHooks,
-    fresh: Callable[[], DiffusionPrior],
 ) -> bool:
-    """Learn the photos and keep the partial and the full weights, and a LoRA of the full ones.
+    """Learn the photos and keep the partial and the full weights.
 
     Args:
         prior: as it comes from its files, or with the placeholder; a full training changes it.
@@ -109,28 +109,47 @@ def first_training(
         folder: gets the weights.
         seed: added to the training's own.
         hooks: progress and a stop request; a stopped training goes on when called again.
-        fresh: loads the prior once more, to compare with.
 
     Returns:
         False if it was asked to stop.
     """
     config, partial = subject.training, subject.partial_steps
-    steps = tuple(sorted({*config.loop.checkpoint_steps, partial}))
-    loop = replace(config.loop, checkpoint_steps=steps, seed=config.loop.seed + seed)
+    loop = replace(config.loop, checkpoint_steps=(partial,), seed=config.loop.seed + seed)
     state = folder.training("training")
     result = _train(prior, replace(config, loop=loop), data, state, hooks=hooks)
-    if not result.finished:
-        return False
-    is_lora = not isinstance(config, DreamBoothConfig)
-    found = {"partial": result.files[steps.index(partial)], "full": result.files[-1]}
-    for name, path in found.items():
-        _keep(path, folder.weights(name, is_lora=is_lora))
+    if result.finished:
+        is_lora = not isinstance(config, DreamBoothConfig)
+        _keep(result.files[0], folder.weights("partial", is_lora=is_lora))
+        _keep(result.files[-1], folder.weights("full", is_lora=is_lora))
+    return result.finished
+
+
+def keep_lora(
+    subject: DreamBooth3DConfig, folder: SubjectFolder, *, fresh: Callable[[], DiffusionPrior]
+) -> dict[str, float] | None:
+    """Keep the full weights as a LoRA of the denoiser, whatever was trained.
+
+    Args:
+        subject: settings.
+        folder: holds the weights, gets the LoRA.
+        fresh: loads the prior as it was before the training.
+
+    Returns:
+        How much of a whole denoiser's change the LoRA holds; None if a LoRA was trained.
+    """
+    is_lora = not isinstance(subject.training, DreamBoothConfig)
     full = folder.weights("full", is_lora=is_lora)
     if is_lora:
         _keep(full, folder.lora)
-    else:
-        write_lora(folder.lora, _extracted(fresh(), full), layout="diffusers")
-    return True
+        return None
+    lora, report = _extracted(fresh(), full)
+    write_lora(folder.lora, lora, layout="diffusers")
+    return {
+        "rank": EXTRACTED_RANK,
+        "layers": report.layers,
+        "kept": round(report.kept, 4),
+        "left_out_share": round(report.left_out_share, 4),
+    }
 
 
 def second_training(
@@ -185,15 +204,15 @@ def _train(
     return train_dreambooth(prior, photos, data.class_set, config, folder, hooks=hooks)
 
 
-def _extracted(prior: DiffusionPrior, weights: Path) -> LoraFile:
-    """The denoiser's part of trained weights as a LoRA of the prior."""
+def _extracted(prior: DiffusionPrior, weights: Path) -> tuple[LoraFile, ExtractionReport]:
+    """The denoiser's part of trained weights as a LoRA of the prior, and what it leaves out."""
     tuned = {
         name.removeprefix(UNET): tensor
         for name, tensor in load_file(weights).items()
         if name.startswith(UNET)
     }
-    deltas, _ = extract_deltas(prior.unet.state_dict(), tuned, rank=EXTRACTED_RANK)
-    return LoraFile({"unet": deltas})
+    deltas, report = extract_deltas(prior.unet.state_dict(), tuned, rank=EXTRACTED_RANK)
+    return LoraFile({"unet": deltas}), report
 
 
 def _keep(source: Path, target: Path) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import signal
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from image_tools.personalization.captions import CaptionsError
+from image_tools.personalization.photos import PhotosError
 from studio.commands import personalize
 from studio.commands import run as run_command
 from studio.errors import ConfigError, StudioError
 from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
+from studio.subject.photos import keep_photos, kept_captions
 from tests.file_bits import bits_of
 
 QUICK = [
@@ -65,7 +69,7 @@ def test_every_method_ends_in_files(
     run = Path(result["run"])
     info = json.loads((run / "run.json").read_text())
     assert info["status"] == "done"
-    assert [Path(path).name for path in info["photos"]] == ["a.jpg", "b.png"]
+    assert info["photos"] == ["a.jpg", "b.png"]
     assert info["skipped"] == {"notes.txt": "is not a photo"}
     grids = sorted(path.name for path in (run / "previews").iterdir())
     assert grids == ["step-000000.png", "step-000002.png", "step-000003.png"]
@@ -102,6 +106,7 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
     with pytest.raises(ConfigError, match="other settings were given - expected none but device"):
         personalize.run(["method.loop.steps=9"], out=tmp_path, resume=folder)
     capsys.readouterr()
+    shutil.rmtree(photos)  # the run has its own copies from now on
     run_command.run([], out=tmp_path / "b", resume=folder, as_json=True)
     resumed = json.loads(capsys.readouterr().out)
     assert Path(resumed["run"]) == folder
@@ -124,6 +129,84 @@ def test_what_is_missing_is_told_before_anything_is_made(photos, tmp_path, argum
     with pytest.raises(ConfigError, match=words):
         personalize.run(given, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
+
+
+def _folder(tmp_path: Path, content: str) -> Path:
+    """A photo folder with nothing that can be used in it."""
+    folder = tmp_path / "bad"
+    if content != "no folder":
+        folder.mkdir()
+    if content == "notes":
+        (folder / "notes.txt").write_text("holiday")
+    if content == "corrupt":
+        Image.linear_gradient("L").save(folder / "a.png")
+        (folder / "a.png").write_bytes((folder / "a.png").read_bytes()[:200])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("no folder", "bad' is not there - expected a folder with three to six photos"),
+        ("empty", "There are no photos in '.*bad': it is empty"),
+        ("notes", "There are no photos in '.*bad': only 'notes.txt'"),
+        ("corrupt", "No photo in '.*bad' can be used: 'a.png' is damaged"),
+    ],
+)
+def test_photos_are_looked_at_before_anything_is_made(tmp_path, content, words):
+    given = [f"subject.images={_folder(tmp_path, content)}", "subject.word=dog"]
+    with pytest.raises(PhotosError, match=words) as caught:
+        personalize.run(given, out=tmp_path / "runs")
+    assert caught.value.exit_code == 2
+    assert not (tmp_path / "runs").exists()
+
+
+def _captions(folder: Path, *names: str) -> Path:
+    """Captions of some of the photos."""
+    content = {
+        "images": list(names),
+        "prompts": [f"{name} of <it>" for name in names],
+        "base_prompts": [f"{name} of a duck" for name in names],
+        "inserting_tokens": ["<it>"],
+        "initializer_tokens": ["duck"],
+    }
+    (folder / "captions.json").write_text(json.dumps(content))
+    return folder / "captions.json"
+
+
+def test_captions_are_kept_with_the_photos(photos, tmp_path):
+    path, kept = _captions(photos, "b.png", "a.jpg"), tmp_path / "kept"
+    keep_photos(SubjectPhotosConfig(str(photos), captions=str(path)), kept, size=16)
+    assert {entry.name for entry in kept.iterdir()} == {
+        *("00.png", "01.png", "photos.json", "captions.json")
+    }
+    shutil.rmtree(photos)
+    assert kept_captions(kept).prompts == ("a.jpg of <it>", "b.png of <it>")
+
+
+def test_captions_that_do_not_fit_are_told_before_anything_is_made(photos, tmp_path):
+    given = [str(photos), "subject.word=duck", f"subject.captions={_captions(photos, 'a.jpg')}"]
+    with pytest.raises(CaptionsError, match=r"has no caption for 'b\.png'"):
+        personalize.run([*given, "method.kind=dco"], out=tmp_path / "runs")
+    with pytest.raises(ConfigError, match="expected none, or method"):
+        personalize.run([*given, "method.kind=dreambooth"], out=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "words", "arguments"),
+    [
+        ("dreambooth", "'a duck' has no rare word in it", "subject.token=a duck"),
+        ("dreambooth_lora", "'duck' has no rare word in it", "subject.token=duck"),
+        ("dreambooth_lora", "has no token in the text encoder's", "subject.word=犬"),
+    ],
+)
+def test_words_are_held_against_the_prior_s_vocabulary(
+    photos, tiny_prior, tmp_path, capsys, method, words, arguments
+):
+    with pytest.raises(StudioError, match=words) as caught:
+        _run(photos, tiny_prior, tmp_path, capsys, f"method.kind={method}", arguments)
+    assert caught.value.exit_code == 2
 
 
 def test_prompts_name_the_subject_as_the_method_does():

@@ -52,6 +52,30 @@ def test_only_corrupt_images(subject_scene, tmp_path, photos):
     assert "'broken.png' is damaged" in text
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"images": ["0.png", "1.png"]}, "has no caption for '2.png'"),
+        ({"inserting_tokens": []}, "has the prompt 'a <it>' - expected 'sks duck' in each"),
+        ({"inserting_tokens": ["<it>", "<ink>"]}, "(<it>, <ink>) - expected one, the subject"),
+    ],
+)
+def test_captions_that_do_not_fit(subject_scene, tmp_path, photos, changes, words):
+    content = {
+        "images": ["0.png", "1.png", "2.png"],
+        "prompts": ["a <it>"] * 3,
+        "base_prompts": ["a duck"] * 3,
+        "inserting_tokens": ["<it>"],
+        **changes,
+    }
+    for key in ("prompts", "base_prompts"):
+        content[key] = content[key][: len(content["images"])]
+    content["initializer_tokens"] = ["duck"] * len(content["inserting_tokens"])
+    path = tmp_path / "captions.json"
+    path.write_text(json.dumps(content))
+    assert words in refused(subject_scene, tmp_path / "runs", f"subject.captions={path}")
+
+
 def prepared(subject_scene, tmp_path, *overrides: str) -> None:
     """Begin a run, as far as its photos and words are looked at."""
     scene, folder = start(subject_scene, tmp_path / "runs", *overrides)

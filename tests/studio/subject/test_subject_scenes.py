@@ -77,6 +77,10 @@ def test_the_dco_preset_puts_consistency_in_the_place_of_partial_training():
         (["stages.shape.subject={kind: plain, weights: multiview}"], "and this is the first"),
         (["stages.shape.losses.reconstruction=1"], "and this is the first"),
         (["stages.shape.subject={kind: consistency}"], "needs the prior beside the subject"),
+        (
+            ["subject.second_training.loop.checkpoint_steps=[5]"],
+            "subject.second_training.loop.checkpoint_steps: is [5] - expected none",
+        ),
         (["prior.memory.dtype=float16"], "prior.memory.dtype: is float16"),
         (
             ["prior={kind: pocket_mv}", "stages.refine.prior={kind: pocket}"],
