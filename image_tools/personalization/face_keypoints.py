@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from image_tools.control.stick_figures import STICK_BRIGHTNESS, StickFigure, draw_figures
 from renderers.errors import check_shape
 
 __all__ = ["KEYPOINT_COLORS", "draw_keypoints", "draw_legacy_keypoints"]
@@ -27,11 +27,8 @@ KEYPOINT_COLORS = ((255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 0), (255, 0
 """Of the left and the right eye, the nose, the left and the right corner of the mouth."""
 STICKS = ((0, 2), (1, 2), (3, 2), (4, 2))
 STICK_HALF_WIDTH, DISC_RADIUS = 4, 10
-STICK_BRIGHTNESS = 0.6
 # The picture's size for which the half widths are meant.
 DRAWN_FOR = 1024.0
-# Rows and columns of the grid on which edges are smoothed, at the least and at the most.
-FINE, MAX_FACTOR = 2048, 8
 # OpenCV's fixed point.
 FRACTION_BITS = 16
 
@@ -50,64 +47,17 @@ def draw_keypoints(
         seen: which landmarks are drawn, with the sticks between two that are; None for all.
     """
     check_shape("kps", kps, "B 5 2")
-    seen = torch.ones(kps.shape[:2], dtype=torch.bool) if seen is None else seen
-    return torch.stack([_draw_one(own, size, shown) for own, shown in zip(kps, seen, strict=True)])
-
-
-def _draw_one(kps: Tensor, size: tuple[int, int], seen: Tensor) -> Float[Tensor, "h w 3"]:
     scale = max(size) / DRAWN_FOR
-    image = torch.zeros(*size, 3)
-    points = kps.detach().cpu().float().tolist()
-    shown = seen.tolist()
-    for start, end in STICKS:
-        if shown[start] and shown[end]:
-            stick = _Stick(points[start], points[end], STICK_HALF_WIDTH * scale)
-            _paint(image, stick, KEYPOINT_COLORS[start], STICK_BRIGHTNESS)
-    for point, color, is_shown in zip(points, KEYPOINT_COLORS, shown, strict=True):
-        if is_shown:
-            _paint(image, _Stick(point, point, DISC_RADIUS * scale), color, 1.0)
-    return image.to(kps.device)
-
-
-@dataclass(frozen=True)
-class _Stick:
-    """The ellipse from one point to another; a disc where they are the same."""
-
-    start: list[float]
-    end: list[float]
-    half_width: float
-
-    def covers(self, x: Tensor, y: Tensor) -> Bool[Tensor, "h w"]:
-        """Whether places lie in it."""
-        across = [self.end[0] - self.start[0], self.end[1] - self.start[1]]
-        length = math.hypot(*across)
-        cos, sin = (across[0] / length, across[1] / length) if length else (1.0, 0.0)
-        dx, dy = x - (self.start[0] + self.end[0]) / 2.0, y - (self.start[1] + self.end[1]) / 2.0
-        along, aside = cos * dx + sin * dy, cos * dy - sin * dx
-        half_length = length / 2.0 or self.half_width
-        return (along / half_length) ** 2 + (aside / self.half_width) ** 2 <= 1.0
-
-    def reach(self, axis: int, length: int) -> tuple[int, int]:
-        """First and last pixel along an axis, the latter left out."""
-        low, high = sorted((self.start[axis], self.end[axis]))
-        first = max(0, math.floor(low - self.half_width))
-        return first, max(first, min(length, math.ceil(high + self.half_width)))
-
-
-def _paint(image: Tensor, stick: _Stick, color: tuple[int, int, int], brightness: float) -> None:
-    """Put a shape over what is there, by the share of each pixel that it covers."""
-    height, width = image.shape[:2]
-    factor = max(1, min(MAX_FACTOR, FINE // max(height, width)))
-    (left, right), (top, bottom) = stick.reach(0, width), stick.reach(1, height)
-    columns, rows = (
-        first + (torch.arange((last - first) * factor) + 0.5) / factor
-        for first, last in ((left, right), (top, bottom))
+    figure = StickFigure(
+        sticks=STICKS,
+        stick_colors=tuple(KEYPOINT_COLORS[start] for start, _ in STICKS),
+        point_colors=KEYPOINT_COLORS,
+        half_width=STICK_HALF_WIDTH * scale,
+        radius=DISC_RADIUS * scale,
     )
-    inside = stick.covers(columns[None], rows[:, None])
-    parts = inside.reshape(bottom - top, factor, right - left, factor)
-    cover = parts.float().mean(dim=(1, 3))[..., None]
-    part = image[top:bottom, left:right]
-    part.copy_(torch.lerp(part, image.new_tensor(color) * (brightness / 255.0), cover))
+    shown = torch.ones(kps.shape[:2], dtype=torch.bool) if seen is None else seen
+    pairs = zip(kps[:, None], shown[:, None], strict=True)
+    return torch.stack([draw_figures(own, figure, size, seen=of_own) for own, of_own in pairs])
 
 
 def draw_legacy_keypoints(

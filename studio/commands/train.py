@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["WHAT", "run"]
 
-CONTROLS = ("depth", "normal", "edge", "seg")
+CONTROLS = ("depth", "normal", "edge", "seg", "keypoints")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
 WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
@@ -44,8 +44,9 @@ def run(
     Args:
         what: "pocket" (the text-to-image prior), "pocket-mv" (the same for sets of views), "judge"
             (the networks behind `studio eval`), or an adapter beside the prior: "pocket-ip2p" edits
-            by instructions, "pocket-control-depth", "-normal", "-edge" and "-seg" are ControlNets,
-            "pocket-uni" is a Uni-ControlNet. "image-text" is the score of names in `studio eval`.
+            by instructions, "pocket-control-depth", "-normal", "-edge", "-seg" and "-keypoints" are
+            ControlNets, "pocket-uni" is a Uni-ControlNet. "image-text" is the score of names in
+            `studio eval`.
         out: a folder for the pockets, in stock diffusers layout; a .safetensors file for the judge
             and for image-text.
         preset: "cpu" (hours on two cores) or "gpu" (minutes on one card).

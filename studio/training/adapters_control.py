@@ -1,4 +1,4 @@
-"""The recipe of pocket's ControlNets: depth, normals, edges or regions by kind, from exact buffers.
+"""The recipe of pocket's ControlNets: exact depth, normals, edges, regions by kind or keypoints.
 
 As ControlNet (arXiv 2302.05543, section 3.3): a copy of the frozen denoiser's encoder is trained
 beside it, and half of the prompts are empty. Deviations: a learning rate for a network of 3 M

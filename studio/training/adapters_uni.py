@@ -1,8 +1,8 @@
 """The recipe of pocket-uni: one local adapter for all maps, and a global one for colours.
 
 As Uni-ControlNet (arXiv 2305.16322): first the local adapter alone, which sees any subset of depth,
-normals, edges and regions, then the global one alone. Deviations: widths and learning rates for
-small networks, averaged weights, and an embedding without weights in the place of CLIP's
+normals, edges, regions and keypoints, then the global one alone. Deviations: widths and learning
+rates for small networks, averaged weights, and an embedding without weights in the place of CLIP's
 (``image_tools.control.color_embedding``), so that the judge stays independent of what it judges.
 
 What is written is ``uni.safetensors`` by the authors' names, in half precision, ``training.json``

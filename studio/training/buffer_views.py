@@ -1,13 +1,14 @@
 """A disk cache of toybox views with exact buffers, for adapters that see what a renderer knows.
 
 Views are those of the pocket prior's own data (``scenes.toybox.samples``). The folder is an image
-cache with one more array, ``buffers.npy``: depth, normals, edges and kinds of each pixel, as bytes.
-From these come the condition images of ``image_tools.control.annotators``:
+cache with one more array, ``buffers.npy``: depth, normals, edges, kinds and drawn keypoints of each
+pixel, as bytes. From these come the condition images of ``image_tools.control.annotators``:
 
-    depth    inverse, near is bright
-    normal   of the camera
-    edge     outlines and creases of the geometry, not of the pattern
-    seg      one colour for each kind of object, ``palette(len(KIND_NAMES))``
+    depth      inverse, near is bright
+    normal     of the camera
+    edge       outlines and creases of the geometry, not of the pattern
+    seg        one colour for each kind of object, ``palette(len(KIND_NAMES))``
+    keypoints  centres of named parts that are seen, joined (``studio.training.keypoint_pictures``)
 
 Rendering is resumable, and view k depends only on (seed, k).
 """
@@ -40,6 +41,7 @@ from scenes.toybox.render import ToyBuffers, ToyGeometry, render_buffers
 from scenes.toybox.samples import SampleConfig, ToySampler, random_background, random_cameras
 from scenes.toybox.scene import SceneSpec, build_scene
 from studio.training.image_cache import ImageCache
+from studio.training.keypoint_pictures import keypoint_picture
 from studio.training.render_pool import draw_rows
 
 __all__ = [
@@ -53,10 +55,10 @@ __all__ = [
     "silhouettes",
 ]
 
-CONDITIONS: tuple[str, ...] = ("depth", "normal", "edge", "seg")
+CONDITIONS: tuple[str, ...] = ("depth", "normal", "edge", "seg", "keypoints")
 CHUNK = 500  # views between two saves
-DEPTH, NORMAL, EDGE, KIND = 0, slice(1, 4), 4, 5
-CHANNELS = 6
+DEPTH, NORMAL, EDGE, KIND, KEYPOINTS = 0, slice(1, 4), 4, 5, slice(6, 9)
+CHANNELS = 9
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,8 @@ class BufferViewCache(ImageCache):
     """Read access to a finished or growing cache.
 
     Attributes:
-        buffers: ``[n, h, w, 6]`` uint8: grey depth, normals as colours, edges, kind + 1.
+        buffers: ``[n, h, w, 9]`` uint8: grey depth, normals as colours, edges, kind + 1, drawn
+            keypoints.
         labels: ``[n, 2]`` int: kind and colour of the first object.
     """
 
@@ -88,7 +91,7 @@ class BufferViewCache(ImageCache):
 
 
 def condition_images(buffers: np.ndarray, name: str) -> Float[Tensor, "b h w 3"]:
-    """The condition images in 0..1 of cached buffers ``[b, h, w, 6]``.
+    """The condition images in 0..1 of cached buffers ``[b, h, w, 9]``.
 
     Raises:
         ValueError: ``name`` is none of :data:`CONDITIONS`.
@@ -102,6 +105,8 @@ def condition_images(buffers: np.ndarray, name: str) -> Float[Tensor, "b h w 3"]
         return line_image(values[..., EDGE] > 0)
     if name == "seg":
         return segmentation_image(values[..., KIND].long(), palette(len(KIND_NAMES)))
+    if name == "keypoints":
+        return values[..., KEYPOINTS].float() / 255.0
     raise ValueError(f"condition is '{name}' - expected one of {', '.join(CONDITIONS)}.")
 
 
@@ -120,7 +125,7 @@ def render_buffer_views(
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "state.json"
-    key = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:16]
+    key = _key(config)
     is_new = not state_path.exists()
     state = {"done": 0, "captions": [], "labels": [], "key": key}
     if not is_new:
@@ -146,8 +151,14 @@ def render_buffer_views(
     return BufferViewCache(folder)
 
 
+def _key(config: BufferViewConfig) -> str:
+    """Tells caches of other views, and of other buffers, apart."""
+    said = json.dumps([asdict(config), CHANNELS])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
 def _drawn(config: BufferViewConfig, k: int) -> tuple[np.ndarray, np.ndarray, list[int], str]:
-    """Image ``[h, w, 3]`` and buffers ``[h, w, 6]`` as bytes, label and caption of view k."""
+    """Image ``[h, w, 3]`` and buffers ``[h, w, 9]`` as bytes, label and caption of view k."""
     rng = np.random.default_rng([config.seed, k])
     scene, said, view = draw_view(ToySampler(config.samples), rng)
     first = scene.objects[0]
@@ -185,11 +196,13 @@ def draw_view(sampler: ToySampler, rng: np.random.Generator) -> tuple[SceneSpec,
 
 
 def _packed(scene: SceneSpec, view: ToyBuffers) -> np.ndarray:
-    """Buffers of the first camera as bytes ``[h, w, 6]``."""
+    """Buffers of the first camera as bytes ``[h, w, 9]``."""
     hit = torch.from_numpy(view.instance > 0).float()
     depth = depth_image(torch.from_numpy(view.depth), hit)[0, ..., :1]
     normal = normal_image(torch.from_numpy(view.normal), hit)[0]
     edges = view.edges[0, ..., None] * 255
     kinds = np.array([0, *(KIND_NAMES.index(o.kind) + 1 for o in scene.objects)])
-    parts = [np.round(depth.numpy() * 255), np.round(normal.numpy() * 255), edges]
-    return np.concatenate([*parts, kinds[view.instance[0]][..., None]], -1).astype(np.uint8)
+    shown = keypoint_picture(view.keypoints[0], view.edges.shape[1:])
+    drawn = [np.round(image.numpy() * 255) for image in (depth, normal, shown)]
+    parts = [*drawn[:2], edges, kinds[view.instance[0]][..., None], drawn[2]]
+    return np.concatenate(parts, -1).astype(np.uint8)

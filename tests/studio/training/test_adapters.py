@@ -24,7 +24,7 @@ from studio.training.adapter_parts import draw_velocity, encode_views, step_gene
 from studio.training.adapters_control import ControlRecipe, train_control
 from studio.training.adapters_edit import EditRecipe, EncodedPairs, train_edit
 from studio.training.adapters_uni import UniRecipe, train_uni
-from studio.training.buffer_views import BufferViewConfig
+from studio.training.buffer_views import CONDITIONS, BufferViewConfig
 from studio.training.denoiser import LatentCache
 from studio.training.loop import LoopConfig
 from studio.training.pair_cache import PairConfig
@@ -103,6 +103,23 @@ def test_a_control_is_a_stock_folder_in_half_precision(control, prior) -> None:
     assert 0.0 < moved < 0.01, "two steps from the prior's encoder"
 
 
+def test_keypoints_train_a_control_from_the_same_views(control, tmp_path: Path) -> None:
+    figures = train_control(
+        "keypoints",
+        CONTROL,
+        tmp_path,
+        start=POCKET_FOLDER,
+        out=tmp_path / "out",
+        device=CPU,
+        log=quiet,
+        views=control[0],
+    )
+    assert "keypoints_silhouette" in figures
+    name = "diffusion_pytorch_model.safetensors"
+    mine, depth = (load_file(work / "out" / name) for work in (tmp_path, control[0]))
+    assert any(not torch.equal(tensor, depth[key]) for key, tensor in mine.items())
+
+
 def test_uni_adapters_are_in_one_file_for_this_prior(uni, prior) -> None:
     local, content = read_uni(uni[0] / "out" / "uni.safetensors", prior.unet)
     assert local.settings == UNI.local
@@ -134,7 +151,7 @@ def test_cards_and_figures_lie_beside_the_weights(which: str, request) -> None:
 
 def test_figures_are_told_for_each_map_and_their_baselines(uni) -> None:
     shown = {name.rsplit("_", 1)[0] for name in uni[1] if name.endswith("_silhouette")}
-    assert shown == {"plain", "true", "depth", "normal", "edge", "seg", "all"}
+    assert shown == {"plain", "true", "all", *CONDITIONS}
     assert {"look_color", "plain_look_color", "all_gain"} <= uni[1].keys()
 
 

@@ -15,6 +15,7 @@ from scenes.toybox.catalog import KIND_NAMES, KINDS
 from scenes.toybox.samples import SampleConfig
 from studio.training import buffer_views
 from studio.training.buffer_views import (
+    CHANNELS,
     CONDITIONS,
     BufferViewCache,
     BufferViewConfig,
@@ -22,6 +23,7 @@ from studio.training.buffer_views import (
     render_buffer_views,
     silhouettes,
 )
+from studio.training.keypoint_pictures import keypoint_colors
 
 CONFIG = BufferViewConfig(
     views=6, samples=SampleConfig(image_size=32, white_background=1.0, pairs=0.0)
@@ -77,6 +79,17 @@ def test_regions_have_the_colour_of_their_kind_and_captions_name_it(views: Buffe
         assert any(noun in views.captions[k] for noun in nouns)
 
 
+def test_keypoints_have_the_colours_of_their_kinds_parts(views: BufferViewCache) -> None:
+    shown = (condition_images(views.buffers, "keypoints") * 255.0).round().int()
+    colors = keypoint_colors()
+    for k, (kind, _) in enumerate(views.labels):
+        names = {part.name for part in KINDS[KIND_NAMES[kind]].build(np.random.default_rng(0))}
+        seen = {tuple(pixel) for pixel in shown[k].reshape(-1, 3).tolist()}
+        found = {name for name, color in colors.items() if color in seen}
+        assert found, "the middle of a disc has its full colour"
+        assert found <= names
+
+
 def test_rendering_resumes_to_the_same_views(views: BufferViewCache, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(buffer_views, "CHUNK", 4)
 
@@ -107,4 +120,4 @@ def test_views_of_other_settings_and_unknown_conditions_are_refused(tmp_path: Pa
     with pytest.raises(ValueError, match=r"holds views of other settings. Name another folder"):
         render_buffer_views(tmp_path, CONFIG, log=quiet)
     with pytest.raises(ValueError, match="condition is 'canny' - expected one of depth, normal"):
-        condition_images(np.zeros((1, 4, 4, 6), np.uint8), "canny")
+        condition_images(np.zeros((1, 4, 4, CHANNELS), np.uint8), "canny")
