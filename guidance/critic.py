@@ -3,7 +3,7 @@
     min_phi  E || eps_phi(alpha z + sigma eps; y, c, t) - eps ||^2,   t uniform over all T
 
 in the denoiser's own parametrisation (v-targets for a v-model). y is the scene's prompt without
-view words, c the camera: its normalised matrix through a class embedding of the critic's own. The
+view words, c the camera, a flattened matrix through a class embedding of the critic's own. The
 adapter and the embedding are attached inside the critic's calls only, so a prior that shares its
 UNet with a critic predicts bit for bit as before.
 
@@ -109,7 +109,7 @@ class LoraCritic:
         generator = torch.Generator().manual_seed(seed)
         self.lora = LoraAdapter(self.host.unet, rank=config.rank, generator=generator)
         self.camera_embedding: nn.Module | None = None
-        if config.camera_condition == "extrinsics":
+        if config.camera_condition != "none":
             self.camera_embedding = make_camera_embedding(self.host.unet, generator)
         self.parameters = dict(self.lora.parameters)
         if self.camera_embedding is not None:
@@ -143,7 +143,7 @@ class LoraCritic:
             latents: noisy latents.
             t: timestep of each.
             text: one row, or one per latent.
-            camera: ``camera_vector`` of each view; None for unknown cameras (zeros).
+            camera: the flattened matrix of each view; None for unknown cameras (zeros).
         """
         scale = self.config.guidance_scale
         if scale == 1.0:
@@ -173,7 +173,7 @@ class LoraCritic:
         Args:
             latents: clean latents of renders; no gradient reaches them.
             text: one row, or one per latent.
-            camera: ``camera_vector`` of each view; None for unknown cameras (zeros).
+            camera: the flattened matrix of each view; None for unknown cameras (zeros).
             t: timesteps; drawn uniformly from all of them when not given.
             generator: source of timesteps, noise and dropped cameras.
 

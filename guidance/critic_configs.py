@@ -31,8 +31,10 @@ class CriticConfig:
     """Weight decay of AdamW."""
     steps: int = 1
     """Updates per step of the scene, each with its own noise."""
-    camera_condition: Literal["extrinsics", "none"] = "extrinsics"
-    """Whether the critic is told the camera of each view."""
+    camera_condition: Literal["extrinsics", "mvp", "none"] = "extrinsics"
+    """What the critic is told of the camera of each view: extrinsics, its pose, a camera-to-world
+    matrix with a translation of length 1; mvp, the matrix from world to clip space, which has the
+    distance and the field of view in it too; none, nothing."""
     camera_dropout: float = 0.1
     """Share of the views whose camera is replaced by zeros while training."""
     guidance_scale: float = 1.0
@@ -56,7 +58,7 @@ class CriticConfig:
         if self.camera_condition == "none" and self.guidance_scale != 1.0:
             raise ValueError(
                 f"guidance_scale is {self.guidance_scale} for a critic that knows no camera - "
-                "expected 1, or camera_condition: extrinsics."
+                "expected 1, or camera_condition: extrinsics or mvp."
             )
 
 

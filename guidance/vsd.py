@@ -8,7 +8,8 @@ step of the scene the critic learns from the same renders; neither sees the othe
 Particles of a scene share the one critic.
 
 Deviations: the posterior mean is encoded instead of a draw; the critic draws a timestep per view;
-there is no embedding of the shading (renders that teach it should all be shaded alike).
+the pose that it reads has a translation of length 1; there is no embedding of the shading (renders
+that teach it should all be shaded alike).
 
     guidance = VSDGuidance(VSDConfig(), prior, prompts, seed=0)
     output = guidance(images, cameras, fraction=0.3, generator=generator)
@@ -182,9 +183,10 @@ class VSDGuidance(GuidanceRule):
         return self.critic_text.expand(len(azimuth)).seen_from(azimuth)
 
     def _camera(self, cameras: Cameras) -> Tensor | None:
-        if self.config.critic.camera_condition == "none":
+        condition = self.config.critic.camera_condition
+        if condition == "none":
             return None
-        return camera_vector(cameras.c2w)
+        return cameras.mvp().flatten(1) if condition == "mvp" else camera_vector(cameras.c2w)
 
     def _latents(self, images: Tensor) -> Tensor:
         """Latents of the renders: those of the call before, if these are the same numbers."""

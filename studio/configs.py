@@ -22,6 +22,7 @@ from studio.layout_configs import ObjectBoxConfig, layout_problems, with_boxes
 from studio.prompt_rules import prompt_problems, seed_problems
 from studio.stage_configs import (
     AdamConfig,
+    AdamWConfig,
     LossesConfig,
     OptimizerConfig,
     PreviousFieldConfig,
@@ -35,6 +36,7 @@ from studio.subject.rules import subject_problems
 
 __all__ = [
     "AdamConfig",
+    "AdamWConfig",
     "GuidanceConfig",
     "LossesConfig",
     "OptimizerConfig",

@@ -1,4 +1,4 @@
-"""Adam with learning rates by parameter group and schedule, and its state as plain tensors.
+"""Adam and AdamW with rates by parameter group and schedule, and their state as plain tensors.
 
 The moments are stored under the parameters' own names, so that a checkpoint can be read and does
 not depend on an order.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from guidance.schedules import value_at
-from studio.configs import AdamConfig
+from studio.configs import AdamWConfig, OptimizerConfig
 from studio.errors import CheckpointError
 
 __all__ = ["build_optimizer", "load_optimizer", "optimizer_tensors", "set_learning_rates"]
@@ -21,30 +21,32 @@ FUSED_DEVICES = {"cpu", "cuda"}
 
 
 def build_optimizer(
-    config: AdamConfig, groups: Mapping[str, list[nn.Parameter]]
-) -> torch.optim.Adam:
+    config: OptimizerConfig, groups: Mapping[str, list[nn.Parameter]]
+) -> torch.optim.Optimizer:
     """Adam over named groups (``grid``, ``network``, ``background``); empty groups are dropped."""
     used = {name: params for name, params in groups.items() if params}
-    kinds = {p.device.type for params in used.values() for p in params}
-    return torch.optim.Adam(
-        [
-            {"params": params, "name": name, "lr": value_at(getattr(config, name), 0.0)}
-            for name, params in used.items()
-        ],
-        betas=config.betas,
-        eps=config.eps,
-        fused=kinds <= FUSED_DEVICES,
-    )
+    fused = {p.device.type for params in used.values() for p in params} <= FUSED_DEVICES
+    named = [
+        {"params": params, "name": name, "lr": value_at(getattr(config, name), 0.0)}
+        for name, params in used.items()
+    ]
+    betas, eps = config.betas, config.eps
+    if isinstance(config, AdamWConfig):
+        decay = config.weight_decay
+        return torch.optim.AdamW(named, betas=betas, eps=eps, weight_decay=decay, fused=fused)
+    return torch.optim.Adam(named, betas=betas, eps=eps, fused=fused)
 
 
-def set_learning_rates(optimizer: torch.optim.Adam, config: AdamConfig, fraction: float) -> None:
+def set_learning_rates(
+    optimizer: torch.optim.Optimizer, config: OptimizerConfig, fraction: float
+) -> None:
     """Set each group's rate for a fraction (0 to 1) of the stage."""
     for group in optimizer.param_groups:
         group["lr"] = value_at(getattr(config, group["name"]), fraction)
 
 
 def optimizer_tensors(
-    optimizer: torch.optim.Adam, names: Mapping[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer, names: Mapping[str, nn.Parameter]
 ) -> dict[str, Tensor]:
     """Adam's state, as ``parameter name/exp_avg`` and so on."""
     return {
@@ -55,7 +57,9 @@ def optimizer_tensors(
 
 
 def load_optimizer(
-    optimizer: torch.optim.Adam, names: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+    optimizer: torch.optim.Optimizer,
+    names: Mapping[str, nn.Parameter],
+    tensors: Mapping[str, Tensor],
 ) -> None:
     """Put Adam into the state that ``optimizer_tensors`` gave.
 

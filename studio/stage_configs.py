@@ -27,6 +27,7 @@ from studio.subject.configs import StageSubjectConfig
 
 __all__ = [
     "AdamConfig",
+    "AdamWConfig",
     "LossesConfig",
     "OptimizerConfig",
     "PreviousFieldConfig",
@@ -105,7 +106,24 @@ class AdamConfig:
             raise ValueError(f"eps is {self.eps} - expected a number above 0.")
 
 
-OptimizerConfig = AdamConfig
+@dataclass(frozen=True)
+class AdamWConfig(AdamConfig):
+    """Adam with decoupled weight decay (arXiv 1711.05101)."""
+
+    kind: Literal["adamw"] = "adamw"
+    """Tag of this choice."""
+    weight_decay: float = 0.01
+    """Each step takes this times the group's learning rate off its parameters, hash tables
+    included; PyTorch's default."""
+
+    def __post_init__(self) -> None:
+        """Refuse what Adam refuses, and a decay below 0."""
+        super().__post_init__()
+        if not 0.0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay is {self.weight_decay} - expected 0 or more.")
+
+
+OptimizerConfig = AdamConfig | AdamWConfig
 
 
 @dataclass(frozen=True)

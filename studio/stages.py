@@ -46,7 +46,7 @@ class Stage:
     index: int
     particles: list[SceneRenderer]
     """Scenes trained side by side; previews and exports show the first unless told otherwise."""
-    optimizer: torch.optim.Adam
+    optimizer: torch.optim.Optimizer
     generators: dict[str, torch.Generator]
     step: int = 0
     """Steps done in this stage."""

@@ -68,6 +68,11 @@ def test_the_published_preset_holds_the_published_values():
     assert stage.cameras.relative_distance_range == (0.8, 1.0)
     assert [m.batch_size for m in stage.cameras.milestones] == [4]
     assert (stage.losses.sparsity, stage.losses.opaque, stage.losses.orient) == (0.0, 0.0, 0.0)
+    assert (stage.optimizer.kind, stage.optimizer.grid, stage.optimizer.network) == (
+        "adamw",
+        0.01,
+        0.001,
+    )
 
 
 def test_the_pocket_preset_asks_for_the_same_method():

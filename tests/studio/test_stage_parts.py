@@ -8,7 +8,7 @@ from torch import nn
 
 from guidance.base import GuidanceOutput
 from renderers.outputs import RenderOutput
-from studio.configs import AdamConfig, LossesConfig
+from studio.configs import AdamConfig, AdamWConfig, LossesConfig
 from studio.device import (
     PeakMemory,
     make_generators,
@@ -87,6 +87,9 @@ def test_thread_counts_are_restored_or_refused():
         use_thread_counts(before)
 
 
+ADAM = AdamConfig()
+
+
 class Model(nn.Module):
     """Two parameters, one of which may stay without gradient."""
 
@@ -96,7 +99,7 @@ class Model(nn.Module):
         self.weight = nn.Parameter(torch.ones(2, 2))
 
 
-def train(model: Model, optimizer: torch.optim.Adam, steps: int) -> None:
+def train(model: Model, optimizer: torch.optim.Optimizer, steps: int) -> None:
     """A few steps on a curved loss."""
     for _ in range(steps):
         optimizer.zero_grad()
@@ -104,14 +107,15 @@ def train(model: Model, optimizer: torch.optim.Adam, steps: int) -> None:
         optimizer.step()
 
 
-def make() -> tuple[Model, torch.optim.Adam]:
+def make(config: AdamConfig = ADAM) -> tuple[Model, torch.optim.Optimizer]:
     model = Model()
     groups = {"grid": [model.table], "network": [model.weight], "background": []}
-    return model, build_optimizer(AdamConfig(), groups)
+    return model, build_optimizer(config, groups)
 
 
-def test_restored_optimizer_continues_bit_for_bit():
-    model, optimizer = make()
+@pytest.mark.parametrize("config", [ADAM, AdamWConfig(weight_decay=0.5)])
+def test_restored_optimizer_continues_bit_for_bit(config):
+    model, optimizer = make(config)
     train(model, optimizer, 5)
     saved = {name: value.clone() for name, value in model.state_dict().items()}
     tensors = optimizer_tensors(optimizer, dict(model.named_parameters()))
@@ -121,7 +125,7 @@ def test_restored_optimizer_continues_bit_for_bit():
     }
     train(model, optimizer, 3)
 
-    again, fresh = make()
+    again, fresh = make(config)
     again.load_state_dict(saved)
     load_optimizer(fresh, dict(again.named_parameters()), tensors)
     train(again, fresh, 3)
@@ -135,13 +139,42 @@ def test_optimizer_state_of_another_shape_is_refused():
         load_optimizer(optimizer, dict(model.named_parameters()), {"table/exp_avg": torch.zeros(4)})
 
 
-def test_learning_rates_follow_their_schedules():
+@pytest.mark.parametrize("kind", [AdamConfig, AdamWConfig])
+def test_learning_rates_follow_their_schedules(kind):
     model = Model()
-    config = AdamConfig(grid=((0.0, 0.0), (1.0, 2.0)), network=0.5)
+    config = kind(grid=((0.0, 0.0), (1.0, 2.0)), network=0.5)
     optimizer = build_optimizer(config, {"grid": [model.table], "network": [model.weight]})
     set_learning_rates(optimizer, config, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert optimizer.param_groups[0]["name"] == "grid"
+
+
+def test_weight_decay_takes_its_share_of_the_scheduled_rate_and_leaves_idle_parameters_alone():
+    config = AdamWConfig(grid=((0.0, 0.0), (1.0, 0.4)), network=0.1, weight_decay=0.5)
+    model, optimizer = make(config)
+    idle = nn.Parameter(torch.ones(2))
+    optimizer.add_param_group({"params": [idle], "name": "network", "lr": 0.1})
+    set_learning_rates(optimizer, config, 0.25)
+    (0.0 * (model.table.sum() + model.weight.sum())).backward()
+    optimizer.step()
+    torch.testing.assert_close(model.table, torch.full((3,), 1 - 0.1 * 0.5))
+    torch.testing.assert_close(model.weight, torch.full((2, 2), 1 - 0.1 * 0.5))
+    assert torch.equal(idle, torch.ones(2)), "a particle whose turn it is not"
+
+
+def test_without_weight_decay_adamw_is_adam():
+    models = []
+    for config in (AdamConfig(), AdamWConfig(weight_decay=0.0)):
+        model, optimizer = make(config)
+        train(model, optimizer, 4)
+        models.append(model)
+    assert torch.equal(models[0].table, models[1].table)
+    assert torch.equal(models[0].weight, models[1].weight)
+
+
+def test_a_negative_weight_decay_is_refused():
+    with pytest.raises(ValueError, match=r"weight_decay is -0\.1 - expected 0 or more"):
+        AdamWConfig(weight_decay=-0.1)
 
 
 def test_only_terms_with_a_weight_are_computed_and_weighted():
