@@ -2,7 +2,8 @@
 
 Layers are peft's. Switching is a context manager that puts back which adapters act, with what
 weight, and every ``requires_grad`` flag, because peft changes flags of other people's adapters when
-it switches. With nothing active the model predicts bit for bit as without adapters. diffusers'
+it switches. With nothing active the model predicts bit for bit as without adapters, and so it does
+with a weight of 0, which is not active: DoRA would change rows' lengths all the same. diffusers'
 ``cross_attention_kwargs={"scale": 0}`` is never used: it resets all weights to 1 afterwards.
 
     modules = {"unet": unet, "text_encoder": text_encoder}
@@ -105,7 +106,7 @@ def loras_active(modules: Modules, weights: Mapping[str, float]) -> Iterator[Non
         for layer in layers:
             if layer.disable_adapters:
                 layer.enable_adapters(True)
-            layer.set_adapter([name for name in weights if name in layer.lora_A])
+            layer.set_adapter([n for n, weight in weights.items() if weight and n in layer.lora_A])
             for name, weight in weights.items():
                 layer.set_scale(name, weight)
         restore_flags(flags)
@@ -246,7 +247,8 @@ def _attach(module: nn.Module, deltas: dict[str, LoraDelta], name: str, weight: 
     for path, delta in deltas.items():
         _fill(module.get_submodule(path), name, delta)
     for layer in adapted_layers(module):
-        layer.set_adapter([*active.get(id(layer), []), *([name] if name in layer.lora_A else [])])
+        is_acting = weight and name in layer.lora_A
+        layer.set_adapter([*active.get(id(layer), []), *([name] if is_acting else [])])
         layer.set_scale(name, weight)
         if is_off:
             layer.enable_adapters(False)

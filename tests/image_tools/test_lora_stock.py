@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import diffusers
 import pytest
 import torch
@@ -52,6 +54,25 @@ def test_stock_diffusers_loads_every_layer_with_the_same_change(
     write_lora(tmp_path / LORA_WEIGHT_NAME, lora, layout=layout)
     pipeline.load_lora_weights(tmp_path)
     assert same_changes(lora, loaded(pipeline, modules))
+
+
+def test_stock_diffusers_fuses_the_change_into_the_weights_and_takes_it_back(
+    pipeline, modules, tmp_path
+):
+    lora = random_lora(modules)
+    base = {key: weight.detach().clone() for key, weight in layer_weights(modules).items()}
+    write_lora(tmp_path / LORA_WEIGHT_NAME, lora, layout="diffusers")
+    pipeline.load_lora_weights(tmp_path)
+    close = partial(torch.testing.assert_close, rtol=0.0, atol=1e-6)
+    pipeline.fuse_lora(components=list(modules))
+    fused = layer_weights(modules)
+    for section, name, delta in lora.deltas():
+        close(fused[section, name].detach(), base[section, name] + delta.weight())
+    pipeline.unfuse_lora(components=list(modules))
+    assert fused.keys() == base.keys()
+    for key, weight in layer_weights(modules).items():
+        close(weight.detach(), base[key])
+    pipeline.unload_lora_weights()
 
 
 def test_stock_diffusers_loads_dora(pipeline, modules, tmp_path):

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from image_tools.configs import PersonalizedPriorConfig, PocketPriorConfig
 from image_tools.diffusion.layout import find_prior_files
 from image_tools.diffusion.loading import load_prior
+from image_tools.diffusion.lora_apply import loras_active, prior_modules
 from image_tools.diffusion.lora_files import write_lora
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.consistency import ConsistencyPrior
@@ -42,7 +43,7 @@ from tests.image_tools.personalization.subjects import (
 
 @pytest.fixture(scope="module")
 def files(tiny_pipelines, tmp_path_factory):
-    """A LoRA on denoiser and text encoder, a word, and weights of a DreamBooth."""
+    """A LoRA on denoiser and text encoder, a DoRA, a word, and weights of a DreamBooth."""
     folder = tmp_path_factory.mktemp("personal")
     prior = load_tiny(tiny_pipelines)
     lora = TrainableLora(
@@ -51,6 +52,11 @@ def files(tiny_pipelines, tmp_path_factory):
     train_numbers(lora.parameters.values())
     write_lora(folder / "lora.safetensors", lora.file(), layout="kohya")
     lora.detach()
+    shape = LoraShapeConfig(rank=2, variant="dora")
+    dora = TrainableLora(prior, shape, name="d", generator=batch_generator(0, 1))
+    train_numbers(dora.parameters.values())
+    write_lora(folder / "dora.safetensors", dora.file(), layout="diffusers")
+    dora.detach()
     word = word_embedding(prior, "<pet>", "duck")
     word = replace(word, rows=(word.rows[0] + 0.5,))
     write_embedding(folder / "word.safetensors", word, layout="diffusers")
@@ -63,6 +69,7 @@ def files(tiny_pipelines, tmp_path_factory):
     result = train_dreambooth(prior, photos(), None, config, folder / "dreambooth")
     return {
         "lora": folder / "lora.safetensors",
+        "dora": folder / "dora.safetensors",
         "word": folder / "word.safetensors",
         "weights": result.files[-1],
         "trained": predict(prior),
@@ -162,11 +169,15 @@ def test_dropped_text_encoders_keep_what_they_were_taught(tiny_pipelines, files)
     assert torch.equal(predict(dropping), predict(keeping))
 
 
-def test_weight_zero_predicts_as_the_base(tiny_pipelines, files):
+@pytest.mark.parametrize("name", ["lora", "dora"])
+def test_weight_zero_predicts_bit_for_bit_as_the_base(tiny_pipelines, files, name):
     prior = load_tiny(tiny_pipelines)
-    before = predict(prior)
-    attach_subjects(prior, [SubjectConfig(loras=(LoraUseConfig(str(files["lora"]), 0.0),))])
-    torch.testing.assert_close(predict(prior), before)
+    before, mark = predict(prior), prior.fingerprint
+    attach_subjects(prior, [SubjectConfig(loras=(LoraUseConfig(str(files[name]), 0.0),))])
+    assert torch.equal(predict(prior), before)
+    assert prior.fingerprint == mark
+    with loras_active(prior_modules(prior), {"subject0_0": 1.0}):
+        assert not torch.equal(predict(prior), before)
 
 
 def test_consistency_makes_a_student_of_each_subject(tiny_pipelines, files):
