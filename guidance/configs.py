@@ -173,7 +173,10 @@ class SDSConfig:
     timesteps: TimestepsConfig = UniformTimestepsConfig()
     """How timesteps are chosen."""
     grad_clip: ScheduleValue | None = None
-    """Largest absolute value of each entry of the latent gradient; empty does not clip."""
+    """Largest absolute value of each entry of the latent gradient; empty does not clip. One that
+    rises over the stage is score debiasing against Janus faces (D-SDS, arXiv 2303.15413): its
+    authors publish [[0, 0.5], [1, 2]] for DreamFusion with a pixel model, and threestudio proposes
+    [[0, 2], [0.1, 8]]."""
     consistency: ScheduleValue = 1.0
     """Factor of the subjects' consistency_scale (w_con), for a prior with consistency guidance;
     [[0, 0.3], [0.5, 1]] lets the subject in once the shape stands."""

@@ -12,6 +12,7 @@ from typing import Literal
 
 from guidance.configs import DirectionalPromptsConfig, PlainPromptsConfig, ViewPromptsConfig
 from guidance.debiasing_configs import DebiasConfig
+from guidance.multiview_configs import MultiViewConfig
 from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import FieldConfig
@@ -158,6 +159,11 @@ class SceneConfig:
             problems.append(
                 "debias: changes prompts by view, and view_prompts are plain - expected "
                 "view_prompts.kind=directional, or no debias."
+            )
+        elif all(isinstance(stage.guidance, MultiViewConfig) for stage in self.stages):
+            problems.append(
+                "debias: changes prompts by view, and guidance multiview has one prompt for all "
+                "views - expected another guidance.kind in some stage, or no debias."
             )
         absent = [word for word in debias.words if word not in self.prompt.split()]
         if absent:

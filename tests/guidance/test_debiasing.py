@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,11 @@ from guidance.debiasing import (
 from guidance.debiasing_configs import DebiasConfig
 from guidance.prompts import build_view_prompts, view_texts
 from guidance.views import VIEWS
+from image_tools.configs import PocketPriorConfig
 from image_tools.diffusion.loading import load_folder
 from image_tools.errors import UnsafeWeights, WeightsMissing
 from studio.config import load_scene
+from studio.configs import PreviousFieldConfig
 from studio.errors import ConfigError
 from studio.scene_parts import build_rule
 
@@ -226,6 +229,18 @@ def test_scene_debiases_its_prompts(folder, tiny_pipelines):
 def test_scene_refuses_debiasing_that_cannot_work(override, message):
     with pytest.raises(ConfigError, match=message):
         load_scene("pocket-dreamfusion", ["debias={model: folder}", override])
+
+
+def test_scene_refuses_debiasing_that_no_stage_would_see():
+    """Multi-view guidance says the same prompt for all views, whatever view_prompts are."""
+    views, debias = "view_prompts.kind=directional", "debias={model: folder}"
+    with pytest.raises(ConfigError, match="guidance multiview has one prompt for all views"):
+        load_scene("pocket-mvdream", [debias, views])
+    scene = load_scene("pocket-mvdream", [views]).config
+    later = load_scene("pocket-dreamfusion").config.stages[0]
+    later = replace(later, name="later", field=PreviousFieldConfig(), prior=PocketPriorConfig())
+    mixed = replace(scene, stages=(*scene.stages, later), debias=DebiasConfig(model="folder"))
+    assert mixed.debias is not None
 
 
 @pytest.mark.parametrize("values", [{"threshold": 1.5}, {"threshold": -0.1}, {"model": " "}])
