@@ -19,10 +19,10 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 p
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
 
 EXTRAS_VENV := $(VENV)/extras
-EXTRAS ?= geometry,log,triton,view
+EXTRAS ?= geometry,log,photos,triton,view
 EXTRAS_TESTS := tests/studio/export/test_remesh.py tests/studio/test_tensorboard_log.py \
 	tests/studio/test_asset_commands.py tests/renderers/test_triton_kernels.py \
-	tests/renderers/test_triton_raster.py
+	tests/renderers/test_triton_raster.py tests/image_tools/personalization/test_photos.py
 # viser asks for an older rich than ours, and the interpreter of Triton 3.6 breaks with NumPy 2.4.
 EXTRAS_PINS := 'rich<15' 'triton>=3.9'
 

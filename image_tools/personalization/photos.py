@@ -124,7 +124,7 @@ def load_photos(
     unreadable = [item for item in skipped if item.path in candidates]
     if not images:
         raise _no_photos(folder, unreadable, skipped)
-    _warn(folder, paths, unreadable)
+    _warn(folder, paths, unreadable, is_cut_out=config.cutout is not None)
     stacked = torch.stack(masks)
     photos = SubjectPhotos(
         torch.stack(images),
@@ -224,14 +224,18 @@ def _no_photos(
     )
 
 
-def _warn(folder: Path, paths: list[Path], unreadable: list[SkippedFile]) -> None:
+def _warn(
+    folder: Path, paths: list[Path], unreadable: list[SkippedFile], *, is_cut_out: bool
+) -> None:
     for item in unreadable:
         logger.warning("Photo left out: '%s' %s.", item.path, item.reason)
     if len(paths) == 1:
+        with_ground = "" if is_cut_out else "together with its background and "
         logger.warning(
-            "There is one photo in '%s'. The subject will be learned together with its background "
-            "and from one side only; three to six photos on different backgrounds work better.",
+            "There is one photo in '%s'. The subject will be learned %sfrom one side only; three "
+            "to six photos on different backgrounds work better.",
             folder,
+            with_ground,
         )
 
 

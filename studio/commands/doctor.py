@@ -32,6 +32,7 @@ EXTRAS = {
     "pymeshlab": "geometry",
     "open3d": "geometry",
     "tensorboard": "log",
+    "pillow_heif": "photos",
 }
 MIN_FREE_BYTES = 2 * 1024**3
 MARKS = {"ok": "ok     ", "note": "-      ", "problem": "PROBLEM"}

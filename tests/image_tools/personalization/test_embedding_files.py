@@ -148,6 +148,22 @@ def test_stock_diffusers_reads_ours_and_makes_the_same_prompts(
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
 
 
+def test_stock_diffusers_rejects_what_the_docs_say(tmp_path, tiny_pipelines):
+    from diffusers import StableDiffusionPipeline
+
+    stock = StableDiffusionPipeline.from_pretrained(tiny_pipelines["sd1"], local_files_only=True)
+    pair = TokenEmbedding("my-dog", (ROWS, OTHER))
+    write_embedding(tmp_path / "pair.safetensors", pair, layout="sdxl")
+    for layout in ("original", "lora_bundle"):
+        foreign_file(tmp_path, layout)
+    for name in ("pair.safetensors", "my-dog.pt", "lora.safetensors"):
+        with pytest.raises((KeyError, ValueError, OSError)):
+            stock.load_textual_inversion(
+                str(tmp_path), weight_name=name, token="<my-dog>", local_files_only=True
+            )
+        assert read_embeddings(tmp_path / name)
+
+
 def test_words_in_a_lora_leave_its_own_tensors_alone():
     words = [TokenEmbedding("my.dog-v1.5", (ROWS,)), TokenEmbedding("<s>", (ROWS, OTHER))]
     bundled = bundle_embeddings(LORA, words)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from image_tools.personalization.photos import PhotosError, load_photo, load_photos
 from image_tools.personalization.photos_configs import PhotosConfig
+from image_tools.vision.cutout_configs import CutoutConfig
 
 SIZE = 16
 RED, GREEN, BLUE, GREY = (220, 30, 30), (30, 180, 40), (40, 60, 220), (128, 128, 128)
@@ -260,7 +261,14 @@ def test_one_photo_is_enough_but_warned_about(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         assert len(load_photos(tmp_path, size=SIZE)) == 1
     assert "There is one photo" in caplog.text
+    assert "together with its background" in caplog.text
     assert "three to six" in caplog.text
+    caplog.clear()
+    cutout = PhotosConfig(cutout=CutoutConfig(size=SIZE))
+    with caplog.at_level(logging.WARNING):
+        load_photos(tmp_path, size=SIZE, config=cutout)
+    assert "There is one photo" in caplog.text
+    assert "together with its background" not in caplog.text
 
 
 def test_no_photos_says_what_was_found_instead(tmp_path):
