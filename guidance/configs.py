@@ -164,7 +164,7 @@ class SDSConfig:
     """Score distillation sampling (DreamFusion, arXiv 2209.14988, Eq. 3)."""
 
     kind: Literal["sds"] = "sds"
-    guidance_scale: float = 101.0
+    guidance_scale: ScheduleValue = 101.0
     """s in eps_u + s (eps_c - eps_u). DreamFusion's and threestudio's 100 is 101 here."""
     guidance_rescale: float = 0.0
     """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
@@ -182,7 +182,8 @@ class SDSConfig:
     [[0, 0.3], [0.5, 1]] lets the subject in once the shape stands."""
 
     def __post_init__(self) -> None:
-        """Refuse a clip value or a factor below 0."""
+        """Refuse a scale, a clip value or a factor below 0."""
+        check_schedule("guidance_scale", self.guidance_scale, low=0.0)
         check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

@@ -67,7 +67,7 @@ class VSDConfig:
     """Variational score distillation (ProlificDreamer, arXiv 2305.16213, Eq. 9)."""
 
     kind: Literal["vsd"] = "vsd"
-    guidance_scale: float = 7.5
+    guidance_scale: ScheduleValue = 7.5
     """s in eps_u + s (eps_c - eps_u) of the prior; the critic has none."""
     guidance_rescale: float = 0.0
     """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
@@ -83,7 +83,8 @@ class VSDConfig:
     """The model of the renders that takes the place of the noise."""
 
     def __post_init__(self) -> None:
-        """Refuse a clip value or a factor below 0."""
+        """Refuse a scale, a clip value or a factor below 0."""
+        check_schedule("guidance_scale", self.guidance_scale, low=0.0)
         check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

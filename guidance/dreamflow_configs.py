@@ -28,7 +28,7 @@ class DreamFlowConfig:
     timesteps: int = 800
     """Number N of timesteps, evenly spaced and falling. A stage of k N steps spends k batches of
     views on each. Ours: 800, 300, 300 by stage."""
-    guidance_scale: float = 7.5
+    guidance_scale: ScheduleValue = 7.5
     """s in eps_u + s (eps_c - eps_u) of the prior; the critic has none. Ours."""
     guidance_rescale: float = 0.0
     """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
@@ -43,7 +43,7 @@ class DreamFlowConfig:
     """The model of the renders. It learns at the timestep of the flow. Ours: as for VSD."""
 
     def __post_init__(self) -> None:
-        """Refuse a schedule that does not fall, and a clip value or a factor below 0."""
+        """Refuse a schedule that does not fall, and a scale, clip value or factor below 0."""
         if not 0.0 <= self.end_t < self.start_t <= 1.0:
             raise ValueError(
                 f"start_t is {self.start_t} and end_t is {self.end_t}. "
@@ -51,6 +51,7 @@ class DreamFlowConfig:
             )
         if self.timesteps < 1:
             raise ValueError(f"timesteps is {self.timesteps} - expected at least 1.")
+        check_schedule("guidance_scale", self.guidance_scale, low=0.0)
         check_schedule("consistency", self.consistency, low=0.0)
         if self.grad_clip is not None:
             check_schedule("grad_clip", self.grad_clip, low=0.0)

@@ -93,7 +93,7 @@ class MultiViewGuidance(GuidanceRule):
             self.prior, latents, self.config.timesteps, fraction=fraction, generator=generator
         )
         with torch.no_grad():
-            gradient, x0 = self._gradient(latents, noisy, cameras)
+            gradient, x0 = self._gradient(latents, noisy, cameras, fraction)
             gradient, non_finite = replace_non_finite(gradient)
             if self.config.grad_clip is not None:
                 gradient = clip_gradient(gradient, value_at(self.config.grad_clip, fraction))
@@ -103,10 +103,11 @@ class MultiViewGuidance(GuidanceRule):
         return GuidanceOutput(loss, norm, noisy.t, non_finite, x0, read_back)
 
     def _gradient(
-        self, latents: Tensor, noisy: NoisyLatents, cameras: Cameras
+        self, latents: Tensor, noisy: NoisyLatents, cameras: Cameras, fraction: float
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         loss, prior = self.config.loss, self.prior
-        guided, unguided = self._predict(noisy, cameras)
+        scale = value_at(self.config.guidance_scale, fraction)
+        guided, unguided = self._predict(noisy, cameras, scale)
         x0 = prior.predict_x0(noisy.z_t, noisy.t, guided)
         if isinstance(loss, X0ReconstructionConfig):
             plain = prior.predict_x0(noisy.z_t, noisy.t, unguided)
@@ -121,10 +122,12 @@ class MultiViewGuidance(GuidanceRule):
 
         return gradient, preview
 
-    def _predict(self, noisy: NoisyLatents, cameras: Cameras) -> tuple[Tensor, Tensor]:
+    def _predict(
+        self, noisy: NoisyLatents, cameras: Cameras, scale: float
+    ) -> tuple[Tensor, Tensor]:
         """Guided and conditional epsilon, from one denoiser call on [uncond, cond]."""
         prior, z_t, t = self.prior, noisy.z_t, noisy.t
-        rows, scale = len(z_t), self.config.guidance_scale
+        rows = len(z_t)
         camera = camera_vector(cameras.c2w).to(z_t)
         text = self.text.expand(rows).seen_from(cameras.azimuth_deg)
         cond = Condition(text, camera, roles=("cond",) * rows)

@@ -53,7 +53,7 @@ class MultiViewConfig:
     """
 
     kind: Literal["multiview"] = "multiview"
-    guidance_scale: float = 50.0
+    guidance_scale: ScheduleValue = 50.0
     """s in eps_u + s (eps_c - eps_u)."""
     loss: MultiViewLossConfig = field(default_factory=X0ReconstructionConfig)
     """How predictions become a gradient."""
@@ -67,7 +67,8 @@ class MultiViewConfig:
     """Largest absolute value of each entry of the latent gradient; empty does not clip."""
 
     def __post_init__(self) -> None:
-        """Refuse timesteps that differ between the views of a set, and a clip value below 0."""
+        """Refuse timesteps that differ between the views of a set, and what is below 0."""
+        check_schedule("guidance_scale", self.guidance_scale, low=0.0)
         if isinstance(self.timesteps, UniformTimestepsConfig) and self.timesteps.share != "batch":
             raise ValueError(
                 f"timesteps.share is '{self.timesteps.share}' - expected 'batch': the prior was "

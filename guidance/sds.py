@@ -100,8 +100,9 @@ class SDSGuidance(GuidanceRule):
         noise = noise.to(latents)
         alpha, sigma = alpha_sigma(prior.alphas_cumprod, t, latents)
         z_t = add_noise(latents, noise, alpha, sigma)
+        scale = value_at(config.guidance_scale, fraction)
         noise_pred = self.prompts.at(cameras).guided_noise(
-            prior, z_t, t, config.guidance_scale, rescale=config.guidance_rescale
+            prior, z_t, t, scale, rescale=config.guidance_rescale
         )
 
         def x0() -> Tensor:

@@ -100,7 +100,7 @@ class VSDGuidance(GuidanceRule):
         noisy = self.draw_noise(latents, fraction=fraction, generator=generator)
         weigh_students(self.prior, self.config.consistency, fraction)
         with torch.no_grad():
-            difference, x0 = self._difference(noisy, cameras)
+            difference, x0 = self._difference(noisy, cameras, fraction)
             gradient = self.weight(noisy, fraction=fraction) * difference
             gradient, non_finite = replace_non_finite(gradient)
             if self.config.grad_clip is not None:
@@ -162,11 +162,12 @@ class VSDGuidance(GuidanceRule):
         self.critic.close()
 
     def _difference(
-        self, noisy: NoisyLatents, cameras: Cameras
+        self, noisy: NoisyLatents, cameras: Cameras, fraction: float
     ) -> tuple[Tensor, Callable[[], Tensor]]:
         config, prior, z_t, t = self.config, self.prior, noisy.z_t, noisy.t
+        scale = value_at(config.guidance_scale, fraction)
         noise_pred = self.prompts.at(cameras).guided_noise(
-            prior, z_t, t, config.guidance_scale, rescale=config.guidance_rescale
+            prior, z_t, t, scale, rescale=config.guidance_rescale
         )
         text, camera = self._critic_text(cameras), self._camera(cameras)
         critic_pred = self.critic.predict_noise(z_t, t, text, camera)

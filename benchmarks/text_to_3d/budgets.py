@@ -106,9 +106,9 @@ def _predicted_rows(scene: SceneConfig, index: int) -> float:
     return guided
 
 
-def _guided_rows(scene: SceneConfig, index: int) -> int:
-    """Rows for each view of one guided prediction of the prior."""
-    rule = _inner(scene.stages[index].guidance)
+def _guided_rows(scene: SceneConfig, index: int) -> float:
+    """Rows for each view of one guided prediction of the prior, on average."""
+    rule, steps = _inner(scene.stages[index].guidance), scene.stages[index].steps
     if isinstance(rule, InstructSDSConfig):
         return EDIT_ROWS
     if isinstance(scene.view_prompts, PerpNegPromptsConfig) and not isinstance(
@@ -118,7 +118,8 @@ def _guided_rows(scene: SceneConfig, index: int) -> int:
     students = _students(scene, index)
     if students:
         return 2 + students
-    return 1 if rule.guidance_scale == 1.0 else 2
+    scales = (value_at(rule.guidance_scale, step / steps) for step in range(steps))
+    return 1 + sum(scale != 1.0 for scale in scales) / steps
 
 
 def _inner(rule: GuidanceConfig) -> GuidanceConfig:

@@ -29,6 +29,9 @@ MILESTONES = (
 VARIANTS = {
     "sds": [],
     "sds without guidance": ["stages.0.guidance.guidance_scale=1.0"],
+    "sds, guided from the middle on": [
+        "stages.0.guidance.guidance_scale=[[0.0, 1.0], [0.5, 1.0], [0.5, 7.5]]"
+    ],
     "perp-neg": ["view_prompts.kind=perp_neg"],
     "smaller batches from the middle on": [MILESTONES],
     "vsd": ["stages.0.guidance={kind: vsd, critic: {steps: 3}}"],
@@ -166,7 +169,13 @@ def lora_file(prior_folder: Path, path: Path, *, seed: int) -> Path:
 
 
 def test_a_subject_s_own_consistency_guidance_is_one_more_row_a_view():
-    stage = load_scene("dreambooth3d-dco", ["subject.images=photos", "subject.word=dog"]).config
+    consistent = [
+        *("stages.shape.prior=null", "stages.shape.guidance={kind: sds}"),
+        "stages.shape.cameras={kind: random}",
+        "stages.shape.subject={kind: consistency, weights: full}",
+    ]
+    given = ["subject.images=photos", "subject.word=dog", *consistent]
+    stage = load_scene("dreambooth3d-dco", given).config
     plain = replace(stage.stages[0], subject=PlainSubjectConfig(weights="full"))
     without = replace(stage, stages=(plain, *stage.stages[1:]))
     assert stage_rows(stage, 0) / stage_rows(without, 0) == 3 / 2

@@ -107,6 +107,16 @@ def _predictions(guidance, latents, cameras):
     return noisy, cond, uncond
 
 
+def test_the_guidance_scale_follows_its_schedule(prior, images, cameras):
+    steep = ((0.0, 1.0), (FRACTION, 6.0), (1.0, 50.0))
+    scheduled, constant, other = (
+        _gradient(_guidance(prior, guidance_scale=scale), images, cameras)[2]
+        for scale in (steep, 6.0, 1.0)
+    )
+    assert torch.equal(scheduled, constant)
+    assert not torch.equal(scheduled, other)
+
+
 def test_without_rescale_it_is_sds_weighted_by_sigma_over_alpha(prior, images, cameras):
     guidance = _guidance(prior, guidance_scale=20.0, loss=X0ReconstructionConfig(rescale=0.0))
     _, latents, gradient = _gradient(guidance, images, cameras)
@@ -223,6 +233,7 @@ def test_a_prior_of_single_images_is_refused(base):
         (lambda: MultiViewConfig(timesteps=UniformTimestepsConfig()), "expected 'batch'"),
         (lambda: X0ReconstructionConfig(rescale=1.5), "rescale is 1.5"),
         (lambda: MultiViewConfig(grad_clip=-1.0), "grad_clip"),
+        (lambda: MultiViewConfig(guidance_scale=-1.0), "guidance_scale"),
     ],
 )
 def test_wrong_settings_are_refused(make, message):

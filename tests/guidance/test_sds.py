@@ -267,6 +267,17 @@ def test_clipping_follows_its_schedule(priors):
     assert free.grad_norm > 0.001 * n_latents**0.5
 
 
+def test_the_guidance_scale_follows_its_schedule(priors):
+    def gradient(scale: object) -> Tensor:
+        images = _renders()
+        rule = _guidance(priors["sd1"], guidance_scale=scale)
+        rule(images, _cameras(2), fraction=0.25, generator=_seeded()).loss.backward()
+        return images.grad
+
+    assert torch.equal(gradient(((0.0, 1.0), (1.0, 21.0))), gradient(6.0))
+    assert not torch.equal(gradient(6.0), gradient(1.0))
+
+
 def test_rescale_shrinks_an_overshooting_guidance(priors):
     def norm(share: float) -> float:
         guidance = _guidance(priors["pocket"], guidance_scale=100.0, guidance_rescale=share)

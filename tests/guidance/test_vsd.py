@@ -337,6 +337,17 @@ def test_the_critic_takes_as_many_updates_a_step_as_asked_for(prior):
     assert int(rule.state()["updates"]) == 6
 
 
+def test_the_guidance_scale_follows_its_schedule(prior):
+    rules = [
+        _vsd(prior, GivenCritic(lambda z_t, t: z_t), guidance_scale=scale)
+        for scale in (((0.0, 1.0), (1.0, 21.0)), 6.0, 1.0)
+    ]
+    images = _renders()
+    found = [_gradient(rule, images, _cameras(), fraction=0.25) for rule in rules]
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+
+
 def test_timesteps_are_annealed_and_may_be_shared(prior):
     config = UniformTimestepsConfig(max_t=((0.0, 0.98), (0.2, 0.98), (0.2, 0.5)), share="batch")
     rule, images = _vsd(prior, timesteps=config), _renders(4)
