@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from image_tools.diffusion.lora_files import read_lora
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.configs import RandomCamerasConfig
 from studio.run_folder import RunFolder
@@ -17,6 +19,7 @@ from studio.subject.folder import SubjectFolder, write_images
 from studio.subject.views import read_views, view_cameras
 from tests.image_tools.tiny_unets import tiny_multiview_unet
 from tests.studio.conftest import start
+from tests.studio.subject.conftest import LORA
 
 CAMERAS = "{kind: multiview, batch_size: 4, height: 12, width: 12}"
 RED = torch.tensor([0.9, 0.2, 0.1])
@@ -32,10 +35,11 @@ def relative(tmp_path_factory, tiny_prior) -> str:
     return f"{{kind: pocket_mv, path: {folder}, base: {tiny_prior}}}"
 
 
-@pytest.fixture(scope="module")
-def whole(subject_scene, relative, tmp_path_factory) -> tuple[Runner, RunFolder]:
+def run_with(
+    relative: str, subject_scene: Path, out: Path, *overrides: str
+) -> tuple[Runner, RunFolder]:
     """A run to its end in which the relative guides both stages."""
-    overrides = []
+    overrides = list(overrides)
     for stage in ("shape", "refine"):
         overrides += [
             f"stages.{stage}.prior={relative}",
@@ -43,15 +47,17 @@ def whole(subject_scene, relative, tmp_path_factory) -> tuple[Runner, RunFolder]
             f"stages.{stage}.guidance={{kind: multiview, guidance_scale: 5.0}}",
             f"stages.{stage}.background={{kind: random, share: batch}}",
         ]
-    scene, run = start(subject_scene, tmp_path_factory.mktemp("sets"), *overrides)
+    scene, run = start(subject_scene, out, *overrides)
     runner = Runner(scene, run)
     while runner.has_next():
         runner.step()
     return runner, run
 
 
-def test_the_relative_guides_with_what_was_learned_beside_its_own(whole, tiny_prior):
-    runner, run = whole
+def test_the_relative_guides_with_what_was_learned_beside_its_own(
+    subject_scene, relative, tiny_prior, tmp_path
+):
+    runner, run = run_with(relative, subject_scene, tmp_path)
     learned = load_file(SubjectFolder(run.subject_dir).weights("multiview", is_lora=False))
     before = load_file(tiny_prior / "unet" / "diffusion_pytorch_model.safetensors")[LAYER]
     own = tiny_multiview_unet().state_dict()[LAYER]
@@ -59,6 +65,25 @@ def test_the_relative_guides_with_what_was_learned_beside_its_own(whole, tiny_pr
     guiding = dict(runner.prior.unet.named_parameters())[LAYER]
     assert float(change.abs().max()) > 1e-4
     torch.testing.assert_close(guiding.data, own + change)
+
+
+@pytest.mark.slow
+def test_a_lora_acts_on_the_same_layers_of_the_relative(subject_scene, relative, tmp_path):
+    runner, run = run_with(relative, subject_scene, tmp_path, LORA)
+    path = SubjectFolder(run.subject_dir).weights("multiview", is_lora=True)
+    learned = {name: delta for _, name, delta in read_lora(path).deltas()}
+    acting = {
+        name: layer
+        for name, layer in runner.prior.unet.named_modules()
+        if hasattr(layer, "lora_A") and layer.active_adapters
+    }
+    assert set(acting) == set(learned)
+    own = tiny_multiview_unet().state_dict()
+    for name, layer in acting.items():
+        (adapter,) = layer.active_adapters
+        assert torch.equal(layer.base_layer.weight, own[f"{name}.weight"])
+        torch.testing.assert_close(layer.get_delta_weight(adapter), learned[name].weight())
+    assert any(float(delta.weight().abs().max()) > 1e-4 for delta in learned.values())
 
 
 def test_views_are_read_on_white_where_they_are_cut_out(tmp_path):

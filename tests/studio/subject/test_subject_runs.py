@@ -259,6 +259,34 @@ def test_a_lora_guides_consistently_and_loads_in_stock_diffusers(
     assert_loads_in_stock(tiny_prior, path)
 
 
+def captions_file(path: Path) -> Path:
+    """Full captions of the three photos, with a word of their own for the subject."""
+    names, sides = ("0.png", "1.png", "2.png"), ("front", "side", "back")
+    content = {
+        "images": names,
+        "prompts": [f"a <it> on a beach, {side} view" for side in sides],
+        "base_prompts": [f"a duck on a beach, {side} view" for side in sides],
+        "inserting_tokens": ["<it>"],
+        "initializer_tokens": ["duck"],
+    }
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_dco_reads_the_photos_own_captions_and_draws_on_its_way(subject_scene, tmp_path):
+    captions = f"subject.captions={captions_file(tmp_path / 'captions.json')}"
+    grids = ("subject.training.loop.sample_every=2", "subject.samples.steps=1")
+    scene, run = start(subject_scene, tmp_path, DCO, captions, *grids)
+    preparation = Runner(scene, run).subject.preparation
+    said = preparation._captions(3)
+    assert said.prompts[1] == "a sks duck on a beach, side view"
+    assert (said.base_prompts[1], said.tokens) == ("a duck on a beach, side view", ())
+    pictures = sorted(path.name for path in folder_of(run).grids("training").iterdir())
+    assert pictures == ["step-000000.png", "step-000002.png", "step-000003.png"]
+    rows = preparation._record("training")["denoiser_evaluations"]
+    assert rows == 3 * 2 * 2 + 3 * 4 * 2 * 2  # of the training; grids x prompts x noises x guidance
+
+
 def assert_loads_in_stock(folder: Path, lora: Path) -> None:
     """A stock pipeline with the LoRA predicts something else than without it."""
     from diffusers import StableDiffusionPipeline
@@ -284,11 +312,17 @@ def test_the_lora_cut_out_of_a_whole_denoiser_loads_and_misses_what_its_rank_mus
     tuned = weights_of(whole, "full")
     deltas = {name: delta for _, name, delta in read_lora(folder_of(whole).lora).deltas()}
     assert len(deltas) > 20
+    total = lost = 0.0
     for name, delta in deltas.items():
         change = tuned[f"unet.{name}.weight"] - base[f"{name}.weight"]
         missed = float((delta.weight() - change).double().square().sum())
         beyond = torch.linalg.svdvals(change.flatten(1).double())[EXTRACTED_RANK:]
         assert missed == pytest.approx(float(beyond.square().sum()), rel=1e-3, abs=1e-9)
+        total, lost = total + float(change.double().square().sum()), lost + missed
+    held = whole.read_info()["subject_lora"]
+    assert (held["rank"], held["layers"]) == (EXTRACTED_RANK, len(deltas))
+    assert held["kept"] == pytest.approx(1.0 - lost / total, abs=1e-4)
+    assert 0.0 < held["left_out_share"] < 0.5  # norms and biases were trained too
 
 
 @pytest.mark.slow
@@ -301,19 +335,22 @@ def test_a_placeholder_is_learned_first_and_its_word_guides(subject_scene, tmp_p
     assert run.read_info()["preparations"]["word_training"]["denoiser_evaluations"] == 2 * 4
 
 
+DREAMFLOW = "{kind: dreamflow, timesteps: 2, critic: {rank: 2}}"
+
+
 @pytest.mark.parametrize(
-    "rule",
+    ("rule", "kind"),
     [
-        pytest.param("{kind: vsd, critic: {rank: 2}}", id="vsd"),
-        pytest.param(
-            "{kind: dreamflow, timesteps: 2, critic: {rank: 2}}",
-            id="dreamflow",
-            marks=pytest.mark.slow,
-        ),
+        pytest.param("{kind: vsd, critic: {rank: 2}}", "plain", id="vsd"),
+        pytest.param(DREAMFLOW, "plain", id="dreamflow", marks=pytest.mark.slow),
+        pytest.param(DREAMFLOW, "consistency", id="dreamflow_consistent", marks=pytest.mark.slow),
     ],
 )
-def test_other_rules_guide_with_a_subject_and_leave_it_as_it_is(rule, subject_scene, tmp_path):
-    scene, run = start(subject_scene, tmp_path, LORA, f"stages.shape.guidance={rule}")
+def test_other_rules_guide_with_a_subject_and_leave_it_as_it_is(
+    rule, kind, subject_scene, tmp_path
+):
+    use = f"stages.shape.subject={{kind: {kind}, weights: full}}"
+    scene, run = start(subject_scene, tmp_path, LORA, f"stages.shape.guidance={rule}", use)
     runner = Runner(scene, run)
     latents, t = torch.ones(1, 4, 8, 8), torch.tensor([500])
     text = runner.prior.encode_prompt([scene.prompt])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from studio.config import load_scene
@@ -57,11 +59,12 @@ def test_the_large_preset_has_the_published_structure():
     assert scene.stages[1].field.kind == "previous"
 
 
-def test_the_dco_preset_puts_consistency_in_the_place_of_partial_training():
-    scene = load_scene("dreambooth3d-dco", GIVEN).config
-    assert scene.subject.training.kind == "dco"
-    for use in (scene.stages[0].subject, scene.subject.views.subject):
-        assert (use.kind, use.weights) == ("consistency", "full")
+def test_the_dco_preset_is_the_other_with_a_lora_that_redraws_consistently():
+    scene, other = (load_scene(name, GIVEN).config for name in ("dreambooth3d-dco", "dreambooth3d"))
+    assert (scene.subject.training.kind, scene.subject.training.beta) == ("dco", 30.0)
+    assert scene.subject.views.subject.kind == "consistency"
+    assert (scene.stages, scene.subject.photos) == (other.stages, other.subject.photos)
+    assert scene.subject.views == replace(other.subject.views, subject=scene.subject.views.subject)
 
 
 @pytest.mark.parametrize(
@@ -98,9 +101,16 @@ def test_settings_that_do_not_fit_are_told(overrides, expected):
 
 
 def test_consistency_and_another_prior_fit_a_lora():
-    given = (*GIVEN, "stages.refine.prior={kind: pocket}")
+    given = (
+        *GIVEN,
+        "stages.shape.prior=null",
+        "stages.shape.guidance={kind: sds}",
+        "stages.shape.cameras={kind: random}",
+        "stages.shape.subject={kind: consistency, weights: full}",
+        "stages.refine.prior={kind: pocket_mv}",
+    )
     scene = load_scene("dreambooth3d-dco", given).config
-    assert scene.stages[0].subject.weights == "full"
+    assert (scene.stages[0].subject.kind, scene.stages[0].prior) == ("consistency", None)
 
 
 def test_multiview_guidance_takes_plain_weights_only():
