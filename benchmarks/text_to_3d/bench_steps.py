@@ -1,25 +1,30 @@
-"""Steps per second of every text-to-3D system, and the renderer's time against the denoiser's.
+"""Steps per second of every text-to-3D system, where a step's time goes, and a ratio with a bar.
 
     python -m benchmarks.text_to_3d.bench_steps           # minutes, on an idle machine
     python -m benchmarks.text_to_3d.bench_steps --smoke   # one system, few steps
     python -m benchmarks.text_to_3d.bench_steps --device cuda
 
-Each pocket preset is run for a few dozen steps a stage. Steps per second depend on the machine and
-are a table; what has a bar is a ratio: one render of the step's cameras with its backward pass must
-take at most 0.8 of the denoiser's time in the same step, measured in turns in one process. A volume
-is at its slowest here, because the occupancy grid has pruned little after so few steps.
+Each pocket preset is run for a few dozen steps a stage. Steps per second, and the parts that a step
+consists of, depend on the machine and are a table; what has a bar is a ratio: one render of the
+step's cameras with its backward pass must take at most 0.8 of the denoiser's time in the same step,
+measured in turns in one process. A volume is at its slowest here, because the occupancy grid has
+pruned little after so few steps.
 """
 
 from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from benchmarks.common import Ratio, arguments, clock, interleaved_ratio, write_results
 from image_tools.pocket.paths import POCKET_MV_FOLDER
@@ -39,6 +44,8 @@ SYSTEMS = (
 PROMPT = "a blue teapot"
 BAR = 1 / 0.8
 WARMUP = 4
+PARTS = ("render", "encode", "denoiser", "backward", "optimizer")
+"""What a step's time is shared among; the rest is the rest."""
 
 
 @dataclass(frozen=True)
@@ -54,43 +61,88 @@ class StageSpeed:
     """Median of the time inside denoisers in a step, critics and their training included."""
     denoiser_rows: float
     """Rows that go through a denoiser in a step."""
+    parts_ms: dict[str, float]
+    """Means, which add up to the mean step: rendering and looking after the occupancy grid, the
+    VAE's encoder, denoisers forward, all backward passes, all optimisers, and the rest. Critics and
+    their training are among them."""
 
 
 class Stopwatch:
-    """Adds up the time spent inside a network's forward passes."""
+    """Shares the time of steps among their parts; a part within another one is counted once."""
 
     def __init__(self) -> None:
-        self.seconds = 0.0
-        self._started = 0.0
+        self.seconds = dict.fromkeys(PARTS, 0.0)
+        self._open: list[str] = []
+        self._since = 0.0
 
     @contextmanager
-    def on(self, module: nn.Module) -> Iterator[None]:
-        """Inside, calls of ``module`` are timed."""
-        before = module.register_forward_pre_hook(self._begin)
-        after = module.register_forward_hook(self._end)
+    def on(self, runner: Runner) -> Iterator[None]:
+        """Inside, what the steps of the runner's stage consist of is timed."""
+        prior, unet = runner.prior, runner.prior.unet
+        with ExitStack() as stack:
+            for renderer in runner.stage.particles:
+                for name in ("render", "update_occupancy"):
+                    stack.enter_context(self._timed("render", renderer, name))
+            stack.enter_context(self._timed("encode", prior, "encode_images"))
+            for name in ("backward", "grad"):
+                stack.enter_context(self._timed("backward", torch.autograd, name))
+            for handle in (
+                unet.register_forward_pre_hook(lambda *_: self.begin("denoiser")),
+                unet.register_forward_hook(lambda *_: self.end()),
+                register_optimizer_step_pre_hook(lambda *_: self.begin("optimizer")),
+                register_optimizer_step_post_hook(lambda *_: self.end()),
+            ):
+                stack.callback(handle.remove)
+            yield
+
+    def begin(self, part: str) -> None:
+        """From now on it is the time of ``part``, until it ends."""
+        self._note()
+        self._open.append(part)
+
+    def end(self) -> None:
+        """The part that began last is over."""
+        self._note()
+        self._open.pop()
+
+    def _note(self) -> None:
+        now = clock()
+        if self._open:
+            self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    @contextmanager
+    def _timed(self, part: str, owner: object, name: str) -> Iterator[None]:
+        """Inside, a function of an object or of a module is timed as a part."""
+        function, own = getattr(owner, name), name in vars(owner)
+
+        def timed(*given: object, **named: object) -> object:
+            self.begin(part)
+            try:
+                return function(*given, **named)
+            finally:
+                self.end()
+
+        setattr(owner, name, timed)
         try:
             yield
         finally:
-            before.remove()
-            after.remove()
-
-    def _begin(self, *_: object) -> None:
-        self._started = clock()
-
-    def _end(self, *_: object) -> None:
-        self.seconds += clock() - self._started
+            if own:
+                setattr(owner, name, function)
+            else:
+                delattr(owner, name)
 
 
 def stage_speed(runner: Runner, system: str) -> StageSpeed:
     """Run the current stage to its end."""
-    watch, steps, inside = Stopwatch(), [], []
+    watch, steps, parts = Stopwatch(), [], []
     rows = runner.denoiser_evaluations
-    with watch.on(runner.prior.unet):
+    with watch.on(runner):
         while runner.stage.step < runner.stage.config.steps:
-            before, started = watch.seconds, clock()
+            before, started = dict(watch.seconds), clock()
             runner.step()
             steps.append(clock() - started)
-            inside.append(watch.seconds - before)
+            parts.append({part: watch.seconds[part] - before[part] for part in PARTS})
     taken = len(steps)
     warm = WARMUP if taken > 2 * WARMUP else 0
     step = statistics.median(steps[warm:])
@@ -99,15 +151,24 @@ def stage_speed(runner: Runner, system: str) -> StageSpeed:
         stage=runner.stage.config.name,
         steps_per_s=round(1.0 / step, 2),
         step_ms=round(1e3 * step, 1),
-        denoiser_ms=round(1e3 * statistics.median(inside[warm:]), 1),
+        denoiser_ms=round(1e3 * statistics.median(one["denoiser"] for one in parts[warm:]), 1),
         denoiser_rows=(runner.denoiser_evaluations - rows) / taken,
+        parts_ms=mean_parts(steps[warm:], parts[warm:]),
     )
+    shares = ", ".join(f"{name} {ms:g}" for name, ms in found.parts_ms.items())
     print(
         f"{system}, {found.stage}: {found.steps_per_s} steps/s, {found.step_ms} ms a step, "
-        f"{found.denoiser_ms} ms in the denoiser, {found.denoiser_rows:g} rows",
+        f"{found.denoiser_ms} ms in the denoiser, {found.denoiser_rows:g} rows; ms: {shares}",
         flush=True,
     )
     return found
+
+
+def mean_parts(steps: Sequence[float], parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Mean milliseconds of each part of a step, and of the rest."""
+    means = {name: statistics.fmean(one[name] for one in parts) for name in PARTS}
+    means["rest"] = statistics.fmean(steps) - sum(means.values())
+    return {name: round(1e3 * seconds, 2) for name, seconds in means.items()}
 
 
 def render_ratio(runner: Runner, system: str, bar: float, rounds: int) -> Ratio:
