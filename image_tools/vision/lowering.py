@@ -31,19 +31,21 @@ RELU6_LIMIT = 6.0
 
 
 def lower(
-    model: TfjsModel, outputs: Mapping[str, str]
+    model: TfjsModel, outputs: Mapping[str, str], *, image: str | None = None
 ) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict[str, int]]:
     """Operations, tensors and numbers of the outputs.
 
     Args:
         model: the graph.
-        outputs: names in the signature by the names that they shall have.
+        outputs: names in the signature, or of nodes, by the names that they shall have.
+        image: the node that is the image, where the graph prepares it itself; None for the input.
 
     Raises:
         UnsupportedModel: an operation is of a kind or in a form that is not known.
     """
-    lowering = _Lowering(model)
-    numbers = {ours: lowering.number_of(model.outputs[theirs]) for ours, theirs in outputs.items()}
+    lowering = _Lowering(model, image)
+    nodes = {ours: model.outputs.get(theirs, theirs) for ours, theirs in outputs.items()}
+    numbers = {ours: lowering.number_of(node) for ours, node in nodes.items()}
     tensors = {
         f"{number}.{role}": tensor
         for number, roles in sorted(lowering.tensors.items())
@@ -55,11 +57,11 @@ def lower(
 class _Lowering:
     """The operations so far; values are called by the number of the operation that makes them."""
 
-    def __init__(self, model: TfjsModel) -> None:
+    def __init__(self, model: TfjsModel, image: str | None) -> None:
         self.model = model
         self.operations: list[dict[str, Any]] = []
         self.tensors: dict[int, dict[str, Tensor]] = {}
-        self._numbers: dict[str, int] = {}
+        self._numbers: dict[str, int] = {} if image is None else {image: 0}
         self._uses = Counter(name for node in model.nodes.values() for name in node.inputs)
         self._uses.update(model.outputs.values())
 

@@ -1,4 +1,4 @@
-"""Which weights of edit and control models a scene of pictures names, and their files.
+"""Which weights of edit, control and edge models a scene of pictures names, and their files.
 
     for key, name in named_adapters(config):
         files = adapter_files(name, role=key)
@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from studio.images.configs import (
+    ControlImageConfig,
     ImageTaskConfig,
     ReferenceImageConfig,
     RegionalImageConfig,
@@ -19,8 +20,10 @@ from studio.images.configs import (
 from studio.images.method_configs import (
     ControlNetMethodConfig,
     InstructPix2PixMethodConfig,
+    SoftEdgeConditionConfig,
     UniControlNetMethodConfig,
 )
+from studio.images.reading import conditions_of
 
 __all__ = ["named_adapters"]
 
@@ -33,6 +36,10 @@ def named_adapters(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
         yield from ((f"tool.{key}", name) for key, name in config.tool.models())
         return
     method = config.method
+    if isinstance(config, ControlImageConfig):
+        for key, one in conditions_of(config):
+            if isinstance(one, SoftEdgeConditionConfig):
+                yield f"{key}.weights", one.weights
     if isinstance(config, TryOnConfig):
         yield from ((f"method.{key}", name) for key, name in method.models())
         return

@@ -27,6 +27,9 @@ from studio.images.method_configs import (
     CannyConditionConfig,
     ConditionConfig,
     ControlNetMethodConfig,
+    PoseConditionConfig,
+    PoseFileConditionConfig,
+    SoftEdgeConditionConfig,
     UniControlNetMethodConfig,
 )
 from studio.images.picture import Draw, Picture, draw_plainly
@@ -125,4 +128,7 @@ def _shown(
 
 def _caption(condition: ConditionConfig) -> str:
     name = Path(condition.path).name
-    return f"edges of {name}" if isinstance(condition, CannyConditionConfig) else name
+    if isinstance(condition, CannyConditionConfig | SoftEdgeConditionConfig):
+        return f"edges of {name}"
+    is_pose = isinstance(condition, PoseConditionConfig | PoseFileConditionConfig)
+    return f"pose of {name}" if is_pose else name

@@ -42,9 +42,12 @@ __all__ = [
     "ImageConditionConfig",
     "InstructPix2PixMethodConfig",
     "NullTextMethodConfig",
+    "PoseConditionConfig",
+    "PoseFileConditionConfig",
     "PromptToPromptMethodConfig",
     "RegionsConfig",
     "SelfGuidanceMethodConfig",
+    "SoftEdgeConditionConfig",
     "UniControlNetMethodConfig",
     "UniMapConfig",
 ]
@@ -193,7 +196,67 @@ class CannyConditionConfig:
             raise ValueError(f"low is {self.low}, high {self.high} - expected 0 <= low <= high.")
 
 
-ConditionConfig = ImageConditionConfig | CannyConditionConfig
+@dataclass(frozen=True)
+class SoftEdgeConditionConfig:
+    """Soft edges of a photograph (HED, arXiv 1504.06375)."""
+
+    path: str
+    """The photograph."""
+    weights: str
+    """The network, a .safetensors file; none ships. Make one of public weights with: python -m
+    image_tools.vision.convert_hed"""
+    kind: Literal["soft_edge"] = "soft_edge"
+    fit: Literal["crop", "pad"] = "crop"
+    """crop takes the middle square, pad all of it on white."""
+
+
+@dataclass(frozen=True)
+class PoseConditionConfig:
+    """The pose of the person nearest to the middle of a photograph, found by MoveNet and drawn as
+    OpenPose does."""
+
+    path: str
+    """The photograph."""
+    kind: Literal["pose"] = "pose"
+    min_score: float = 0.3
+    """Points that are less sure than this, 0 to 1, are not drawn."""
+    fit: Literal["crop", "pad"] = "crop"
+    """crop takes the middle square, pad all of it on white."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is no score."""
+        if not 0.0 <= self.min_score <= 1.0:
+            raise ValueError(f"min_score is {self.min_score} - expected 0 to 1.")
+
+
+@dataclass(frozen=True)
+class PoseFileConditionConfig:
+    """Poses that you have, of any number of people, drawn as OpenPose does."""
+
+    path: str
+    """OpenPose's JSON: people, each with pose_keypoints_2d of 18 (COCO) or 25 (BODY_25) points in
+    pixels."""
+    width: int
+    """Columns of the picture that the file is about."""
+    height: int
+    """Its rows."""
+    kind: Literal["pose_file"] = "pose_file"
+    fit: Literal["crop", "pad"] = "crop"
+    """crop takes the middle square, pad all of it."""
+
+    def __post_init__(self) -> None:
+        """Refuse a picture without pixels."""
+        if self.width < 1 or self.height < 1:
+            raise ValueError(f"width {self.width}, height {self.height} - expected 1 or more.")
+
+
+ConditionConfig = (
+    ImageConditionConfig
+    | CannyConditionConfig
+    | SoftEdgeConditionConfig
+    | PoseConditionConfig
+    | PoseFileConditionConfig
+)
 
 
 @dataclass(frozen=True, kw_only=True)

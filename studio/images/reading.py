@@ -20,12 +20,16 @@ from studio.images.configs import (
     ReferenceImageConfig,
     TryOnConfig,
 )
+from studio.images.detectors import DETECT_SIZE, detected_edges, detected_pose, read_poses
 from studio.images.method_configs import (
     CannyConditionConfig,
     ConditionConfig,
     ControlNetMethodConfig,
     NullTextMethodConfig,
+    PoseConditionConfig,
+    PoseFileConditionConfig,
     PromptToPromptMethodConfig,
+    SoftEdgeConditionConfig,
     UniControlNetMethodConfig,
 )
 
@@ -62,8 +66,18 @@ def read_condition(
     """A condition image, as it is or made of a photograph.
 
     Raises:
-        ConfigError: it is absent or damaged, or of another size than the prior draws.
+        ConfigError: it is absent or damaged, of another size than the prior draws, or shows nobody
+            whose pose could be drawn.
+        WeightsMissing: the network that makes it is not there.
     """
+    if isinstance(config, PoseFileConditionConfig):
+        return read_poses(config, key, size=size)
+    if isinstance(config, SoftEdgeConditionConfig | PoseConditionConfig):
+        looked_at = max(size, DETECT_SIZE)
+        photo = read_picture(config.path, f"{key}.path", size=looked_at, fit=config.fit)
+        if isinstance(config, SoftEdgeConditionConfig):
+            return detected_edges(config, photo, size=size)
+        return detected_pose(config, photo, key, size=size)
     if isinstance(config, CannyConditionConfig):
         photo = read_picture(config.path, f"{key}.path", size=size, fit=config.fit)
         return canny_image(photo, low=config.low, high=config.high)
@@ -82,12 +96,16 @@ def read_mask(path: str, key: str, *, size: int) -> Float[Tensor, "size size"]:
 
 
 def check_pictures(config: ImageTaskConfig) -> None:
-    """Refuse pictures that cannot be read, before a run folder is made.
+    """Refuse pictures and poses that cannot be read, before a run folder is made.
 
     Raises:
         ConfigError: naming the first one.
     """
     check_readable(picture_paths(config))
+    if isinstance(config, ControlImageConfig):
+        for key, one in conditions_of(config):
+            if isinstance(one, PoseFileConditionConfig):
+                read_poses(one, key, size=LOOK_SIZE)
 
 
 def check_readable(pictures: Iterable[tuple[str, str]]) -> None:
@@ -103,7 +121,9 @@ def check_readable(pictures: Iterable[tuple[str, str]]) -> None:
 def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
     """Every picture that a scene names, with its key."""
     if isinstance(config, ControlImageConfig):
-        yield from ((f"{key}.path", one.path) for key, one in conditions_of(config))
+        for key, one in conditions_of(config):
+            if not isinstance(one, PoseFileConditionConfig):
+                yield f"{key}.path", one.path
         is_uni = isinstance(config.method, UniControlNetMethodConfig)
         if is_uni and config.method.content is not None:
             yield "method.content.path", config.method.content.path

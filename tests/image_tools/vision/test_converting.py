@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import base64
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.vision import convert
 from image_tools.vision.convert import NETWORKS, NetworkSource, convert_network
 from image_tools.vision.graph import load_graph
 from image_tools.vision.paths import VISION_FOLDER
@@ -126,6 +129,29 @@ def test_a_converted_network_does_what_the_graph_says(models, tmp_path):
     torch.testing.assert_close(net(images)["rows"], expected(images), atol=2e-2, rtol=2e-3)
     kinds = [operation["op"] for operation in net.settings.operations]
     assert kinds == ["conv", "conv", "add", "pad", "reshape"]
+
+
+def test_large_kernels_in_bytes_are_the_same_but_for_rounding(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(convert, "SMALL", 50)
+    convert_network(SOURCE, models, tmp_path / "halves")
+    convert_network(replace(SOURCE, stored="bytes"), models, tmp_path / "bytes")
+    tensors = load_file(tmp_path / "bytes" / "tiny.safetensors")
+    kernel = tensors["1.weight"]
+    assert kernel.dtype == torch.int8
+    assert kernel.abs().amax(dim=(1, 2, 3)).tolist() == [127] * 4, "each channel uses all of a byte"
+    assert tensors["2.weight"].dtype == torch.float16, "small ones stay"
+    halves, whole = (load_graph(tmp_path / name / "tiny.json") for name in ("halves", "bytes"))
+    images = torch.rand(2, 6, 6, 3, generator=torch.Generator().manual_seed(0))
+    expected_rows, found = halves(images)["rows"], whole(images)["rows"]
+    assert 0.0 < float((found - expected_rows).abs().max() / expected_rows.abs().max()) < 0.02
+
+
+def test_outputs_and_the_image_may_be_nodes_inside(models, tmp_path):
+    """What comes before the image, and after the output, is left out."""
+    source = replace(SOURCE, outputs={"sum": "sum"}, image="clamped", size=3, channels="rgb")
+    convert_network(source, models, tmp_path)
+    net = load_graph(tmp_path / "tiny.json")
+    assert [operation["op"] for operation in net.settings.operations] == ["conv", "add"]
 
 
 @pytest.mark.parametrize(
