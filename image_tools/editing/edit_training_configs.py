@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from image_tools.personalization.loop_configs import TuningConfig
 
@@ -55,6 +56,10 @@ class PairGenerationConfig:
     should be depends on the edit, so each sample draws its own p."""
     guidance_scale: tuple[float, float] = (7.5, 15.0)
     """Range of the guidance scale, drawn likewise."""
+    sharing: Literal["pixels", "words_and_pixels"] = "pixels"
+    """pixels: the second image has the first one's attention among pixels, in both halves of
+    guidance, as the authors' code has it. words_and_pixels: also to words, in the conditional half
+    alone, which is Prompt-to-Prompt."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be meant."""

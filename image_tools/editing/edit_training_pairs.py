@@ -1,16 +1,16 @@
 """Pairs of images for InstructPix2Pix, made by a prior with shared attention (section 3.1.2).
 
 Both captions are drawn from the same noise, and for the first share p of the steps the second image
-has the attention of the first (Prompt-to-Prompt). Each sample draws its own p and guidance scale.
+has the attention of the first: among pixels in both halves of guidance, as the authors' code has it
+(:mod:`image_tools.editing.pixel_sharing`), or among pixels and to words in the conditional half, as
+their paper says (Prompt-to-Prompt). Each sample draws its own p and guidance scale.
 Then a scorer that has images and texts in one space filters (StyleGAN-NADA's direction):
 
     direction = cos(f(x_1) - f(x_0), f(c_1) - f(c_0))
 
 The scorer is given: CLIP for photographs, or whatever else knows the images.
 
-Deviations: DDIM without added noise in the place of Euler's ancestral sampler; attention is shared
-in the conditional half, to words as well as among pixels (the authors' code shares that among
-pixels, in both halves).
+Deviation: DDIM without added noise in the place of Euler's ancestral sampler.
 
     drawn = draw_pairs(prior, "a red duck", "a blue duck", config, seed=0)
     scores = score_pairs(scorer, drawn, "a red duck", "a blue duck")
@@ -31,10 +31,28 @@ from image_tools.configs import DdimConfig
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.editing.edit_training_configs import PairFilterConfig, PairGenerationConfig
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
+from image_tools.editing.pixel_sharing import PixelSharingPrior
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
 from image_tools.personalization.loop import batch_generator
 
-__all__ = ["PairScorer", "PairScores", "draw_pairs", "kept_pairs", "score_pairs"]
+__all__ = [
+    "PairDraw",
+    "PairScorer",
+    "PairScores",
+    "draw_pairs",
+    "drawn_settings",
+    "kept_pairs",
+    "score_pairs",
+]
+
+
+@dataclass(frozen=True)
+class PairDraw:
+    """What a pair draws for itself."""
+
+    shared: float
+    """p, the share of the steps in which attention is shared."""
+    guidance_scale: float
 
 
 class PairScorer(Protocol):
@@ -71,17 +89,26 @@ def draw_pairs(
     pairs = []
     for k in range(config.samples):
         generator = batch_generator(seed, k)
-        draws = torch.rand(2, generator=generator).tolist()
-        (low, high), (weak, strong) = config.shared, config.guidance_scale
-        shared = low + (high - low) * draws[0]
-        edit = EditedPromptConfig(after, cross_steps=(0.0, shared), self_steps=(0.0, shared))
-        sharing = PromptToPromptPrior(
-            prior, PromptToPromptConfig(before, (edit,), steps=config.steps)
-        )
-        ddim = DdimConfig(steps=config.steps, guidance_scale=weak + (strong - weak) * draws[1])
+        drawn = _draw(config, generator)
+        if config.sharing == "pixels":
+            sharing = PixelSharingPrior(
+                prior, before, after, shared=drawn.shared, steps=config.steps
+            )
+        else:
+            steps = (0.0, drawn.shared)
+            edit = EditedPromptConfig(after, cross_steps=steps, self_steps=steps)
+            sharing = PromptToPromptPrior(
+                prior, PromptToPromptConfig(before, (edit,), steps=config.steps)
+            )
+        ddim = DdimConfig(steps=config.steps, guidance_scale=drawn.guidance_scale)
         images = edit_images(sharing, generators=[generator], config=ddim)
         pairs.append(images[:, 0].cpu())
     return torch.stack(pairs)
+
+
+def drawn_settings(config: PairGenerationConfig, number: int, *, seed: int) -> PairDraw:
+    """What ``draw_pairs`` drew for pair ``number``."""
+    return _draw(config, batch_generator(seed, number))
 
 
 def score_pairs(
@@ -108,3 +135,9 @@ def kept_pairs(scores: PairScores, config: PairFilterConfig) -> Int[Tensor, " ke
     )
     order = scores.direction.argsort(descending=True, stable=True)
     return order[passes[order]][: config.keep]
+
+
+def _draw(config: PairGenerationConfig, generator: torch.Generator) -> PairDraw:
+    draws = torch.rand(2, generator=generator).tolist()
+    (low, high), (weak, strong) = config.shared, config.guidance_scale
+    return PairDraw(low + (high - low) * draws[0], weak + (strong - weak) * draws[1])

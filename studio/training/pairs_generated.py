@@ -49,7 +49,9 @@ class GeneratedPairConfig:
     seed: int = 42
     """Seed of captions, words and noise."""
     generation: PairGenerationConfig = field(
-        default_factory=lambda: PairGenerationConfig(samples=4, steps=25, guidance_scale=(4.0, 7.0))
+        default_factory=lambda: PairGenerationConfig(
+            samples=4, steps=25, guidance_scale=(4.0, 7.0), sharing="words_and_pixels"
+        )
     )
     """How pairs are drawn; fewer and weaker than published, as the pocket prior wants it."""
     filter: PairFilterConfig = field(
