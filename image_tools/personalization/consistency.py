@@ -97,10 +97,17 @@ class ConsistencyPrior(WrappedPrior):
         """Wrap a prior that has the students' LoRAs and words attached.
 
         Raises:
-            StudioError: there is no student, or a placeholder has two meanings.
+            StudioError: there is no student, a placeholder has two meanings, or the prior has tools
+                around it.
         """
         if not students:
             raise StudioError("Consistency guidance got no student - expected at least one.")
+        if not isinstance(prior, DiffusionPrior):
+            raise StudioError(
+                f"Consistency guidance got a {type(prior).__name__} - expected a plain prior, "
+                "whose LoRAs the students are. Put other tools around it, not inside; an edit "
+                "model (InstructPix2Pix) has a denoiser of its own, without these LoRAs."
+            )
         super().__init__(prior)
         self.students, self.parallel = tuple(students), parallel
         """May be changed between calls, such as to raise w_i as a scene forms."""
