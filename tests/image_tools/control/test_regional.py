@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
@@ -125,16 +127,35 @@ def test_latent_mode_blends_predictions(small):
     torch.testing.assert_close(found, 0.25 * base + 0.75 * regions, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("mode", "size"),
+    [
+        *itertools.product(MODES, [(8, 8), (8, 4), (4, 12), (12, 8)]),
+        *(("latent", size) for size in [(5, 7), (9, 6)]),
+    ],
+)
 def test_masks_of_rectangles_are_the_rectangles(small, mode, size):
+    """Layers halve even sizes without a rest; in latent mode there is one resolution."""
     config = plan(LEFT, RIGHT, BASE, ratio="1,1,1; 1,1", mode=mode)
     masks = rect_masks(parse_ratio(config.ratio), size)
     found = guided(RegionalPrior(small, config, masks=masks), size=size)
-    if size == (8, 8):  # elsewhere halves of odd sizes are shared by soft masks
-        expected = guided(RegionalPrior(small, config), size=size)
-        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    assert torch.isfinite(found).all()
+    expected = guided(RegionalPrior(small, config), size=size)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (9, 6), (7, 13)])
+@pytest.mark.parametrize("ratio", ["1,1", "1,1,1; 1,1", "1,2,1"])
+def test_masks_of_odd_sizes_differ_from_rectangles_in_the_places_that_are_cut(size, ratio):
+    """A layer of half the size draws whole places for rectangles and shares them by masks."""
+    rects = parse_ratio(ratio)
+    coarse = tuple((side + 1) // 2 for side in size)
+    ratios = [0.0] * len(rects)
+    soft = region_weights(rect_masks(rects, size), ratios, coarse)
+    hard = region_weights(rect_masks(rects, coarse), ratios, coarse)
+    is_cut = ((soft > 0.0) & (soft < 1.0)).any(dim=0)
+    assert is_cut.any()
+    assert torch.equal(soft[:, ~is_cut], hard[:, ~is_cut])
+    torch.testing.assert_close(soft.sum(dim=0), torch.ones(coarse))
 
 
 @torch.no_grad()

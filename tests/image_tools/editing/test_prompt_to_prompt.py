@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
-from image_tools.diffusion.attention import AttentionCall, AttentionLayer, BatchLayout
+from image_tools.diffusion.attention import (
+    AttentionCall,
+    AttentionHub,
+    AttentionLayer,
+    BatchLayout,
+)
 from image_tools.diffusion.conditions import as_condition
 from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.protocol import NoisePrior
@@ -33,13 +38,15 @@ from image_tools.editing.prompt_to_prompt import (
 )
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.editing.prompts import bert_tokenizer
+from tests.image_tools.tiny_unets import tiny_unet
 
 STEPS = 4
 SAMPLER = DdimConfig(steps=STEPS, guidance_scale=5.0)
 SOURCE, TARGET = "a red duck", "a red mushroom"
 ALWAYS, NEVER = (0.0, 1.0), (0.0, 0.0)
-CROSS = AttentionLayer("up_blocks.1.attentions.0.attn2", 3, "up", True, 2)
-OWN = AttentionLayer("up_blocks.1.attentions.0.attn1", 2, "up", False, 2)
+BLOCK = "up_blocks.1.attentions.0.transformer_blocks.0"
+CROSS = AttentionLayer(f"{BLOCK}.attn2", 3, "up", True, 2)
+OWN = AttentionLayer(f"{BLOCK}.attn1", 2, "up", False, 2)
 ROLES = ("uncond:0", "uncond:1", "cond:0", "cond:1")
 
 
@@ -153,6 +160,26 @@ def test_gradients_of_both_prompts_pass_through_the_edit():
     )
     given = maps(n=2).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda x: attention.probabilities(call(CROSS, 0), x), (given,))
+
+
+def test_gradients_of_a_layer_in_the_hub_are_those_of_finite_differences():
+    """Image and text of all prompts through one layer: projections, softmax, edit, projection."""
+    unet = tiny_unet().double()
+    layer = unet.get_submodule(CROSS.name)
+    wanted = edit("a red cat", word_weights=(WordWeightConfig("red", 2.0),))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(4, 3, 16, generator=generator).double().requires_grad_()
+    text = torch.randn(4, 24, 16, generator=generator).double().requires_grad_()
+    with (
+        AttentionHub(unet, [sharing("a cat", "a red cat", wanted)]) as hub,
+        hub.batch(BatchLayout(roles=ROLES, step=0)),
+    ):
+        assert torch.autograd.gradcheck(layer, (image, text), fast_mode=True)
+        (given,) = torch.autograd.grad(layer(image, text)[3].sum(), image)
+    alone, edited, source = (given[row].abs().sum() for row in (1, 3, 2))
+    assert alone == 0
+    assert edited > 0, "the new word keeps attention of its own"
+    assert source > 0, "the words in common have the source's"
 
 
 def test_equal_prompts_give_equal_images(plain):
