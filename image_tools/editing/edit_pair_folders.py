@@ -149,6 +149,15 @@ class EditFolder:
             )
         return before, after
 
+    def squares(self, number: int, seed: int, *, size: int) -> Float[Tensor, "2 size size 3"]:
+        """The middle squares of the images before and after.
+
+        Raises:
+            EditFolderError: as ``images``.
+        """
+        pair = self.images(number, seed)
+        return torch.stack([_cropped(image, size, size, (0.5, 0.5)) for image in pair])
+
 
 def write_edit_pairs(
     root: Path, number: int, captions: EditCaptions, pairs: Sequence[PairImages]

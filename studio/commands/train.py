@@ -57,7 +57,9 @@ def run(
             image-text, the file efficientnet-lite0-57934424.pth of EfficientNet-lite0.
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
-            work folder of another one of them, whose rendered views are used too.
+            work folder of another one of them, whose rendered views are used too. For pocket-ip2p,
+            a folder of edit pairs in InstructPix2Pix's layout (seeds.json, and folders with
+            prompt.json and images), in the place of the recipe's own.
         objects_share: share of training images that shows real objects instead of the toybox's, for
             pocket; the preset's when not given.
         parts: what of ``start`` is trained on, for pocket: "denoiser", or "all", which makes new
@@ -212,7 +214,7 @@ def _train_adapter(
         if what == "pocket-ip2p":
             config = _shortened(adapters_edit.PRESETS[preset], ("loop",), steps)
             return adapters_edit.train_edit(
-                config, work, start=start, out=out, device=place, log=say
+                config, work, start=start, out=out, device=place, log=say, pairs=images
             )
         if what == "pocket-uni":
             loops = ("local_loop", "content_loop")

@@ -6,7 +6,7 @@ Of each edit that changes one object:
     kept     it sees the old value of what should stay: the kind, or of another kind the colour
     shape    overlap of the silhouettes before and after; of recolouring and patterns alone
     outside  mean absolute change of pixels that neither the image before nor the true one after
-             covers, in 0..1
+             covers, in 0..1; outside_db is their peak signal-to-noise ratio
 
 ``true_done`` and ``true_kept`` are what the judge sees in the true images after the edit, the most
 that can be reached; ``source_done`` is what it sees before it, the baseline.
@@ -33,12 +33,14 @@ from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
 from studio.evaluation.judge import Judge
 from studio.evaluation.view_sets import foreground
 
-__all__ = ["EditCases", "EditEvalConfig", "EditReport", "evaluate_edits"]
+__all__ = ["CHANGED", "HEADS", "EditCases", "EditEvalConfig", "EditReport", "evaluate_edits"]
 
 HEADS = ("kind", "color", "pattern")
 CHANGED = {"recolor": "color", "pattern": "pattern", "replace": "kind"}
 KEPT = {"recolor": "kind", "pattern": "kind", "replace": "color"}
 KEEPS_SHAPE = ("recolor", "pattern")
+LEAST_ERROR = 1e-6
+"""Mean squared error that counts as none: 60 dB."""
 Log = Callable[[str], None]
 
 
@@ -119,9 +121,15 @@ def evaluate_edits(
             before = foreground(cases.sources[among]).numpy()
             figures[f"{name}_shape"] = bootstrap_mean(silhouette_iou(images[among], before))
     covered = foreground(cases.sources) | foreground(cases.targets)
-    change = (images - cases.sources).abs().mean(-1).masked_fill(covered, 0.0).sum((1, 2))
     free = (~covered).sum((1, 2)).clamp(min=1)
-    figures["outside"] = bootstrap_mean((change / free).tolist())
+
+    def outside(change: Float[Tensor, "n h w 3"]) -> Float[Tensor, " n"]:
+        return change.mean(-1).masked_fill(covered, 0.0).sum((1, 2)) / free
+
+    change = images - cases.sources
+    figures["outside"] = bootstrap_mean(outside(change.abs()).tolist())
+    errors = outside(change.square()).clamp(min=LEAST_ERROR)
+    figures["outside_db"] = bootstrap_mean((-10.0 * errors.log10()).tolist())
     return EditReport(figures, images, config)
 
 

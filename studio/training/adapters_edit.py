@@ -3,9 +3,10 @@
 As InstructPix2Pix (arXiv 2211.09800): the denoiser gets four more input channels with zero weights
 and is trained whole on pairs, with instruction, image and both dropped in 5 % each; the result are
 averaged weights. Pairs are exact ones of the renderer (:mod:`studio.training.pairs`) and, as in the
-paper, ones that the prior draws itself (:mod:`studio.training.pairs_generated`). Instructions say
-left and right, so nothing is mirrored. While it trains, the network reads preconditioned text
-states (:mod:`studio.training.conditioning`).
+paper, ones that the prior draws itself (:mod:`studio.training.pairs_generated`), or instead those
+of a folder of one's own (:mod:`studio.training.pairs_own`). Instructions say left and right, so
+nothing is mirrored. While it trains, the network reads preconditioned text states
+(:mod:`studio.training.conditioning`).
 
 What is written is a stock ``UNet2DConditionModel`` of 8 input channels in the folder ``unet``, in
 half precision, with ``training.json`` and ``evaluation.json``. Stages, each resumable and skipped
@@ -40,12 +41,14 @@ from studio.training.denoiser import LatentCache, cache_latents, cache_text
 from studio.training.loop import LoopConfig, TrainingLoop
 from studio.training.pair_cache import PairCache, PairConfig, render_pairs
 from studio.training.pairs_generated import GeneratedPairConfig, generate_pairs
+from studio.training.pairs_own import copy_pairs
 from studio.training.start import frozen_parts, note_start, unet_digest, vae_digest
 
 __all__ = [
     "PRESETS",
     "EditRecipe",
     "EncodedPairs",
+    "edit_cases",
     "edit_loss",
     "encode_pairs",
     "make_pairs",
@@ -126,6 +129,7 @@ def train_edit(
     out: Path,
     device: torch.device,
     log: Log,
+    pairs: Path | None = None,
 ) -> dict[str, float]:
     """Run the recipe in the folder ``work`` and write the edit model to ``out``.
 
@@ -136,16 +140,18 @@ def train_edit(
         out: a new or existing folder, replaced file by file.
         device: where networks run; rendering is always on the CPU.
         log: receives progress lines.
+        pairs: a folder of pairs in InstructPix2Pix's layout, in the place of the recipe's own.
 
     Returns:
         The measured figures.
 
     Raises:
         ValueError: ``work`` began from another prior, or its pairs are of other settings.
+        EditFolderError: ``pairs`` is no such folder.
     """
     note_start(start, work)
     prior = load_folder(start, device)
-    data = make_pairs(config, work, prior, start, log=log)
+    data = make_pairs(config, work, prior, start, log=log, own=pairs)
     unet = new_edit_unet(prior)
     preconditioner = TextPreconditioner.of_states(data.caches[0].text, config.text_ridge)
     preconditioner.enter(unet)
@@ -158,17 +164,28 @@ def train_edit(
     write_module(unet.eval().requires_grad_(False).cpu().half(), out / "unet")
     facts = {"start": unet_digest(start), "seconds": round(loop.seconds), "steps": loop.step}
     facts["pairs"] = [len(cache.latents) // 2 for cache in data.caches]
+    facts["pairs_are_own"] = pairs is not None
     write_card(out, {"config": asdict(config), "facts": facts})
     report = measure_edits(config.evaluation, prior, out, work, log=log)
     return write_figures(out, report)
 
 
 def make_pairs(
-    config: EditRecipe, work: Path, prior: DiffusionPrior, start: Path, *, log: Log
+    config: EditRecipe,
+    work: Path,
+    prior: DiffusionPrior,
+    start: Path,
+    *,
+    log: Log,
+    own: Path | None = None,
 ) -> EncodedPairs:
-    """Exact and generated pairs in ``work``, encoded; what is there is not made again."""
-    made = {"pairs": render_pairs(work / "pairs", config.pairs, log=log)}
-    if config.generated.edits:
+    """Pairs in ``work``, encoded: exact and generated ones, or those of a folder of one's own. What
+    is there is not made again."""
+    if own is not None:
+        made = {"own": copy_pairs(work / "own", own, size=prior.image_size, log=log)}
+    else:
+        made = {"pairs": render_pairs(work / "pairs", config.pairs, log=log)}
+    if own is None and config.generated.edits:
         folder, judge = work / "generated", load_judge()
         made["generated"] = generate_pairs(folder, config.generated, prior, judge, log=log)
     return EncodedPairs(
@@ -225,6 +242,13 @@ def measure_edits(
         work: where the evaluation's pairs are kept.
         log: receives progress lines.
     """
+    cases = edit_cases(config, prior, work, log=log)
+    unet = read_edit_unet(folder).to(prior.device)
+    return evaluate_edits(prior, unet, load_judge(), cases, config, log=log)
+
+
+def edit_cases(config: EditEvalConfig, prior: DiffusionPrior, work: Path, *, log: Log) -> EditCases:
+    """Exact pairs of individuals that training never saw, rendered into ``work``."""
     samples = SampleConfig(
         image_size=prior.image_size, evaluation=True, pairs=0.0, white_background=1.0
     )
@@ -233,12 +257,10 @@ def measure_edits(
     )
     pairs = render_pairs(work / "evaluation_pairs", pair_config, log=log)
     images = torch.from_numpy(np.array(pairs.images)).float() / 255.0
-    cases = EditCases(
+    return EditCases(
         sources=images[::2],
         targets=images[1::2],
         instructions=tuple(pairs.captions[::2]),
         names=tuple(pairs.names),
         labels=pairs.labels,
     )
-    unet = read_edit_unet(folder).to(prior.device)
-    return evaluate_edits(prior, unet, load_judge(), cases, config, log=log)

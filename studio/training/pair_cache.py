@@ -102,12 +102,15 @@ class PairWriter:
         self, images: np.ndarray, instruction: str, name: str, specs: tuple[ObjectSpec, ObjectSpec]
     ) -> None:
         """Keep a pair ``[2, h, w, 3]`` in 0..1; it counts with the next save."""
-        state = self.state
-        row = len(state["captions"])
+        self.add_unnamed(images, instruction)
+        self.state["names"].append(name)
+        self.state["labels"].append([_label(spec) for spec in specs])
+
+    def add_unnamed(self, images: np.ndarray, instruction: str) -> None:
+        """Keep a pair of which nobody knows what it shows; not in one cache with others."""
+        row = len(self.state["captions"])
         self._images[row : row + 2] = np.round(images * 255)
-        state["captions"] += [instruction] * 2
-        state["names"].append(name)
-        state["labels"].append([_label(spec) for spec in specs])
+        self.state["captions"] += [instruction] * 2
 
     def save(self, drawn: int) -> None:
         """Make everything that was added count, after so many draws in all."""

@@ -90,7 +90,8 @@ def test_batches_are_drawn_from_all_edits_and_seeds_and_repeat(tmp_path):
 
 
 def test_both_images_are_cropped_at_one_place(tmp_path):
-    """The second image is the first one, so that it stays so wherever it is cut."""
+    """The second image is the first one, so that it stays so wherever it is cut; squares are the
+    middle."""
     one = images_of(1, size=24)
     wide = torch.cat([one, one.flip(2)], dim=2).expand(2, 24, 48, 3)
     write_edit_pairs(tmp_path, 0, WORDS, [PairImages(1, wide)])
@@ -100,6 +101,8 @@ def test_both_images_are_cropped_at_one_place(tmp_path):
     assert batch.sources.shape == (8, 16, 16, 3)
     assert torch.equal(batch.sources, batch.targets)
     assert not torch.equal(batch.sources[0], batch.sources[1])
+    squares = read_edit_folder(tmp_path).squares(0, 1, size=24)
+    assert (squares - wide[:, :, 12:36]).abs().mean() < 0.02
 
 
 def test_a_folder_trains_an_edit_model(tiny_pipelines, tmp_path):

@@ -72,11 +72,13 @@ def test_an_untouched_image_keeps_everything_and_does_nothing(prior, cases, monk
     assert [figures[f"{name}_done"] for name in CHANGES] == [0.0, 0.0]
     assert [figures[f"{name}_kept"] for name in CHANGES] == [1.0, 1.0]
     assert figures["outside"] == 0.0
+    assert figures["outside_db"] == pytest.approx(60.0), "no error counts as one in a thousand"
 
 
 def test_a_changed_background_is_told_by_how_much(prior, cases, monkeypatch) -> None:
     figures = measured(prior, cases, (cases.sources - 0.25).clamp(min=0.0), monkeypatch)
     assert figures["outside"] == pytest.approx(0.25, abs=1e-3)
+    assert figures["outside_db"] == pytest.approx(12.04, abs=0.1)
 
 
 def test_a_model_is_sampled_with_its_images_and_reported_as_json(prior, cases) -> None:

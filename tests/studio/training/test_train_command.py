@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from image_tools.editing.edit_pair_folders import EditFolderError
 from studio.commands import train as command
 from studio.errors import ConfigError, WeightsMissing
 
@@ -78,3 +79,9 @@ def test_a_work_folder_of_another_prior_is_a_config_error(tmp_path, monkeypatch)
     (work / "start.json").write_text('{"unet": "0123456789abcdef"}')
     with pytest.raises(ConfigError, match="began from another model"):
         command.run("pocket-ip2p", out=Path("out"), steps=1, device="cpu")
+
+
+def test_a_folder_without_edit_pairs_is_named(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(EditFolderError, match=r"'nowhere/seeds.json' cannot be read"):
+        command.run("pocket-ip2p", out=Path("out"), images=Path("nowhere"), device="cpu")
