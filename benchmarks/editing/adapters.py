@@ -126,7 +126,11 @@ def _obeyed(name: str) -> dict[str, Target]:
     return {**targets, f"{name}_edge_f1": Target(0.6)} if name == "edge" else targets
 
 
-_EDITED = {"recolor_done": Target(0.8), "recolor_shape": Target(0.8)}
+_EDITED = {
+    "recolor_done": Target(0.8),
+    "recolor_shape": Target(0.8),
+    "outside_db": Target(25.0),
+}
 _UNI = {"all_silhouette": Target(0.8), "look_color": Target(0.7)}
 _UNCONTROLLED = "the same prompt from the same noise without control"
 

@@ -21,8 +21,10 @@ from image_tools.diffusion.sampling import sample_images
 from studio.evaluation.intervals import Estimate, bootstrap_mean
 from studio.evaluation.judge import Judge
 
-__all__ = ["Bench", "Figure", "Found", "Row", "Target", "figures_of", "with_targets"]
+__all__ = ["CASES", "Bench", "Figure", "Found", "Row", "Target", "figures_of", "with_targets"]
 
+CASES = 64
+"""Cases of a common row when no number is asked for."""
 SHOWN = 8
 """Cases of a row that its picture shows."""
 
@@ -129,13 +131,13 @@ class Row:
     """From the bench and the number of cases."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     share: float = 1.0
-    """Share of the asked number of cases, for rows that cost much."""
+    """Share of ``CASES`` that is measured when no number is asked for; rows that cost much."""
     weights: Path | None = None
     """Trained weights that it needs beside the prior."""
 
-    def cases(self, asked: int) -> int:
-        """Number of cases when ``asked`` are wanted of a common row."""
-        return max(2, round(self.share * asked))
+    def cases(self, asked: int | None) -> int:
+        """As many cases as are asked for; by itself a share of ``CASES``."""
+        return round(self.share * CASES) if asked is None else asked
 
     @property
     def missing(self) -> str | None:

@@ -23,7 +23,7 @@ from scenes.toybox.scene import SceneSpec, build_scene
 from scenes.toybox.splits import N_INDIVIDUALS, is_held_out
 from studio.evaluation.views import DISTANCE, ELEVATION_DEG, FOVY_DEG
 
-__all__ = ["Case", "Render", "pair_cases", "render", "single_cases"]
+__all__ = ["Case", "Render", "pair_cases", "render", "row_cases", "single_cases"]
 
 VIEWS = {"front": 0.0, "side": 90.0, "back": 180.0}
 VIVID = ("red", "green", "blue", "yellow", "orange", "purple")
@@ -94,6 +94,11 @@ def pair_cases(count: int, *, seed: int) -> list[Case]:
     return [_pair(number, seed) for number in range(count)]
 
 
+def row_cases(count: int, things: int, *, seed: int) -> list[Case]:
+    """Three or four things from left to right, all of other kinds and colours."""
+    return [_row(number, things, seed) for number in range(count)]
+
+
 @dataclass(frozen=True)
 class Render:
     """The true image of a case."""
@@ -140,6 +145,19 @@ def _pair(number: int, seed: int) -> Case:
         ):
             break
     scene = SceneSpec((first, second), ("left of",))
+    return Case(number, scene, None, other_color, other_kind, PATTERNS[1])
+
+
+def _row(number: int, things: int, seed: int) -> Case:
+    rng = np.random.default_rng([seed, things, number])
+    first, other_color, other_kind = _object(rng)
+    objects = [first]
+    while len(objects) < things:
+        spec, _, _ = _object(rng)
+        is_new = all(spec.kind != one.kind and spec.color != one.color for one in objects)
+        if is_new and spec.kind != other_kind:
+            objects.append(spec)
+    scene = SceneSpec(tuple(objects), ("left of",) * (things - 1))
     return Case(number, scene, None, other_color, other_kind, PATTERNS[1])
 
 

@@ -1,9 +1,10 @@
 """What an image shows, by means that no prior was trained with: silhouettes, places, and the judge.
 
-An object is what differs from the colour of the image's border. Two objects side by side meet in
-the lowest column of the image's middle half; each connected part belongs to the side that holds
-more of it, and a part of both sides is split there. The judge was trained on single objects that
-fill the image, so an object of a pair is cut out, put over white and enlarged before it is judged.
+An object is what differs from the colour of the image's border. Objects side by side meet where the
+image is lowest, around the places of an even division; each connected part belongs to the column
+that holds most of it, and a part of several columns is split where they meet. The judge was trained
+on single objects that fill the image, so an object of several is cut out, put over white and
+enlarged before it is judged.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ __all__ = [
     "Seen",
     "byte_difference",
     "centre",
+    "columns",
     "cut_out",
     "halves",
     "overlap",
@@ -39,7 +41,7 @@ __all__ = [
 MARGIN = 0.12
 """Free border of a cut-out object, as a share of its side."""
 SPANNING = 0.2
-"""A part with at least this share of its pixels on either side is a part of both."""
+"""A part with at least this share of its pixels in each of several columns is a part of them."""
 
 
 @dataclass(frozen=True)
@@ -82,22 +84,34 @@ def silhouette(image: Float[Tensor, "h w 3"]) -> Bool[Tensor, "h w"]:
 
 def halves(image: Float[Tensor, "h w 3"]) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
     """Where the left and the right object of a pair are."""
+    left, right = columns(image, 2)
+    return left, right
+
+
+def columns(image: Float[Tensor, "h w 3"], count: int) -> tuple[Bool[Tensor, "h w"], ...]:
+    """Where each of some objects side by side is, from left to right."""
     found = silhouette(image).numpy()
-    width = found.shape[1]
-    between = range(width // 4, width - width // 4)
-    heights = found.sum(0)
-    border = min(between, key=lambda column: (heights[column], abs(column - width // 2)))
-    is_left = np.broadcast_to(np.arange(width) < border, found.shape)
-    parts, count = ndimage.label(found)
-    left = np.zeros_like(found)
-    for part in range(1, count + 1):
+    width, heights = found.shape[1], found.sum(0)
+    reach = width // (2 * count)
+    borders = [_lowest(heights, width * k // count, reach) for k in range(1, count)]
+    place = np.broadcast_to(np.searchsorted(borders, np.arange(width), side="right"), found.shape)
+    masks = np.zeros((count, *found.shape), dtype=bool)
+    parts, number = ndimage.label(found)
+    for part in range(1, number + 1):
         own = parts == part
-        share = float(is_left[own].mean())
-        if SPANNING <= share <= 1.0 - SPANNING:
-            left |= own & is_left
-        elif share > 0.5:
-            left |= own
-    return torch.from_numpy(left), torch.from_numpy(found & ~left)
+        shares = np.bincount(place[own], minlength=count) / own.sum()
+        if (shares >= SPANNING).sum() > 1:
+            for column in range(count):
+                masks[column] |= own & (place == column)
+        else:
+            masks[shares.argmax()] |= own
+    return tuple(map(torch.from_numpy, masks))
+
+
+def _lowest(heights: np.ndarray, middle: int, reach: int) -> int:
+    """The lowest column around one; of several, the nearest."""
+    between = range(middle - reach, middle + reach)
+    return min(between, key=lambda column: (heights[column], abs(column - middle)))
 
 
 def cut_out(image: Float[Tensor, "h w 3"], mask: Bool[Tensor, "h w"]) -> Float[Tensor, "h w 3"]:

@@ -5,6 +5,8 @@ says it by halves, the whole prompt counting a part in both. The judge reads wha
 half. ``bound`` is the share of objects whose kind and colour are right, ``colors`` the colour
 alone, and ``colors_of_halves`` the colour of what lies left and right of the middle, also where the
 things have grown together. What the judge says of true renders is the most that can be reached.
+
+Three and four things stand in as many columns. The prior was trained on images of one and of two.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.editing.bench import Bench, Found, Row, Target
-from benchmarks.editing.cases import Case, pair_cases, render
-from benchmarks.editing.oracles import Seen, halves, read_objects, silhouette
+from benchmarks.editing.cases import Case, pair_cases, render, row_cases
+from benchmarks.editing.oracles import Seen, columns, halves, read_objects, silhouette
 from image_tools.control.regional import RegionalPrior
 from image_tools.control.regional_configs import RegionalConfig, RegionConfig, RegionMode
 from image_tools.diffusion.sampling import sample_images
@@ -28,7 +30,7 @@ from scenes.toybox.scene import SceneSpec
 __all__ = ["REGION_ROWS"]
 
 BASE_RATIO = 0.2
-"""Share of the whole prompt in each half; the things are of different kinds."""
+"""Share of the whole prompt in each region; the things are of different kinds."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +45,7 @@ class _Regions:
         plain = bench.images([case.prompt for case in cases], [case.number for case in cases])
         found = Found(("true render", "plain prompt", "by region"))
         for case, alone in zip(cases, plain, strict=True):
-            phrases = [plain_caption(SceneSpec((spec,))) for spec in case.scene.objects]
-            regions = tuple(map(RegionConfig, phrases))
-            plan = RegionalConfig("1,1", regions, base_ratio=BASE_RATIO, mode=self.mode)
-            prior = RegionalPrior(bench.prior, plan)
-            (ours,) = sample_images(
-                prior,
-                [case.prompt],
-                generators=bench.generators([case.number]),
-                config=bench.sampler,
-            )
+            ours = _regional(bench, case, self.mode)
             true = render(case, size=bench.prior.image_size).rgb
             images = (ours, alone, true)
             reads = [read_objects(bench.judge, image, halves(image)) for image in images]
@@ -72,6 +65,55 @@ class _Regions:
         return found
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """So many things in a row, each told to its column."""
+
+    things: int
+
+    def measure(self, bench: Bench, count: int) -> Found:
+        """Things and colours in their columns."""
+        cases = row_cases(count, self.things, seed=bench.seed)
+        plain = bench.images([case.prompt for case in cases], [case.number for case in cases])
+        found = Found(("true render", "plain prompt", "by region"))
+        for case, alone in zip(cases, plain, strict=True):
+            ours = _regional(bench, case, "attn_crop")
+            true = render(case, size=bench.prior.image_size)
+            reads = [
+                read_objects(bench.judge, image, columns(image, self.things))
+                for image in (ours, alone)
+            ]
+            best = read_objects(bench.judge, true.rgb, true.instances.unbind())
+            found.add(
+                {
+                    "bound": tuple(_share(case, read, Seen.shows) for read in reads),
+                    "colors": tuple(_share(case, read, Seen.has_color) for read in reads),
+                    "bound_in_renders": _share(case, best, Seen.shows),
+                }
+            )
+            is_good = _share(case, reads[0], Seen.shows) == 1.0
+            found.show(case.prompt, [true.rgb, alone, ours], is_good)
+        return found
+
+
+def _regional(bench: Bench, case: Case, mode: RegionMode) -> Float[Tensor, "h w 3"]:
+    """The things of a case from left to right, each told to its column."""
+    phrases = [plain_caption(SceneSpec((spec,))) for spec in case.scene.objects]
+    plan = RegionalConfig(
+        ",".join("1" for _ in phrases),
+        tuple(map(RegionConfig, phrases)),
+        base_ratio=BASE_RATIO,
+        mode=mode,
+    )
+    (image,) = sample_images(
+        RegionalPrior(bench.prior, plan),
+        [case.prompt],
+        generators=bench.generators([case.number]),
+        config=bench.sampler,
+    )
+    return image
+
+
 def _middle(image: Float[Tensor, "h w 3"]) -> tuple[Bool[Tensor, "h w"], Bool[Tensor, "h w"]]:
     """What is left and right of the middle, whatever belongs together."""
     left, right = silhouette(image), silhouette(image)
@@ -88,13 +130,26 @@ def _share(
     return sum(right) / len(right)
 
 
-REGION_ROWS = tuple(
-    Row(
-        f"regions-{mode.replace('_', '-')}",
-        f"Two things side by side, each told to its half, mode {mode}.",
-        "the plain prompt from the same noise",
-        _Regions(mode).measure,
-        {"bound": Target(0.8)},
-    )
-    for mode in ("attn_crop", "attn_resize", "latent")
+_PLAIN = "the plain prompt from the same noise"
+
+REGION_ROWS = (
+    *(
+        Row(
+            f"regions-{mode.replace('_', '-')}",
+            f"Two things side by side, each told to its half, mode {mode}.",
+            _PLAIN,
+            _Regions(mode).measure,
+            {"bound": Target(0.8)},
+        )
+        for mode in ("attn_crop", "attn_resize", "latent")
+    ),
+    *(
+        Row(
+            f"regions-{name}",
+            f"{name.capitalize()} things in a row, each told to its column, mode attn_crop.",
+            _PLAIN,
+            _Columns(things).measure,
+        )
+        for things, name in ((3, "three"), (4, "four"))
+    ),
 )

@@ -1,7 +1,7 @@
 """Measure the tools of editing and control on a pocket prior, each beside a named baseline.
 
     python -m benchmarks.editing.run                       # hours on one core; resumable
-    python -m benchmarks.editing.run --n 16 --minutes 30   # begins no row after half an hour
+    python -m benchmarks.editing.run --n 16 --minutes 30   # 16 cases of each row; none begins late
     python -m benchmarks.editing.run --rows gate,p2p-recolour --again
 
 The gate comes first: attention to a word must lie on its thing, or the rest means nothing. Rows are
@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from benchmarks.editing.adapters import ADAPTER_ROWS
-from benchmarks.editing.bench import Bench, Row, Target, figures_of, with_targets
+from benchmarks.editing.bench import CASES, Bench, Row, Target, figures_of, with_targets
+from benchmarks.editing.instructed import INSTRUCTED
 from benchmarks.editing.pointing import measure_gate
 from benchmarks.editing.prompt_edits import PROMPT_EDITS
 from benchmarks.editing.real_edits import REAL_EDITS
@@ -63,6 +64,7 @@ ROWS: tuple[Row, ...] = (
     *REGION_ROWS,
     *REAL_EDITS,
     *ADAPTER_ROWS,
+    *INSTRUCTED,
 )
 
 
@@ -75,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     add("--name", default="pocket", help="name of the result files")
     add("--prior", help="folder of another pocket prior")
     add("--rows", help="by commas; all when not given")
-    add("--n", type=int, default=64, help="cases of a row; costly rows take a share of it")
+    add("--n", type=int, help=f"cases of each row, at least 2; {CASES}, or 16 to 48 of costly rows")
     add("--steps", type=int, default=20, help="of DDIM")
     add("--guidance-scale", type=float, default=5.0)
     add("--seed", type=int, default=0, help="of cases and noise")
@@ -102,7 +104,7 @@ def chosen_rows(names: str | None) -> tuple[Row, ...]:
     return tuple(known[name] for name in wanted)
 
 
-def key_of(row: Row, bench: Bench, asked: int) -> dict[str, Any]:
+def key_of(row: Row, bench: Bench, asked: int | None) -> dict[str, Any]:
     """What a row's figures depend on."""
     files = sorted(row.weights.rglob("*.safetensors")) if row.weights is not None else []
     return {
@@ -162,7 +164,8 @@ def measure_all(bench: Bench, options: argparse.Namespace, rows: Sequence[Row]) 
 def settings_of(bench: Bench, options: argparse.Namespace) -> dict[str, Any]:
     """What the result file says of the prior and of sampling, and how to repeat all its rows."""
     words = ["python", "-m", "benchmarks.editing.run", "--name", options.name]
-    words += ["--n", str(options.n), "--steps", str(bench.sampler.steps)]
+    words += ["--n", str(options.n)] if options.n is not None else []
+    words += ["--steps", str(bench.sampler.steps)]
     words += ["--guidance-scale", f"{bench.sampler.guidance_scale:g}", "--seed", str(bench.seed)]
     words += ["--prior", options.prior] if options.prior else []
     prior = {"kind": "pocket", "fingerprint": bench.prior.fingerprint}
@@ -178,7 +181,7 @@ def _is_current(entry: Entry | None, row: Row, bench: Bench) -> bool:
     """Whether an earlier entry may stand beside new ones, if only with fewer cases."""
     if entry is None:
         return False
-    now = key_of(row, bench, 0)
+    now = key_of(row, bench, None)
     return all(entry.key[name] == now[name] for name in ("prior", "weights", "sampler", "seed"))
 
 
@@ -196,6 +199,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser().parse_args(argv)
     torch.set_num_threads(1)
     try:
+        if options.n is not None and options.n < 2:
+            raise StudioError(f"--n is {options.n} - expected at least 2 cases.")
         rows = chosen_rows(options.rows)
         prior = load_prior(PocketPriorConfig(path=options.prior), torch.device("cpu"))
         sampler = DdimConfig(steps=options.steps, guidance_scale=options.guidance_scale)

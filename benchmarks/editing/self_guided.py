@@ -2,8 +2,10 @@
 
 The baseline is the same prompt from the same noise without guidance (v = 0), to which a move and a
 resize are also compared: an edit counts by where the silhouette's centre goes and how large it
-becomes. Settings are those that were found for pocket, which draws every object in the middle and
-as large as the image: asking for another place or size asks for what it has never seen.
+becomes. A line through how far things were asked to move and how far they did, left and up being
+negative, has the slope 1 where they obey (:mod:`benchmarks.editing.regression`). Settings are those
+that were found for pocket, which draws every object in the middle and as large as the image: asking
+for another place or size asks for what it has never seen.
 """
 
 from __future__ import annotations
@@ -14,9 +16,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.editing.bench import Bench, Found, Row, Target
+from benchmarks.editing.bench import Bench, Figure, Found, Row, Target
 from benchmarks.editing.cases import Case, single_cases
 from benchmarks.editing.oracles import centre, overlap, read_images, silhouette
+from benchmarks.editing.regression import slope_and_fit
 from image_tools.control.self_guidance import ReferenceRecorder, SelfGuidedPrior
 from image_tools.control.self_guidance_configs import (
     CopyAppearanceConfig,
@@ -108,6 +111,7 @@ def _thing(case: Case) -> tuple[str, ...]:
 
 def _measure_move(bench: Bench, count: int) -> Found:
     found = Found(("source", "moved"))
+    asked, came = [], []
 
     def edit_of(case: Case) -> SelfGuidanceEdit:
         return MoveConfig(_thing(case), _shift_of(case), keep_weight=0.0)
@@ -118,6 +122,8 @@ def _measure_move(bench: Bench, count: int) -> Found:
         (x0, y0), (x1, y1) = (centre(silhouette(image)) for image in (source, ours))
         along = ((x1 - x0) * right + (y1 - y0) * down) / far
         across = abs((x1 - x0) * down - (y1 - y0) * right) / far
+        asked.append((right + down) * source.shape[0])
+        came.append(along * (right + down) / far)
         found.add(
             {
                 "moved": (along > MOVED_PX, 0.0),
@@ -129,6 +135,8 @@ def _measure_move(bench: Bench, count: int) -> Found:
         )
         label = f"{case.prompt}: {right:+g}, {down:+g}"
         found.show(label, [source, ours], along > MOVED_PX)
+    slope, fit = slope_and_fit(asked, came)
+    found.figures += [Figure("slope_of_asked", slope), Figure("fit_of_asked", fit)]
     return found
 
 
@@ -238,7 +246,7 @@ SELF_GUIDED = (
         "The thing is asked to move by a tenth or a fifth of the image, in four directions.",
         _NO_GUIDANCE,
         _measure_move,
-        {"moved": Target(0.7)},
+        {"moved": Target(0.7), "slope_of_asked": Target(0.7), "fit_of_asked": Target(0.8)},
     ),
     Row(
         "self-guidance-resize",

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from benchmarks.editing import run
 from benchmarks.editing.adapters import paired_figures
 from benchmarks.editing.bench import Bench, Found, Target, figures_of, with_targets
-from benchmarks.editing.cases import VIVID, pair_cases, render, single_cases
+from benchmarks.editing.cases import VIVID, pair_cases, render, row_cases, single_cases
+from benchmarks.editing.instructed import alike, along_the_words
 from benchmarks.editing.oracles import (
     byte_difference,
     centre,
+    columns,
     cut_out,
     halves,
     overlap,
@@ -23,9 +26,11 @@ from benchmarks.editing.oracles import (
     silhouette,
 )
 from benchmarks.editing.pointing import Shown, maps_at
+from benchmarks.editing.regression import slope_and_fit
 from benchmarks.editing.results import read_entries
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
+from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from scenes.toybox.splits import is_held_out
 from studio.errors import StudioError
 from studio.evaluation.intervals import Estimate
@@ -100,6 +105,66 @@ def test_two_things_meet_where_the_image_is_lowest():
     left, right = halves(painted((disc(18, 32, 9), (1, 0, 0)), (small | speck, (0, 0, 1))))
     assert torch.equal(left, disc(18, 32, 9))
     assert torch.equal(right, small | speck)
+
+
+def test_things_in_a_row_are_told_apart():
+    for things in (3, 4):
+        drawn = [render(case, size=64) for case in row_cases(4, things, seed=0)]
+        overlaps = [
+            overlap(found, true)
+            for one in drawn
+            for found, true in zip(columns(one.rgb, things), one.instances, strict=True)
+        ]
+        assert sorted(overlaps)[len(overlaps) // 4] > 0.7
+    for case in row_cases(6, 4, seed=0):
+        assert len({spec.kind for spec in case.scene.objects}) == 4
+        assert len({spec.color for spec in case.scene.objects}) == 4
+    assert row_cases(5, 3, seed=3)[:2] == row_cases(2, 3, seed=3)
+    discs = [disc(10, 32, 7), disc(32, 30, 8), disc(54, 32, 6)]
+    found = columns(painted(*((mask, (1, 0, 0)) for mask in discs)), 3)
+    assert all(map(torch.equal, found, discs))
+    bar = torch.zeros(64, 64, dtype=torch.bool)
+    bar[20:40] = True
+    bar[:, 60:] = False  # the border is what everything differs from
+    shares = [float(mask.sum()) for mask in columns(painted((bar, (1, 0, 0))), 3)]
+    assert max(shares) < 1.5 * min(shares), "what spans all columns is cut where they meet"
+
+
+def test_slope_and_fit_are_those_of_a_line():
+    asked = [-12.8, -6.4, 6.4, 12.8] * 5
+    slope, fit = slope_and_fit(asked, [0.8 * x + 1.0 for x in asked])
+    assert (slope.value, fit.value, slope.n) == (pytest.approx(0.8), pytest.approx(1.0), 20)
+    assert slope.low == pytest.approx(0.8)
+    noisy = [0.8 * x + (3.0, -3.0, -3.0, 3.0)[k % 4] for k, x in enumerate(asked)]
+    slope, fit = slope_and_fit(asked, noisy)
+    assert slope.value == pytest.approx(0.8)
+    assert fit.value == pytest.approx(65.536 / (65.536 + 9.0))
+    assert slope.low < 0.8 < slope.high
+    still = slope_and_fit(asked, [0.0] * 20)
+    assert [one.value for one in still] == [0.0, 0.0]
+    with pytest.raises(ValueError, match="2 moves were asked for and 1 came"):
+        slope_and_fit([1.0, 2.0], [1.0])
+
+
+def test_edits_are_compared_in_the_judges_space(judge):
+    """A recoloured render: like the one before, and changed as the words say."""
+    cases = single_cases(6, seed=0)
+    before = torch.stack([render(case, size=64).rgb for case in cases])
+    after = torch.stack([render(case.recolored, size=64).rgb for case in cases])
+    labels = np.array([[labels_of(x.spec) for x in (case, case.recolored)] for case in cases])
+    assert (along_the_words(judge, before, after, labels) > 0.7).float().mean() > 0.8
+    assert (along_the_words(judge, before, after, labels[:, ::-1].copy()) < -0.7).any()
+    assert along_the_words(judge, before, before, labels).abs().max() == 0
+    torch.testing.assert_close(alike(judge, before, before), torch.ones(6))
+    assert alike(judge, before, after).max() < 0.9
+
+
+def labels_of(spec) -> tuple[int, int, int]:
+    return (
+        KIND_NAMES.index(spec.kind),
+        COLOR_NAMES.index(spec.color),
+        PATTERNS.index(spec.pattern),
+    )
 
 
 def test_a_thing_alone_is_not_two():
@@ -207,18 +272,31 @@ def test_rows_are_measured_once_and_anew_when_something_changed(bench, options):
     row, half = counted(calls), counted(calls, "p2p-swap", share=0.5)
     assert run.measure_all(bench, options, [row, half]) == []
     assert run.measure_all(bench, options, [row, half]) == []
-    assert calls == [4, 2]
+    assert calls == [4, 4]
     path = options.results / "editing--pocket.json"
     assert list(read_entries(path)) == ["gate", "p2p-swap"]
     options.n = 6
     run.measure_all(bench, options, [row])
-    assert calls == [4, 2, 6]
+    assert calls == [4, 4, 6]
     run.measure_all(replace(bench, seed=1), options, [row])
-    assert calls == [4, 2, 6, 6]
+    assert calls == [4, 4, 6, 6]
     assert list(read_entries(path)) == ["gate"]  # the other row's noise was another one
     options.again = True
     run.measure_all(replace(bench, seed=1), options, [row])
-    assert calls == [4, 2, 6, 6, 6]
+    assert calls == [4, 4, 6, 6, 6]
+
+
+def test_costly_rows_take_fewer_cases_where_no_number_is_asked_for(bench, options):
+    calls: list[int] = []
+    options.n = None
+    rows = [counted(calls), counted(calls, "p2p-swap", share=0.25)]
+    assert run.measure_all(bench, options, rows) == []
+    assert calls == [64, 16]
+    text = (options.results / "editing--pocket.md").read_text()
+    assert "`python -m benchmarks.editing.run --name pocket --steps 2 --guidance-scale 3" in text
+    assert "| 64 | **not all met** |" in text
+    assert "| 16 | **not all met** |" in text
+    assert run.main(["--n", "1"]) == StudioError.exit_code
 
 
 def test_no_row_begins_after_its_time(bench, options):
