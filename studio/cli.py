@@ -208,9 +208,7 @@ def train(
         Path | None, typer.Option(help="Folder of all-MiniLM-L6-v2, for pocket.")
     ] = None,
     start: Annotated[Path | None, typer.Option(help="Model to begin from, or to go on.")] = None,
-    images: Annotated[
-        Path | None, typer.Option(help="Work folder whose images serve; pairs for pocket-ip2p.")
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of images or edit pairs.")] = None,
     objects_share: Annotated[
         float | None, typer.Option(help="Share of real objects in the images, for pocket.")
     ] = None,

@@ -8,8 +8,8 @@ is the probabilities of kind, colour and pattern, and words are what they name:
     image       cos(f(after), f(before))
     direction   cos(f(after) - f(before), c(after) - c(before))
 
-``image_rank`` and ``direction_rank`` are Spearman's correlations with s_I over the scales of a
-case. The baseline of each scale is the least one.
+``image_rank`` and ``direction_rank`` are the rank correlations of s_I and the means over cases, and
+``outside_db`` is how well the background stays. The baseline of each scale is the least one.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.editing.bench import Bench, Found, Row, Target
+from benchmarks.editing.bench import Bench, Figure, Found, Row, Target
+from benchmarks.editing.regression import rank_of_means
 from image_tools.editing.edit_weights import read_edit_unet
 from image_tools.pocket.paths import POCKET_FOLDER
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
@@ -92,10 +92,11 @@ def _measure_scales(bench: Bench, count: int) -> Found:
     with tempfile.TemporaryDirectory() as work:
         cases = edit_cases(config, bench.prior, Path(work), log=say)
     unet, judge = read_edit_unet(WEIGHTS).to(bench.prior.device), bench.judge
-    images = [
-        evaluate_edits(bench.prior, unet, judge, cases, replace(config, image_scale=s)).images
+    reports = [
+        evaluate_edits(bench.prior, unet, judge, cases, replace(config, image_scale=s))
         for s in SCALES
     ]
+    images = [report.images for report in reports]
     before, labels = cases.sources, cases.labels
     curves = {
         "image": torch.stack([alike(judge, before, after) for after in images]),
@@ -103,14 +104,17 @@ def _measure_scales(bench: Bench, count: int) -> Found:
         "done": torch.stack([_done(judge, after, cases).float() for after in images]),
     }
     found = Found(("source", *(f"s_I {scale:g}" for scale in SCALES), "true"))
+    for name in ("image", "direction"):
+        rank = rank_of_means(SCALES, curves[name].T.tolist())
+        found.figures.append(Figure(f"{name}_rank", rank))
+    for scale, report in zip(SCALES, reports, strict=True):
+        outside = report.figures["outside_db"]
+        found.figures.append(Figure(f"outside_db_at_{scale:g}", outside))
     for k, said in enumerate(cases.instructions):
         for name, curve in curves.items():
             values = curve[:, k].tolist()
             for scale, value in zip(SCALES, values, strict=True):
                 found.add({f"{name}_at_{scale:g}": (value, values[0])})
-            if name != "done":
-                rank = spearmanr(SCALES, values).statistic if len(set(values)) > 1 else 0.0
-                found.add({f"{name}_rank": float(rank)})
         found.show(said, [before[k], *(after[k] for after in images), cases.targets[k]])
     return found
 

@@ -58,8 +58,7 @@ def run(
         images: work folder of a pocket training, whose images pocket-mv uses too;
             `training_runs/pocket`, made where it is missing. For ControlNets and pocket-uni, the
             work folder of another one of them, whose rendered views are used too. For pocket-ip2p,
-            a folder of edit pairs in InstructPix2Pix's layout (seeds.json, and folders with
-            prompt.json and images), in the place of the recipe's own.
+            a folder of edit pairs in InstructPix2Pix's layout, in the place of the recipe's own.
         objects_share: share of training images that shows real objects instead of the toybox's, for
             pocket; the preset's when not given.
         parts: what of ``start`` is trained on, for pocket: "denoiser", or "all", which makes new

@@ -26,7 +26,7 @@ from benchmarks.editing.oracles import (
     silhouette,
 )
 from benchmarks.editing.pointing import Shown, maps_at
-from benchmarks.editing.regression import slope_and_fit
+from benchmarks.editing.regression import rank_of_means, slope_and_fit
 from benchmarks.editing.results import read_entries
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
@@ -144,6 +144,19 @@ def test_slope_and_fit_are_those_of_a_line():
     assert [one.value for one in still] == [0.0, 0.0]
     with pytest.raises(ValueError, match="2 moves were asked for and 1 came"):
         slope_and_fit([1.0, 2.0], [1.0])
+
+
+def test_ranks_are_those_of_the_means():
+    """Each case alone goes up and down; their means rise, fall, or stand still."""
+    rising = [[0.0, 0.5, 0.2, 0.9], [0.1, 0.0, 0.6, 0.5]] * 8
+    found = rank_of_means((1.0, 1.4, 1.8, 2.2), rising)
+    assert (found.value, found.n) == (pytest.approx(1.0), 16)
+    assert -1.0 <= found.low <= found.high <= 1.0
+    falling = [curve[::-1] for curve in rising]
+    assert rank_of_means((1.0, 1.4, 1.8, 2.2), falling).value == pytest.approx(-1.0)
+    assert rank_of_means((1.0, 2.0), [[0.3, 0.3]] * 4).value == 0.0
+    swapped = [[curve[k] for k in (0, 2, 1, 3)] for curve in rising]
+    assert rank_of_means((1.0, 1.4, 1.8, 2.2), swapped).value == pytest.approx(0.8)
 
 
 def test_edits_are_compared_in_the_judges_space(judge):
