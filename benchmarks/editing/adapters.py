@@ -27,7 +27,7 @@ from studio.training.adapters_control import measure_control
 from studio.training.adapters_edit import measure_edits
 from studio.training.adapters_uni import FILE_NAME, measure_uni
 
-__all__ = ["ADAPTER_ROWS", "paired_figures"]
+__all__ = ["ADAPTER_ROWS", "edit_eval_config", "paired_figures"]
 
 WEIGHTS = POCKET_FOLDER.parent
 CONTROLS = ("depth", "normal", "edge", "seg")
@@ -51,13 +51,18 @@ def paired_figures(
     ]
 
 
-def _measure_edits(bench: Bench, count: int) -> Found:
-    config = EditEvalConfig(
+def edit_eval_config(bench: Bench, count: int) -> EditEvalConfig:
+    """How instructed edits are evaluated: with the sampler of the bench."""
+    return EditEvalConfig(
         samples=count,
         steps=bench.sampler.steps,
         guidance_scale=bench.sampler.guidance_scale,
         batch_size=bench.batch_size,
     )
+
+
+def _measure_edits(bench: Bench, count: int) -> Found:
+    config = edit_eval_config(bench, count)
     with tempfile.TemporaryDirectory() as work:
         report = measure_edits(config, bench.prior, WEIGHTS / "pocket-ip2p", Path(work), log=say)
     figures = paired_figures(report.figures, lambda name: name.replace("_done", "_source_done"))

@@ -24,12 +24,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from benchmarks.editing.adapters import edit_eval_config
 from benchmarks.editing.bench import Bench, Figure, Found, Row, Target
 from benchmarks.editing.regression import rank_of_means
 from image_tools.editing.edit_weights import read_edit_unet
 from image_tools.pocket.paths import POCKET_FOLDER
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
-from studio.evaluation.edits import CHANGED, HEADS, EditCases, EditEvalConfig, evaluate_edits
+from studio.evaluation.edits import CHANGED, HEADS, EditCases, evaluate_edits
 from studio.evaluation.judge import Judge
 from studio.progress import say
 from studio.training.adapters_edit import edit_cases
@@ -83,12 +84,7 @@ def _done(judge: Judge, images: Float[Tensor, "n h w 3"], cases: EditCases) -> B
 
 
 def _measure_scales(bench: Bench, count: int) -> Found:
-    config = EditEvalConfig(
-        samples=count,
-        steps=bench.sampler.steps,
-        guidance_scale=bench.sampler.guidance_scale,
-        batch_size=bench.batch_size,
-    )
+    config = edit_eval_config(bench, count)
     with tempfile.TemporaryDirectory() as work:
         cases = edit_cases(config, bench.prior, Path(work), log=say)
     unet, judge = read_edit_unet(WEIGHTS).to(bench.prior.device), bench.judge

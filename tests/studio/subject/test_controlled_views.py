@@ -7,6 +7,7 @@ import torch
 
 from image_tools.diffusion.loading import load_folder
 from image_tools.errors import WeightsMissing
+from image_tools.personalization.consistency import ConsistencyPrior, Student
 from studio.config import load_scene
 from studio.scene_inputs import check_inputs
 from studio.scene_parts import build_renderer
@@ -51,9 +52,20 @@ def controls(net: str, strength: float, sees: str = "depth") -> str:
     )
 
 
+@pytest.fixture(params=["plain", "consistency"])
+def subject_prior(request, prior):
+    """What redraws: the prior, or one with a student, whose word stands in the scene's prompt."""
+    if request.param == "plain":
+        return prior
+    return ConsistencyPrior(prior, [Student({}, {"sks duck": "duck"}, scale=2.0)])
+
+
 @pytest.mark.parametrize("sees", ["depth", "normals"])
-def test_controls_see_each_view_and_change_it(subject_scene, prior, shape, net, tmp_path, sees):
+def test_controls_see_each_view_and_change_it(
+    subject_scene, subject_prior, shape, net, tmp_path, sees
+):
     """Each view by a picture of its own."""
+    prior = subject_prior
     _, renderer = shape
     plain = redrawn(subject_scene, prior, renderer, tmp_path / "plain")
     seen = redrawn(subject_scene, prior, renderer, tmp_path / "seen", controls(net, 1.0, sees))
@@ -64,7 +76,10 @@ def test_controls_see_each_view_and_change_it(subject_scene, prior, shape, net, 
     assert pictures.std() > 0.0
 
 
-def test_controls_of_strength_0_are_off_bit_for_bit(subject_scene, prior, shape, net, tmp_path):
+def test_controls_of_strength_0_are_off_bit_for_bit(
+    subject_scene, subject_prior, shape, net, tmp_path
+):
+    prior = subject_prior
     _, renderer = shape
     plain = redrawn(subject_scene, prior, renderer, tmp_path / "plain")
     off = redrawn(subject_scene, prior, renderer, tmp_path / "off", controls(net, 0.0))
