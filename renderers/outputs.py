@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -50,3 +50,13 @@ class RenderOutput:
     """The rendered mesh (mesh renderers only)."""
     topology: Topology | None = None
     """Its edges."""
+
+    def over(self, background: Float[Tensor, "#b #h #w 3"]) -> RenderOutput:
+        """The same views before another background; before the same one, the same bit for bit."""
+        shift = (1.0 - self.opacity) * (background - self.comp_rgb_bg)
+        return replace(
+            self,
+            comp_rgb=self.comp_rgb + shift,
+            comp_rgb_bg=background.expand_as(self.comp_rgb),
+            comp_normal=None if self.comp_normal is None else self.comp_normal + shift,
+        )

@@ -127,15 +127,7 @@ class OriginalScene:
                 f"The original is rendered as {shape} and the edited scene was as {seen} - "
                 "expected the same. Tell it each render with see() first."
             )
-        # Where both drew the same background, the difference is exactly 0.
-        shift = (1.0 - output.opacity) * (self._background - output.comp_rgb_bg)
-        over = replace(
-            output,
-            comp_rgb=output.comp_rgb + shift,
-            comp_rgb_bg=self._background,
-            comp_normal=None if output.comp_normal is None else output.comp_normal + shift,
-        )
-        return guided_images(over, self._guide_on).detach()
+        return guided_images(output.over(self._background), self._guide_on).detach()
 
 
 def copy_run(source: RunFolder, to: RunFolder) -> None:

@@ -6,6 +6,8 @@ common does (:mod:`image_tools.vision.cutout`).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,7 +17,7 @@ from torch import Tensor
 from image_tools.vision.cutout import cut_out
 from image_tools.vision.cutout_configs import CutoutConfig
 
-__all__ = ["on_plain"]
+__all__ = ["PlainPhotos", "far_color", "on_plain"]
 
 # A cut-out that is less or more of the photo than this has found nothing, or everything.
 SOUND_SHARES = (0.01, 0.9)
@@ -24,16 +26,28 @@ COLORS_SEEN = 400
 """Pixels of a subject that stand for all."""
 
 
+@dataclass(frozen=True)
+class PlainPhotos:
+    """Photos whose surroundings are plain."""
+
+    images: Float[Tensor, "n size size 3"]
+    """sRGB colours in 0..1."""
+    masks: Float[Tensor, "n size size"]
+    """1 on the subject."""
+    grounds: Float[Tensor, "n 3"]
+    """Colour around the subject; the border's where it was not found."""
+    is_found: Bool[Tensor, " n"]
+    """Whether the subject was told from its surroundings; else the photo is as it was."""
+
+
 def on_plain(
     images: Float[Tensor, "n h w 3"],
     masks: Float[Tensor, "n h w"],
     config: CutoutConfig,
     *,
     size: int,
-) -> tuple[Float[Tensor, "n size size 3"], Float[Tensor, "n size size"], Bool[Tensor, " n"]]:
-    """Photos and masks of the wanted size on plain grounds, and in which the subject was found.
-
-    A photo in which nothing, or everything, was found stays as it is.
+) -> PlainPhotos:
+    """Put photos on plain grounds, in the wanted size.
 
     Args:
         images: sRGB colours in 0..1, on white where a photo is transparent.
@@ -47,20 +61,21 @@ def on_plain(
         masks[is_opaque] = cut_out(images[is_opaque], config)
     share = masks.flatten(1).mean(1)
     is_found = (share > SOUND_SHARES[0]) & ((share < SOUND_SHARES[1]) | ~is_opaque)
-    framed = []
+    framed, grounds = [], []
     rng = np.random.default_rng(config.seed)
     for image, mask, found in zip(images, masks, is_found.tolist(), strict=True):
         kept = (mask if found else torch.ones_like(mask))[..., None]
-        ground = image.new_ones(3) if config.ground == "white" else _far_color(image, mask, rng)
+        ground = image.new_ones(3) if config.ground == "white" else far_color(image, mask, rng)
         plain = torch.cat([image * kept + ground * (1.0 - kept), kept], -1)
         if found and config.fill is not None:
             plain = _framed(plain, config.fill, ground)
         framed.append(_shrunk(plain, size))
+        grounds.append(ground if found else _border_color(image))
     stacked = torch.stack(framed)
-    return stacked[..., :3], stacked[..., 3], is_found
+    return PlainPhotos(stacked[..., :3], stacked[..., 3], torch.stack(grounds), is_found)
 
 
-def _far_color(
+def far_color(
     image: Float[Tensor, "h w 3"], mask: Float[Tensor, "h w"], rng: np.random.Generator
 ) -> Float[Tensor, "3"]:
     """A random colour, of several the one that is farthest from the subject's own."""
@@ -71,6 +86,12 @@ def _far_color(
         return drawn[0]
     nearest = torch.cdist(drawn, own).quantile(0.02, dim=1)
     return drawn[int(nearest.argmax())]
+
+
+def _border_color(image: Float[Tensor, "h w 3"]) -> Float[Tensor, "3"]:
+    """The median colour along an image's border."""
+    border = (image[0], image[-1], image[1:-1, 0], image[1:-1, -1])
+    return torch.cat(border).median(0).values
 
 
 def _framed(

@@ -138,7 +138,8 @@ def load_photos(
 def _cut_out(photos: SubjectPhotos, config: CutoutConfig, size: int) -> SubjectPhotos:
     """Photos on plain grounds, without those whose subject was not found while others remain."""
     masks = torch.ones(photos.images.shape[:3]) if photos.masks is None else photos.masks
-    images, masks, found = on_plain(photos.images, masks, config, size=size)
+    plain = on_plain(photos.images, masks, config, size=size)
+    found = plain.is_found
     lost = [path for path, is_found in zip(photos.paths, found, strict=True) if not is_found]
     is_hopeless = len(lost) == len(photos)
     for path in lost:
@@ -149,12 +150,12 @@ def _cut_out(photos: SubjectPhotos, config: CutoutConfig, size: int) -> SubjectP
             "stays as it is, like all others" if is_hopeless else "is left out",
         )
     if is_hopeless:
-        return replace(photos, images=images, masks=None)
+        return replace(photos, images=plain.images, masks=None)
     skipped = [SkippedFile(path, "has a subject that could not be cut out") for path in lost]
     return SubjectPhotos(
-        images[found],
+        plain.images[found],
         tuple(path for path in photos.paths if path not in lost),
-        masks[found],
+        plain.masks[found],
         tuple(sorted([*photos.skipped, *skipped], key=lambda item: item.path.name)),
     )
 

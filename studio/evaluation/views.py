@@ -102,9 +102,8 @@ def render_mesh(mesh: Mesh, cameras: Cameras) -> Views:
 def render_field(renderer: VolumeRenderer, cameras: Cameras) -> Views:
     """Images of a field over white, whatever background it was trained with."""
     output = renderer.render(cameras)
-    opacity = output.opacity
-    rgb = output.comp_rgb + (1.0 - opacity) * (1.0 - output.comp_rgb_bg)
-    return Views(rgb.clamp(0, 1), opacity[..., 0])
+    rgb = output.over(torch.ones_like(output.comp_rgb)).comp_rgb
+    return Views(rgb.clamp(0, 1), output.opacity[..., 0])
 
 
 def render_toy(toy: ObjectSpec | ToyObject, cameras: Cameras) -> Views:

@@ -133,7 +133,8 @@ class PseudoViewsConfig:
     """ControlNets that see the renders' geometry and hold each view's pose: weights that learned a
     few photos forget what the words for sides mean, and turn all views to the photos' side."""
     cutout: CutoutConfig | None = None
-    """Puts what the redrawn views have in common on white, as renders are; empty leaves the grounds
+    """Puts what the redrawn views have in common on white, or each on a plain colour, on which its
+    render is drawn too, before and after: a white head on white is lost. Empty leaves the grounds
     that the prior drew, which the scene would then imitate by fog."""
 
     def __post_init__(self) -> None:

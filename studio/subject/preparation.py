@@ -189,8 +189,9 @@ class SubjectPreparation:
         rows = redrawing_rows(self.scene, plain)
         cameras = self._cameras(plain.image_size)
         if len(list(self.folder.views("renders").glob("*.png"))) < len(cameras):
-            sees = [control.sees for control in self.subject.views.controls]
-            render_views(renderer, cameras, self.folder, sees=sees)
+            views = self.subject.views
+            sees = [control.sees for control in views.controls]
+            render_views(renderer, cameras, self.folder, sees=sees, cutout=views.cutout)
         prior = with_subject(plain, self.subject, use, self.folder)
         self._finish(
             redraw_views(self.scene, prior, cameras, self.folder, should_stop=self.should_stop)

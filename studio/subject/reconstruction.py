@@ -38,15 +38,19 @@ class Reconstruction:
         self.images = _resized(views.images, size).to(device)
         self.masks = _resized(masks, size).to(device)
         self.cameras = views.cameras.resized(*size).to(device)
+        self.grounds = None if views.grounds is None else views.grounds[:, None, None].to(device)
 
     def __call__(self, renderer: SceneRenderer, step: int) -> Float[Tensor, ""]:
         """The loss of the views that are due at a step of the stage.
 
-        Renders are those of evaluation (its background, no jitter), as the views' originals were.
+        Renders are those of evaluation (no jitter), before the views' grounds where these are known
+        and else before its background, as the views' originals were.
         """
         count = min(self.config.views_per_step, len(self.cameras))
         rows = rows_of_batch(len(self.cameras), count, seed=self.seed, batch=step)
         output = renderer.render(self.cameras[rows], shading=ALBEDO)
+        if self.grounds is not None:
+            output = output.over(self.grounds[rows])
         return view_distance(output.comp_rgb, self.images[rows], self.masks[rows], self.config)
 
 

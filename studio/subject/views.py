@@ -1,7 +1,8 @@
 """Pseudo views: the object of a stage from all sides, redrawn by the trained subject.
 
-Renders are taken before the background that evaluation has, as 8-bit images, so that a run that is
-killed here goes on with the same numbers. Each view draws noise of its own.
+Renders are taken before the background that evaluation has, or each before a plain colour that the
+object lacks there; as 8-bit images, so that a run that is killed here goes on with the same
+numbers. Each view draws noise of its own.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -32,11 +34,12 @@ from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.redraw import redraw_images, redraw_steps
 from image_tools.personalization.class_images import read_image, write_image
 from image_tools.personalization.loop import batch_generator
-from image_tools.personalization.photo_cutouts import on_plain
+from image_tools.personalization.photo_cutouts import far_color, on_plain
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.cameras import Cameras, orbit_cameras
 from renderers.configs import CamerasConfig
 from renderers.materials import ALBEDO
+from renderers.outputs import RenderOutput
 from studio.configs import SceneConfig
 from studio.previews import preview_cameras
 from studio.run_folder import write_atomic
@@ -68,6 +71,8 @@ class PseudoViews:
     masks: Float[Tensor, "n h w 1"]
     """Opacity of the renders that they were made from."""
     cameras: Cameras
+    grounds: Float[Tensor, "n 3"] | None = None
+    """Plain colour around the object in each, where the grounds are known."""
 
 
 def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int) -> Cameras:
@@ -100,16 +105,23 @@ def render_views(
     folder: SubjectFolder,
     *,
     sees: Sequence[ConditionView] = (),
+    cutout: CutoutConfig | None = None,
 ) -> None:
-    """Write the renders and the opacity of all views, and what controls see of them."""
+    """Write the renders and the opacity of all views, and what controls see of them.
+
+    Grounds are those of evaluation, or colours where the views will be cut out onto colours.
+    """
     renderer.set_fraction(1.0)
     device = next(renderer.parameters()).device
     renders, masks = [], []
     seen: dict[ConditionView, list[Tensor]] = {kind: [] for kind in sees}
+    rng = np.random.default_rng(0 if cutout is None else cutout.seed)
     wants_normals = bool({"normals", "edges"} & set(sees))
     for start in range(0, len(cameras), AT_ONCE):
         views = cameras[slice(start, start + AT_ONCE)].to(device)
         output = renderer.render(views, shading=ALBEDO, with_normals=wants_normals)
+        if cutout is not None and cutout.ground == "colors":
+            output = output.over(_far_grounds(output, rng))
         renders.append(output.comp_rgb.cpu())
         masks.append(output.opacity.expand_as(output.comp_rgb).cpu())
         for kind, images in seen.items():
@@ -118,6 +130,15 @@ def render_views(
         write_images(folder.views(kind), torch.cat(images))
     write_images(folder.views("masks"), torch.cat(masks))
     write_images(folder.views("renders"), torch.cat(renders))  # last: they say that all is there
+
+
+def _far_grounds(output: RenderOutput, rng: np.random.Generator) -> Float[Tensor, "b 1 1 3"]:
+    """A colour for each view that the object does not show there."""
+    colors = [
+        far_color(image, mask[..., 0], rng)
+        for image, mask in zip(output.comp_rgb, output.opacity, strict=True)
+    ]
+    return torch.stack(colors)[:, None, None]
 
 
 def redraw_views(
@@ -223,11 +244,12 @@ def captions_of(prompts: ViewPromptsConfig, caption: str, cameras: Cameras) -> t
 def read_views(
     folder: SubjectFolder, cameras: Cameras, cutout: CutoutConfig | None = None
 ) -> PseudoViews:
-    """The views of a run, on white if they are cut out."""
+    """The views of a run, on plain grounds if they are cut out."""
     masks, images = read_images(folder.views("masks"))[..., :1], read_images(folder.views("pseudo"))
-    if cutout is not None:
-        images, _, _ = on_plain(images, torch.ones(images.shape[:3]), cutout, size=images.shape[1])
-    return PseudoViews(images, masks, cameras)
+    if cutout is None:
+        return PseudoViews(images, masks, cameras)
+    plain = on_plain(images, torch.ones(images.shape[:3]), cutout, size=images.shape[1])
+    return PseudoViews(plain.images, masks, cameras, plain.grounds)
 
 
 def widened(masks: Float[Tensor, "n h w 1"], margin: float) -> Float[Tensor, "n h w 1"]:

@@ -6,9 +6,11 @@ import logging
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from image_tools.personalization.photo_cutouts import on_plain
 from image_tools.personalization.photos import load_photos
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.vision.cutout_configs import CutoutConfig
@@ -104,3 +106,18 @@ def test_without_a_cutout_nothing_changes(tmp_path):
     photos = load_photos(tmp_path, size=SIZE)
     assert photos.masks is None
     assert float(photos.images[0, 0, 0, 2]) > 0.4
+
+
+@pytest.mark.parametrize("ground", ["white", "colors"])
+def test_grounds_are_those_around_the_subject(ground):
+    steps = torch.linspace(-1, 1, 64)
+    disc = (steps[:, None] ** 2 + steps[None] ** 2 < 0.3)[None, ..., None]
+    around = torch.tensor([[0.2, 0.3, 0.9], [0.1, 0.8, 0.2]])[:, None, None]
+    images = torch.where(disc, torch.tensor([0.9, 0.1, 0.1]), around)
+    images = torch.cat([images, torch.full((1, 64, 64, 3), 0.4)])  # in the last one is nothing
+    plain = on_plain(images, torch.ones(3, 64, 64), CutoutConfig(size=64, ground=ground), size=64)
+    assert plain.is_found.tolist() == [True, True, False]
+    torch.testing.assert_close(plain.images[:, 0, 0], plain.grounds, atol=0.01, rtol=0)
+    torch.testing.assert_close(plain.grounds[2], torch.full((3,), 0.4))
+    if ground == "white":
+        assert torch.equal(plain.grounds[:2], torch.ones(2, 3))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from renderers.cameras import orbit_cameras
+from renderers.outputs import RenderOutput
 from studio.subject.configs import ReconstructionConfig
 from studio.subject.reconstruction import Reconstruction, view_distance
 from studio.subject.views import PseudoViews, widened
@@ -118,3 +121,25 @@ def test_descending_it_paints_the_view():
         values.append(float(value.detach()))
     assert values[-1] < 0.2 * values[0]
     assert (renderer.pixels - loss.images[0]).abs().mean() < 0.05
+
+
+def test_renders_are_compared_before_the_grounds_of_the_views():
+    """A half-covered render is at no distance from a view on any ground, and white would be."""
+    half = torch.full((2, 16, 16, 1), 0.5)
+    red, white = torch.tensor([1.0, 0.0, 0.0]), torch.ones(3)
+
+    class Half:
+        """Stands where a renderer stands: half red before white."""
+
+        def render(self, cameras, *, shading):
+            return RenderOutput(0.5 * red + half * white, half, half, half * 0 + white)
+
+    grounds = torch.tensor([[0.1, 0.4, 0.9], [0.7, 0.6, 0.1]])
+    views = (0.5 * red + 0.5 * grounds)[:, None, None].expand(2, 16, 16, 3)
+    seen = replace(views_of(2), images=views, masks=ones(2).float(), grounds=grounds)
+    known, unknown = (
+        Reconstruction(CONFIG, views, seed=0, device=torch.device("cpu"))(Half(), 0)
+        for views in (seen, replace(seen, grounds=None))
+    )
+    assert float(known) == pytest.approx(0.0, abs=1e-6)
+    assert float(unknown) > 0.1

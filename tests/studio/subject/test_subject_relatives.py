@@ -12,11 +12,13 @@ from safetensors.torch import load_file
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.configs import RandomCamerasConfig
+from studio.config import load_scene
 from studio.run_folder import RunFolder
 from studio.runner import Runner
+from studio.scene_parts import build_renderer
 from studio.subject.configs import PseudoViewsConfig
-from studio.subject.folder import SubjectFolder, write_images
-from studio.subject.views import read_views, view_cameras
+from studio.subject.folder import SubjectFolder, read_images, write_images
+from studio.subject.views import read_views, render_views, view_cameras
 from tests.image_tools.tiny_unets import tiny_multiview_unet
 from tests.studio.conftest import start
 from tests.studio.subject.conftest import LORA
@@ -101,3 +103,28 @@ def test_views_are_read_on_white_where_they_are_cut_out(tmp_path):
     torch.testing.assert_close(plain, views, atol=0.01, rtol=0)
     assert torch.equal(cut[:, 0, 0], torch.ones(2, 3))
     torch.testing.assert_close(cut[:, 16, 16], views[:, 16, 16], atol=0.02, rtol=0)
+
+
+def test_views_are_rendered_and_read_on_colours_where_they_are_cut_out_onto_colours(
+    subject_scene, tmp_path
+):
+    """What the renders are drawn on differs by view, and what they are compared on is known."""
+    scene = load_scene(subject_scene).config
+    renderer = build_renderer(scene, 0, torch.Generator().manual_seed(0)).eval()
+    cameras = view_cameras(PseudoViewsConfig(count=2), scene.stages[0].cameras, size=32)
+    white, plain = SubjectFolder(tmp_path / "white"), SubjectFolder(tmp_path / "plain")
+    cutout = CutoutConfig(size=32, ground="colors")
+    render_views(renderer, cameras, white)
+    render_views(renderer, cameras, plain, cutout=cutout)
+    masks = read_images(plain.views("masks"))
+    assert torch.equal(masks, read_images(white.views("masks")))
+    on_white, on_colors = (read_images(folder.views("renders")) for folder in (white, plain))
+    # What shows through is white - colour, the same wherever the object is not.
+    ground = 1.0 - (on_white - on_colors)[:, :1, :1] / (1.0 - masks[:, :1, :1])
+    expected = on_white - (1.0 - masks) * (1.0 - ground)
+    torch.testing.assert_close(on_colors, expected, atol=0.02, rtol=0)
+    assert float((ground[0] - ground[1]).norm()) > 0.02
+    write_images(plain.views("pseudo"), on_colors)
+    views = read_views(plain, cameras, cutout)
+    assert views.grounds.shape == (2, 3)
+    torch.testing.assert_close(views.images[:, 0, 0], views.grounds, atol=0.02, rtol=0)
