@@ -3,9 +3,9 @@
     python -m benchmarks.personalization.run_3d --name pocket
     python -m benchmarks.personalization.run_3d --name quick --subjects rabbit --steps-scale 0.1
 
-Systems: ``dreambooth3d``; ``plain-prompt``, the class word with the same stages and no photos; and
-``full-dreambooth``, SDS with the fully trained weights, the baseline of the paper (arXiv
-2303.13508). Any preset or scene file of ``task: dreambooth3d`` can be another one.
+Systems: ``dreambooth3d`` and ``dreambooth3d-dco``; ``plain-prompt``, the class word with the same
+stages and no photos; and ``full-dreambooth``, SDS with the fully trained weights, the baseline of
+the paper (arXiv 2303.13508). Any other preset or scene file of ``task: dreambooth3d`` can be one.
 ``--steps-scale`` scales the steps of all trainings and stages, and so the time: 1 takes about a
 quarter of an hour of one core for an asset.
 
@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     add("--subjects", default=SIX, help="by commas")
     add(
         "--systems",
-        default="plain-prompt,full-dreambooth,dreambooth3d",
+        default="plain-prompt,full-dreambooth,dreambooth3d,dreambooth3d-dco",
         help="presets or scene files, by commas; the first: base",
     )
     add("--steps-scale", type=float, default=1.0, help="factor of the steps of everything")
