@@ -7,7 +7,9 @@ Where rows know from where an object is seen, the images count by the view:
     scale(azimuth) = scale (least + (1 - least) max(0, cos azimuth))
 
 so that a picture of the front does not become the back. With scale 0, outside of its part of the
-denoising, and for an empty choice of blocks the prediction is the inner prior's bit for bit.
+denoising, and for an empty choice of blocks the prediction is the inner prior's bit for bit. That
+holds for the LoRA of faceid variants too: where only some rows of a call are in that part of the
+denoising, the denoiser runs with the LoRA and without it, and each row is taken from its own.
 
     prior = IPAdapterPrior(prior, adapter, scale=0.6)
     prior.show(*encode_references(images, part="pooled", clip=clip))
@@ -16,12 +18,12 @@ denoising, and for an empty choice of blocks the prediction is the inner prior's
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from image_tools.diffusion.additions import DenoiserCall
@@ -114,6 +116,11 @@ class _Use:
     window: tuple[float, float]
     total: int
 
+    def acts_at(self, t: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+        """Whether timesteps are in the adapter's part of the denoising."""
+        done = 1.0 - t / self.total
+        return (done >= self.window[0]) & (done <= self.window[1])
+
 
 @dataclass(frozen=True)
 class ImagePromptAddition:
@@ -146,9 +153,8 @@ class ImagePromptAddition:
 
     def apply(self, call: DenoiserCall) -> DenoiserCall:
         """The call with attention to images, where some row has any at its timestep."""
-        use, done = self.use, 1.0 - call.t / self.use.total
-        is_inside = (done >= use.window[0]) & (done <= use.window[1])
-        scale = self.scale.to(call.latents) * is_inside.to(call.latents)
+        use = self.use
+        scale = self.scale.to(call.latents) * use.acts_at(call.t).to(call.latents)
         if not bool(scale.any()):
             return call
         shown = ShownImages(self.tokens.to(call.latents), scale, use.masks)
@@ -261,8 +267,8 @@ class IPAdapterPrior(ModifiedPrior):
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c s s"]:
         """The denoiser's output; rows without a role count as conditional."""
-        with self._lora_on():
-            return super().predict_output(latents, t, condition)
+        predict = partial(super().predict_output, latents, t, condition)
+        return self._with_lora(t, predict)
 
     def guided_noise(
         self,
@@ -280,16 +286,24 @@ class IPAdapterPrior(ModifiedPrior):
             uncond = uncond.expand(len(latents))
             views = cond.text.expand(len(latents)).azimuth_deg
             uncond = replace(uncond, text=uncond.text.seen_from(views))
-        with self._lora_on():
-            return super().guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
+        predict = partial(
+            super().guided_noise, latents, t, cond, uncond, guidance_scale, rescale=rescale
+        )
+        return self._with_lora(t, predict)
 
-    @contextmanager
-    def _lora_on(self) -> Iterator[None]:
-        if self.lora is None or not self.is_on:
-            yield
-            return
+    def _with_lora(
+        self, t: Int[Tensor, " b"], predict: Callable[[], Float[Tensor, "b c s s"]]
+    ) -> Float[Tensor, "b c s s"]:
+        """A prediction in whose rows the LoRA acts where the adapter does."""
+        acts = self._use.acts_at(t)
+        if self.lora is None or not self.is_on or not bool(acts.any()):
+            return predict()
         with self.lora.on():
-            yield
+            changed = predict()
+        if bool(acts.all()):
+            return changed
+        plain = predict()
+        return torch.where(acts.to(plain.device)[:, None, None, None], changed, plain)
 
 
 def _place(layer: str) -> tuple[str, int]:

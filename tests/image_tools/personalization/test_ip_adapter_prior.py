@@ -291,6 +291,31 @@ def test_the_lora_of_faces_acts_with_the_tool_alone(prior, files):
         tool.lora.remove()
 
 
+@torch.no_grad()
+def test_the_lora_of_faces_acts_in_the_tools_part_of_the_denoising(prior, files):
+    """Row by row: in a batch of a guidance rule each has a timestep of its own."""
+    config = IPAdapterConfig(
+        str(files / "faceid.bin"), identities=(str(files / "me.npy"),), start=0.5
+    )
+    tool = build_reference_tool(config, prior)
+    latents, t = latents_of()[0], torch.tensor([700, 300])
+    cond, uncond = prior.encode_prompt([PROMPT]), prior.encode_negative([""])
+    try:
+        assert torch.equal(guided(tool, t=700), guided(prior, t=700))
+        assert not torch.allclose(guided(tool, t=300), guided(prior, t=300), atol=1e-3)
+        mixed, plain = (
+            [p.guided_noise(latents, t, cond, uncond, SCALE), p.predict_output(latents, t, cond)]
+            for p in (tool, prior)
+        )
+        late = guided(tool, t=300)[1]
+        torch.testing.assert_close(mixed[0][1], late, atol=2e-5, rtol=1e-5)
+        for ours, theirs in zip(mixed, plain, strict=True):
+            assert torch.equal(ours[0], theirs[0])
+            assert not torch.allclose(ours[1], theirs[1], atol=1e-3)
+    finally:
+        tool.lora.remove()
+
+
 def test_a_prior_of_kind_referenced_is_the_same_tool(tiny_pipelines, prior, files):
     from image_tools.configs import DiffusersPriorConfig
 
