@@ -35,7 +35,7 @@ class ContextSettings:
 @dataclass(frozen=True)
 class StableVitonConfig:
     """StableVITON (arXiv 2312.01725): one garment, whose places the body's look for by
-    cross-attention. The prior is Stable Diffusion 1, whose VAE serves; words are not read."""
+    cross-attention. The prior is Stable Diffusion 1; words are not read."""
 
     model: str
     """The authors' checkpoint, VITONHD.ckpt, a .safetensors conversion of it, or a folder that a
@@ -44,7 +44,8 @@ class StableVitonConfig:
     """Folder of the CLIP vision model (openai/clip-vit-large-patch14)."""
     kind: Literal["stable_viton"] = "stable_viton"
     vae: str | None = None
-    """The VAE tuned on VITON-HD (VITONHD_VAE_finetuning.ckpt); empty for the prior's own."""
+    """The VAE tuned on VITON-HD (VITONHD_VAE_finetuning.ckpt); empty for the one in the model's
+    checkpoint, or the prior's where that has none."""
     start: StartLatents = "noise"
     """What sampling begins with. person repeats the released code, which shows the model a little
     of the picture that it shall make."""

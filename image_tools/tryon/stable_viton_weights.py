@@ -8,9 +8,11 @@
     cond_stage_model.{mapper,final_ln}          blocks of the context token
     proj_out, learnable_vector                  its projection, and the token for nothing
 
-What the forward pass does not use (the encoder's middle block, ``lastzc``) is left out. A VAE that
-was tuned along (first_stage_model.*) may be in a file of its own. The weights are released for
-non-commercial use. A .ckpt is opened as tensors alone (weights_only).
+    first_stage_model.*                         the VAE, which is tuned on VITON-HD
+
+What the forward pass does not use (the encoder's middle block, ``lastzc``) is left out. The tuned
+VAE is also in a file of its own, without prefix and with its training's ``loss.*``. The weights are
+released for non-commercial use. A .ckpt is opened as tensors alone (weights_only).
 
     model = read_stable_viton(config, prior, image_hw=(512, 384))
 """
@@ -49,7 +51,6 @@ from image_tools.vision.clip_images import ClipImages, load_clip_images
 __all__ = [
     "StableVitonTensors",
     "context_settings",
-    "from_original",
     "read_stable_viton",
     "read_vae",
     "seen_config",
@@ -58,6 +59,7 @@ __all__ = [
 ROLE = "StableVITON"
 UNET_PREFIX, ENCODER_PREFIX = "model.diffusion_model.", "control_model."
 CONTEXT_PREFIX, VAE_PREFIX = "cond_stage_model.", "first_stage_model."
+VAE_PARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 WARP_NAMES = {"warp_flow_blks.": "blocks.", "warp_zero_convs.": "zero_convs."}
 UNUSED = ("middle_block.", "lastzc.")
 SHOWN_KEYS = 5
@@ -103,16 +105,6 @@ class StableVitonTensors:
         }
 
 
-def from_original(path: Path, config: Mapping[str, Any]) -> StableVitonTensors:
-    """Read a checkpoint.
-
-    Raises:
-        WeightsMissing: absent or damaged; UnsafeWeights: a pickle with more than tensors in it.
-        UnsupportedModel: no StableVITON.
-    """
-    return StableVitonTensors(_read(path), config)
-
-
 def seen_config(base: nn.Module, latent_channels: int) -> dict[str, Any]:
     """Settings of the denoiser that sees a person, from those of Stable Diffusion's."""
     settings = {k: v for k, v in base.config.items() if not k.startswith("_")}
@@ -130,7 +122,8 @@ def read_stable_viton(
 
     Args:
         config: where the weights are.
-        prior: Stable Diffusion 1.4 or its like: its VAE, if no other is named, and schedule serve.
+        prior: Stable Diffusion 1.4 or its like: its schedule serves, and its VAE where neither the
+            config nor the checkpoint has one.
         image_hw: rows and columns of the pictures, 512 and 384 for the authors' weights.
         dtype: number format of the denoiser.
 
@@ -139,14 +132,21 @@ def read_stable_viton(
         UnsupportedModel: tensors of another design.
     """
     places = {name: adapter_path(path, role=f"method.{name}") for name, path in config.models()}
-    path = places["model"]
+    path, vae = places["model"], None
     clip = load_clip_images(places["image_encoder"], prior.device, dtype)
-    read = _read_folder if path.is_dir() else partial(_read_original, prior=prior, clip=clip)
-    unet, *others = read(path, dtype=dtype)
+    if path.is_dir():
+        unet, *others = _read_folder(path, dtype=dtype)
+    else:
+        tensors = _read(path)
+        unet, *others = _read_original(path, tensors, prior=prior, clip=clip, dtype=dtype)
+        own = _vae_tensors(tensors)
+        vae = _filled_vae(path, own, prior.vae) if own and "vae" not in places else None
+    if "vae" in places:
+        vae = read_vae(places["vae"], prior.vae)
     unet = unet.to(prior.device)
     encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in others)
     denoiser = TryOnDenoiser(
-        _with_vae(prior, places.get("vae")),
+        prior if vae is None else _with_vae(prior, vae),
         WarpedUnet(unet, encoder, warps),
         extra_channels=seen_channels(prior.latent_channels) + prior.latent_channels,
         image_hw=image_hw,
@@ -166,13 +166,18 @@ def _read_folder(path: Path, *, dtype: torch.dtype) -> tuple[nn.Module, ...]:
 
 
 def _read_original(
-    path: Path, *, prior: DiffusionPrior, clip: ClipImages, dtype: torch.dtype
+    path: Path,
+    content: Mapping[str, Tensor],
+    *,
+    prior: DiffusionPrior,
+    clip: ClipImages,
+    dtype: torch.dtype,
 ) -> tuple[nn.Module, ...]:
     """The networks of the authors' checkpoint."""
     from diffusers import UNet2DConditionModel
 
     settings = seen_config(prior.unet, prior.latent_channels)
-    tensors = from_original(path, settings)
+    tensors = StableVitonTensors(content, settings)
     build = partial(UNet2DConditionModel.from_config, settings)
     with torch.device("meta"):
         widths, context = warp_widths(build()), context_settings(clip, prior.unet)
@@ -201,19 +206,31 @@ def context_settings(clip: ClipImages, unet: nn.Module) -> ContextSettings:
 
 
 def read_vae(path: Path, like: nn.Module) -> nn.Module:
-    """A VAE of another checkpoint (first_stage_model.*) in the design of one that is there.
+    """A VAE of another checkpoint, alone in it or in a whole model, in the design of one there is.
 
     Raises:
         WeightsMissing: the file holds none.
         UnsupportedModel: one of another design.
     """
-    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-    tensors = {k: t for k, t in _read(path).items() if k.startswith(VAE_PREFIX)}
+    tensors = _vae_tensors(_read(path))
     if not tensors:
         raise WeightsMissing(
-            f"'{path}' holds no {VAE_PREFIX}*. Expected the VAE tuned on VITON-HD, or no vae."
+            f"'{path}' holds no VAE: neither {VAE_PREFIX}* nor {VAE_PARTS[0]}*. Expected the one "
+            "tuned on VITON-HD (VITONHD_VAE_finetuning.ckpt), or no vae."
         )
+    return _filled_vae(path, tensors, like)
+
+
+def _vae_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a VAE by their names in it; none where there is no VAE."""
+    own = _under(tensors, VAE_PREFIX) or tensors
+    return {key: tensor for key, tensor in own.items() if key.startswith(VAE_PARTS)}
+
+
+def _filled_vae(path: Path, tensors: Mapping[str, Tensor], like: nn.Module) -> nn.Module:
+    """A VAE of these tensors, original names, in the design and number format of another."""
+    from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
     settings = {k: v for k, v in like.config.items() if not k.startswith("_")}
     found = convert_ldm_vae_checkpoint(dict(tensors), settings)
     dtype = next(like.parameters()).dtype
@@ -225,13 +242,11 @@ def read_vae(path: Path, like: nn.Module) -> nn.Module:
     )
 
 
-def _with_vae(prior: DiffusionPrior, path: Path | None) -> DiffusionPrior:
-    """The prior, or one with another VAE."""
-    if path is None:
-        return prior
+def _with_vae(prior: DiffusionPrior, vae: nn.Module) -> DiffusionPrior:
+    """The prior with another VAE."""
     parts = PriorParts(
         unet=prior.unet,
-        vae=read_vae(path, prior.vae).to(prior.device),
+        vae=vae.to(prior.device),
         text=prior.text,
         scheduler_config=prior.scheduler_config,
         fingerprint=prior.fingerprint,

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from image_tools.diffusion.ldm_names import decoder_names, encoder_names, translate
 from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 from image_tools.tryon.stable_viton import StableViton
 from image_tools.tryon.stable_viton_configs import ContextSettings, StableVitonConfig
@@ -83,7 +86,7 @@ def original(parts: Mapping[str, nn.Module], config: Mapping) -> dict[str, Tenso
         **{f"control_model.{k}": t for k, t in control.items()},
         **{f"cond_stage_model.{k}": t for k, t in mapper.items()},
         **parts["head"].state_dict(),
-        "first_stage_model.encoder.conv_in.bias": torch.zeros(1),
+        "betas": torch.zeros(1),
         "lastzc.weight": torch.zeros(1),
     }
 
@@ -166,15 +169,56 @@ def test_a_tiny_checkpoint_is_read_back(tiny_pipelines, tmp_path) -> None:
     assert torch.equal(*outputs)
 
 
-def test_a_vae_of_another_checkpoint_takes_the_priors_place(tiny_pipelines, tmp_path) -> None:
+def moved_vae(tiny_pipelines, tmp_path) -> dict[str, Tensor]:
+    """A VAE that is not the prior's, by its original names."""
+    whole = load_file(write_single_file(tiny_pipelines["sd1"], tmp_path / "sd1.safetensors"))
+    prefix = "first_stage_model."
+    return {k.removeprefix(prefix): t + 0.5 for k, t in whole.items() if k.startswith(prefix)}
+
+
+def is_moved(vae: nn.Module, prior: DiffusionPrior) -> bool:
+    before = prior.vae.state_dict()
+    return all(torch.equal(t, before[k] + 0.5) for k, t in vae.state_dict().items())
+
+
+def test_the_tuned_vae_is_read_from_a_file_of_its_own_or_of_the_model(
+    tiny_pipelines, tmp_path
+) -> None:
+    """The authors' file has no prefixes, and its training's loss beside the VAE."""
     prior = load_folder(tiny_pipelines["sd1"], CPU)
-    path = write_single_file(tiny_pipelines["sd1"], tmp_path / "vae.safetensors")
-    vae = read_vae(path, prior.vae)
-    wanted = prior.vae.state_dict()
-    assert all(torch.equal(t, wanted[k]) for k, t in vae.state_dict().items())
+    own = moved_vae(tiny_pipelines, tmp_path)
+    alone = {
+        **own,
+        "loss.logvar": torch.zeros(()),
+        "loss.discriminator.main.0.bias": own["quant_conv.bias"],
+    }
+    torch.save({"state_dict": alone}, tmp_path / "alone.ckpt")
+    torch.save({f"first_stage_model.{k}": t for k, t in own.items()}, tmp_path / "whole.ckpt")
+    for name in ("alone", "whole"):
+        assert is_moved(read_vae(tmp_path / f"{name}.ckpt", prior.vae), prior)
     torch.save({"a": torch.zeros(1)}, tmp_path / "none.ckpt")
-    with pytest.raises(WeightsMissing, match="holds no first_stage_model"):
+    with pytest.raises(WeightsMissing, match=r"holds no VAE: neither first_stage_model\.\*"):
         read_vae(tmp_path / "none.ckpt", prior.vae)
+    del own["decoder.conv_out.bias"]
+    torch.save(own, tmp_path / "part.ckpt")
+    with pytest.raises(UnsupportedModel, match=r"decoder\.conv_out\.bias \(absent"):
+        read_vae(tmp_path / "part.ckpt", prior.vae)
+
+
+def test_the_checkpoints_own_vae_serves_unless_another_is_named(tiny_pipelines, tmp_path) -> None:
+    prior = load_folder(tiny_pipelines["sd1"], CPU)
+    model = tiny_viton(prior)
+    with torch.random.fork_rng(devices=[]):
+        mapper = ContextMapper(ContextSettings(model.parts.clip.width, 5, 16))
+    tensors = original({**parts_of(model), "mapper": mapper}, model.denoiser.unet.unet.config)
+    own = {f"first_stage_model.{k}": t for k, t in moved_vae(tiny_pipelines, tmp_path).items()}
+    torch.save({**tensors, **own}, tmp_path / "VITONHD.ckpt")
+    model.parts.clip.model.save_pretrained(tmp_path / "clip")
+    config = StableVitonConfig(str(tmp_path / "VITONHD.ckpt"), str(tmp_path / "clip"))
+    assert is_moved(read_stable_viton(config, prior, image_hw=SIZE).denoiser.vae, prior)
+    named = replace(config, vae=str(tmp_path / "sd1.safetensors"))
+    vae = read_stable_viton(named, prior, image_hw=SIZE).denoiser.vae
+    assert torch.equal(vae.quant_conv.weight, prior.vae.quant_conv.weight)
 
 
 def test_other_files_are_refused(tiny_pipelines, tmp_path) -> None:
