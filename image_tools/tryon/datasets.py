@@ -11,12 +11,15 @@ VITON-HD (arXiv 2103.16874) has people in tops:
 DressCode (arXiv 2204.08532) has people in everything, in a folder for each category:
 
     {upper_body,lower_body,dresses}/images/N_0.jpg, N_1.jpg    a person, their garment
-    .../masks/N_1.png, keypoints/N_2.json, label_maps/N_4.png (ATR), dense/N_5.png
+    .../masks/N_1.png, keypoints/N_2.json, label_maps/N_4.png (ATR)
+    .../dense/N_5.png                                          DensePose's part numbers
     .../dc_caption.txt                                         words; may be absent
     .../{train_pairs,test_pairs_paired,test_pairs_unpaired}.txt
 
 Training data are paired: each person with what they wear. Where a data set has no mask of what is
-painted anew, one is made of its maps (``image_tools/tryon/masks.py``).
+painted anew, one is made of its maps (``image_tools/tryon/masks.py``). DressCode's products are put
+on white by their masks, and its part numbers are painted in DensePose's colours, as the models see
+them.
 
     data = read_viton_hd(Path("zalando-hd"), "test", size=(512, 384), paired=False)
     sample = data.sample([0, 1])
@@ -38,9 +41,11 @@ from torch import Tensor
 
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.masks import BodyMaps, agnostic_mask
-from image_tools.tryon.masks_configs import MaskConfig
+from image_tools.tryon.masks_configs import MaskConfig, ParseLayout
+from image_tools.tryon.pictures import WHITE
 from image_tools.tryon.pose_files import read_keypoints
-from image_tools.tryon.samples import Garment, TryOnSample
+from image_tools.tryon.pose_maps import part_colors, part_labels
+from image_tools.tryon.samples import KEYPOINT_NAMES, Garment, TryOnSample
 from renderers.errors import StudioError
 
 __all__ = ["LIP_TO_ATR", "TryOnFolder", "read_dress_code", "read_viton_hd"]
@@ -53,7 +58,10 @@ CATEGORIES: dict[str, GarmentCategory] = {
 }
 DRESS_CODE_FRAME = (512, 384)
 """Rows and columns in which DressCode gives keypoints."""
-WORN = {"upper": (4,), "lower": (5, 6), "dress": (7,)}
+WORN: dict[ParseLayout, dict[GarmentCategory, tuple[int, ...]]] = {
+    "atr": {"upper": (4,), "lower": (5, 6), "dress": (7,)},
+    "lip": {"upper": (5, 6, 7)},  # VITON-HD's tops may be called dresses and coats
+}
 LIP_TO_ATR = (0, 1, 2, 0, 3, 4, 7, 4, 0, 6, 11, 17, 5, 11, 14, 15, 12, 13, 9, 10)
 """ATR's class for each of LIP's; coats are tops, VITON-HD's necks faces, socks and gloves nothing.
 """
@@ -81,13 +89,15 @@ class TryOnFolder:
     entries: tuple[_Entry, ...]
     size: tuple[int, int]
     """Rows and columns that pictures are brought to."""
-    parse_to_atr: tuple[int, ...] | None
-    """ATR's class of each label; None where labels are ATR's."""
+    layout: ParseLayout
+    """What the numbers of its label maps mean."""
     read_keypoints: Callable[[Path, tuple[int, int]], Float[Tensor, "18 3"]]
     masks: MaskConfig
     """How masks are made where there are none."""
     paired: bool
     """People wear the garments that come with them."""
+    products_on_white: bool
+    """Products are cut out by their masks, as the data set's authors read them."""
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -103,9 +113,12 @@ class TryOnFolder:
         person = torch.cat([self._picture(entry.person) for entry in chosen])
         products = torch.cat([self._picture(entry.product) for entry in chosen])
         product_masks = torch.cat([self._mask(entry.product_mask) for entry in chosen])
-        parse = torch.cat([self._labels(entry.parse) for entry in chosen])
+        if self.products_on_white:
+            products = torch.lerp(torch.full_like(products, WHITE), products, product_masks)
+        labels = torch.cat([self._labels(entry.parse) for entry in chosen])
         points = [self.read_keypoints(e.keypoints, _size_of(e.person)) for e in chosen]
-        worn = [torch.isin(p, torch.tensor(WORN[e.category])) for p, e in zip(parse, chosen)]
+        wanted = [torch.tensor(WORN[self.layout][entry.category]) for entry in chosen]
+        worn = [torch.isin(own, numbers) for own, numbers in zip(labels, wanted, strict=True)]
         garment = Garment(
             products,
             tuple(entry.category for entry in chosen),
@@ -115,18 +128,20 @@ class TryOnFolder:
         return TryOnSample(
             person,
             (garment,),
-            torch.stack([self._anew(*given) for given in zip(chosen, parse, points)]),
+            torch.stack([self._anew(*given) for given in zip(chosen, labels, points, strict=True)]),
             captions=tuple(entry.caption for entry in chosen) if self.paired else (),
-            densepose=torch.cat([self._picture(entry.densepose) for entry in chosen]),
+            densepose=torch.cat([self._parts(entry.densepose) for entry in chosen]),
             keypoints=torch.stack(points),
-            parse=parse,
+            parse=self._as_atr(labels),
             worn_mask=torch.stack(worn).float()[..., None] if self.paired else None,
         )
 
-    def _anew(self, entry: _Entry, parse: Tensor, keypoints: Tensor) -> Float[Tensor, "h w 1"]:
+    def _anew(self, entry: _Entry, labels: Tensor, keypoints: Tensor) -> Float[Tensor, "h w 1"]:
         if entry.mask is not None:
             return self._mask(entry.mask)[0]
-        body = BodyMaps(parse.numpy(), "atr", keypoints.numpy())
+        needs_parts = self.masks.algorithm == "cat_vton"
+        parts = part_labels(self._parts(entry.densepose))[0].numpy() if needs_parts else None
+        body = BodyMaps(labels.numpy(), self.layout, keypoints.numpy(), parts)
         area = agnostic_mask(body, entry.category, self.masks)
         return torch.from_numpy(area)[..., None].float()
 
@@ -142,13 +157,26 @@ class TryOnFolder:
         sized = F.interpolate(levels, self.size, mode="nearest")
         return (sized > 127.0).float().movedim(1, -1)
 
+    def _parts(self, path: Path) -> Float[Tensor, "1 h w 3"]:
+        """Body parts in colours, in which the picture has them or a number for each."""
+        if _pixels(path, None).ndim == 3:
+            return self._picture(path)
+        return part_colors(self._labels(path))
+
     def _labels(self, path: Path) -> Int[Tensor, "1 h w"]:
         # Label maps have palettes, or none; their numbers are what counts.
         labels = torch.from_numpy(_pixels(path, None).astype(np.int64))
-        labels = F.interpolate(labels[None, None].float(), self.size, mode="nearest").long()[0]
-        if self.parse_to_atr is None:
+        if labels.ndim != 2:
+            raise StudioError(
+                f"'{path}' has colours - expected a number for each pixel, as the data set is "
+                "published; unpack it again."
+            )
+        return F.interpolate(labels[None, None].float(), self.size, mode="nearest").long()[0]
+
+    def _as_atr(self, labels: Int[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
+        if self.layout == "atr":
             return labels
-        return torch.tensor(self.parse_to_atr)[labels.clamp(max=len(self.parse_to_atr) - 1)]
+        return torch.tensor(LIP_TO_ATR)[labels.clamp(max=len(LIP_TO_ATR) - 1)]
 
 
 def read_viton_hd(
@@ -191,7 +219,9 @@ def read_viton_hd(
             )
         )
     masks = masks or MaskConfig("viton_hd")
-    return TryOnFolder(tuple(entries), size, LIP_TO_ATR, _open_pose, masks, paired)
+    return TryOnFolder(
+        tuple(entries), size, "lip", _open_pose, masks, paired, products_on_white=False
+    )
 
 
 def read_dress_code(
@@ -234,7 +264,9 @@ def read_dress_code(
                 )
             )
     masks = masks or MaskConfig("viton_hd", arm_width=45.0)
-    return TryOnFolder(tuple(entries), size, None, _dress_code_points, masks, paired)
+    return TryOnFolder(
+        tuple(entries), size, "atr", _dress_code_points, masks, paired, products_on_white=True
+    )
 
 
 def _pairs(path: Path) -> list[tuple[str, str]]:
@@ -274,8 +306,14 @@ def _open_pose(path: Path, size: tuple[int, int]) -> Float[Tensor, "18 3"]:
 
 
 def _dress_code_points(path: Path, size: tuple[int, int]) -> Float[Tensor, "18 3"]:
-    numbers = json.loads(path.read_text(encoding="utf-8"))["keypoints"]
-    points = torch.tensor(numbers, dtype=torch.float32)[:, :2]
+    try:
+        numbers = json.loads(path.read_text(encoding="utf-8"))["keypoints"]
+        points = torch.tensor(numbers, dtype=torch.float32).reshape(len(KEYPOINT_NAMES), -1)[:, :2]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise StudioError(
+            f"Keypoints in '{path}' cannot be read ({type(error).__name__}: {error}) - expected "
+            f"DressCode's JSON: keypoints, {len(KEYPOINT_NAMES)} rows of x and y."
+        ) from error
     return _as_shares(points, DRESS_CODE_FRAME)
 
 

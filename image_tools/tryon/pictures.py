@@ -9,7 +9,7 @@ from torch import Tensor
 
 from renderers.errors import StudioError, check_shape
 
-__all__ = ["cut_out", "fitted"]
+__all__ = ["WHITE", "cut_out", "fitted"]
 
 WHITE, GREY = 1.0, 0.5
 

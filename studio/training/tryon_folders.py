@@ -133,7 +133,7 @@ def _dress_code_person(folder: Path, number: str, pairs: Pairs, row: int) -> Non
     points = keypoint_shares(pairs)[row]
     size = tuple(worn.rgb.shape[1:3])
     _save(folder / "skeletons" / f"{number}_5.jpg", skeleton(points[None], size)[0])
-    _save(folder / "dense" / f"{number}_5.png", part_colors(worn.densepose[row][None])[0])
+    _save_labels(folder / "dense" / f"{number}_5.png", worn.densepose[row])
     uv = worn.uv[row].movedim(-1, 0).cpu().numpy().astype(np.float32)
     np.savez_compressed(folder / "dense" / f"{number}_5_uv.npz", uv=uv)
     height, width = DRESS_CODE_FRAME

@@ -122,6 +122,7 @@ def test_dress_code_is_read_as_it_was_drawn(pairs, dress_code) -> None:
     sample = data.sample(range(len(data)))
     rows = torch.stack(order)
     assert torch.equal(sample.parse, pairs.worn.atr[rows])
+    assert torch.equal(sample.densepose, part_colors(pairs.worn.densepose[rows]))
     assert sample.captions == tuple(pairs.captions[k] for k in rows.tolist())
     assert sample.garments[0].categories == tuple(
         ("upper", "lower", "dress")[int(pairs.wardrobe.target[k])] for k in rows
