@@ -11,10 +11,12 @@ s_t is the guidance scale that samplers and guidance rules pass, s_g belongs to 
 authors take 4 and 2. eps(0, 0) sees features of zeros. (In the released code s_g cannot be changed
 from the command line; here it can.)
 
+    generator = portrait_denoiser(prior, prior.unet, image_hw=(768, 576))
     prior = BootCompPrior(generator, read_unet(Path("bootcomp/comp")), [shirt, trousers])
     images = sample_portraits(prior, cond, uncond, generators=generators, config=config)
 
-Without garments the generator predicts, bit for bit.
+The authors draw with a schedule whose last timestep is pure noise (arXiv 2305.08891), as does
+:func:`portrait_denoiser`. Without garments the generator predicts, bit for bit.
 """
 
 from __future__ import annotations
@@ -28,18 +30,21 @@ from torch import Tensor, nn
 
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
 from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
+from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.two_scales import GuidanceScales, TwoScaleBranches, two_scale_noise
 from image_tools.tryon.bootcomp_configs import WORDS
+from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.pictures import fitted
 from image_tools.tryon.refbank import BankAddition, ReferenceBank, check_bank_fits, record_bank
 from image_tools.tryon.samples import Garment
 from renderers.errors import StudioError
 
-__all__ = ["BootCompPrior", "clean_features", "garment_bank", "word_for"]
+__all__ = ["BootCompPrior", "clean_features", "garment_bank", "portrait_denoiser", "word_for"]
 
 PROMPT = "A photo of {}"
+ZERO_SIGNAL = {"rescale_betas_zero_snr": True}
 
 
 class BootCompPrior(ModifiedPrior):
@@ -113,6 +118,22 @@ class BootCompPrior(ModifiedPrior):
         bank = self.bank.repeated(rows).scaled(sees.reshape(-1, 1, 1))
         condition = condition.expand(rows)
         return replace(condition, additions=(*condition.additions, BankAddition(bank)))
+
+
+def portrait_denoiser(
+    prior: DiffusionPrior, unet: nn.Module, *, image_hw: tuple[int, int]
+) -> TryOnDenoiser:
+    """A text-to-image denoiser for pictures of one size, with the schedule of BootComp's authors.
+
+    Args:
+        prior: whose VAE, text encoders and betas serve.
+        unet: the prior's own, or BootComp's decomposition network.
+        image_hw: height and width of the pictures.
+    """
+    schedule = {**prior.scheduler_config, **ZERO_SIGNAL}
+    return TryOnDenoiser(
+        prior, unet, extra_channels=0, image_hw=image_hw, scheduler_config=schedule
+    )
 
 
 def word_for(category: GarmentCategory) -> str:

@@ -8,7 +8,7 @@ and noisy rows read what they left (``refbank``): the same predictions for half 
 
 "No garment" in guidance is the picture whose latents are zero, whose features are not.
 
-    prior = DecompositionPrior(TryOnDenoiser(plain, unet, extra_channels=0, image_hw=(512, 384)))
+    prior = DecompositionPrior(portrait_denoiser(plain, unet, image_hw=(512, 384)))
     prior.show(cut_out(photos, masks, (512, 384)))
     products = product_views(prior, ["upper"], generators=[generator])
 """

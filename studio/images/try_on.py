@@ -21,7 +21,7 @@ from image_tools.diffusion.lora_apply import attach_to_prior
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.pocket.paths import adapter_files, adapter_path
-from image_tools.tryon.bootcomp import BootCompPrior
+from image_tools.tryon.bootcomp import BootCompPrior, portrait_denoiser
 from image_tools.tryon.bootcomp_configs import BootCompConfig
 from image_tools.tryon.cat_vton import CAT_CHANNELS, CatVtonPrior
 from image_tools.tryon.cat_vton_configs import CatVtonConfig
@@ -187,7 +187,7 @@ def _generator(prior: DiffusionPrior, config: TryOnConfig) -> BootCompPrior:
     """The scene's prior, for portraits, with an encoder of garments beside it."""
     folder = adapter_path(config.method.encoder, role="method.encoder")
     encoder = read_unet(folder, prior.dtype, role="method.encoder")
-    portraits = TryOnDenoiser(prior, prior.unet, extra_channels=0, image_hw=config.size)
+    portraits = portrait_denoiser(prior, prior.unet, image_hw=config.size)
     scale = config.method.garment_scale
     return BootCompPrior(portraits, encoder.to(prior.device), garment_scale=scale)
 

@@ -18,7 +18,7 @@ from image_tools.diffusion.multiview import MultiViewPrior
 from image_tools.diffusion.prior import PriorParts
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.references import build_reference_tool, reference_files
-from image_tools.tryon.bootcomp import BootCompPrior
+from image_tools.tryon.bootcomp import BootCompPrior, portrait_denoiser
 from image_tools.tryon.bootcomp_configs import GarmentsConfig
 from image_tools.tryon.bootcomp_pairs import bootstrap_garments, is_faithful
 from image_tools.tryon.decomposition import DecompositionPrior, product_views
@@ -85,6 +85,17 @@ def test_without_garments_the_generator_predicts_bit_for_bit(prior):
     arguments = call(prior)
     assert torch.equal(bare.guided_noise(*arguments, 4.0), prior.guided_noise(*arguments, 4.0))
     assert torch.equal(bare.predict_noise(*arguments[:3]), prior.predict_noise(*arguments[:3]))
+
+
+def test_portraits_are_drawn_with_the_authors_schedule(prior):
+    """DDPM whose last timestep is pure noise; x0 can still be had from eps there."""
+    from diffusers import DDPMScheduler
+
+    portraits = portrait_denoiser(prior, prior.unet, image_hw=SIZE)
+    stock = DDPMScheduler.from_config(prior.scheduler_config, rescale_betas_zero_snr=True)
+    assert torch.allclose(portraits.alphas_cumprod[:-1], stock.alphas_cumprod[:-1], atol=1e-6)
+    assert 0.0 < float(portraits.alphas_cumprod[-1]) < 1e-6 < float(prior.alphas_cumprod[-1])
+    assert portraits.image_hw == SIZE
 
 
 def test_guidance_has_three_branches(prior, dressed):
