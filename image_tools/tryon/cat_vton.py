@@ -108,7 +108,7 @@ class CatVtonPrior(ModifiedPrior):
             StudioError: there are several garments.
         """
         denoiser = self.denoiser
-        sample = sample.to(denoiser.device)
+        sample = sample.to(denoiser.device).hardened
         garment = fitted(sample.only_garment(model=MODEL).images, denoiser.image_hw)
         mask = latent_mask(sample.mask, denoiser.latent_stride)
         person = denoiser.encode_images(sample.agnostic)

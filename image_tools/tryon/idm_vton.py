@@ -207,8 +207,7 @@ def person_channels(denoiser: TryOnDenoiser, sample: TryOnSample) -> Float[Tenso
     Raises:
         ShapeError: pictures are not of the denoiser's size.
     """
-    sample = sample.to(denoiser.device)
-    sample = replace(sample, mask=(sample.mask > 0.5).to(sample.person))  # it knows no soft ones
+    sample = sample.to(denoiser.device).hardened
     parts = sample.densepose
     pose = torch.zeros_like(sample.person) if parts is None else parts
     latents = (denoiser.encode_images(pictures) for pictures in (sample.agnostic, pose))

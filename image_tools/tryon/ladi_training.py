@@ -37,6 +37,7 @@ from image_tools.tryon.ladi_configs import (
     LadiTrainingConfig,
 )
 from image_tools.tryon.ladi_vton import ladi_channels, pseudo_words
+from image_tools.tryon.ladi_warp import MODEL
 from image_tools.tryon.ladi_words import InversionAdapter, describe
 from image_tools.tryon.perceptual import PictureDistance
 from image_tools.tryon.samples import TryOnBatches, TryOnSample
@@ -217,7 +218,7 @@ def _spoken(
 
     Dropout draws from torch's default generator, which is seeded for it and then restored.
     """
-    garment = sample.garments[0]
+    garment = sample.only_garment(model=MODEL).sized(sample.size)
     seed = int(torch.randint(2**31, (1,), generator=generator))
     devices = [denoiser.device] if denoiser.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):

@@ -69,7 +69,7 @@ def ladi_channels(
         no_warp: rows without the bent garment; none by default.
         no_pose: rows without the pose.
     """
-    device = denoiser.device
+    device, sample = denoiser.device, sample.hardened
     warped = denoiser.encode_images(sample.need("warped", model=MODEL).to(device))
     heat = heat_maps(sample.need("keypoints", model=MODEL).to(device), sample.size)
     pose = F.interpolate(heat, denoiser.latent_hw, mode="bilinear")
@@ -112,9 +112,13 @@ class LadiVton:
 
     @torch.no_grad()
     def conditions(self, sample: TryOnSample) -> tuple[Condition, Condition]:
-        """With and without words, bent garment and pose, a row for each person."""
+        """With and without words, bent garment and pose, a row for each person.
+
+        Raises:
+            StudioError: keypoints are absent, or there are several garments.
+        """
         sample = self.bent(sample)
-        garment, rows = sample.garments[0], len(sample)
+        garment, rows = sample.only_garment(model=MODEL).sized(sample.size), len(sample)
         words = pseudo_words(self.parts.clip, self.parts.adapter, garment)
         text = describe(self.denoiser.text, garment.categories, words).to(self.denoiser.device)
         nothing: TextEmbedding = self.denoiser.encode_negative([""]).expand(rows)
@@ -133,7 +137,8 @@ class LadiVton:
     ) -> Float[Tensor, "b h w 3"]:
         """The people in the garments, one picture for each person and generator."""
         cond, uncond = self.conditions(sample)
-        with self.prior.showing(sample.agnostic, sample.mask):
+        seen = sample.hardened
+        with self.prior.showing(seen.agnostic, seen.mask):
             images = sample_portraits(
                 self.prior, cond, uncond, generators=generators, config=config
             )

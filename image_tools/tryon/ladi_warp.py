@@ -30,12 +30,13 @@ class WarpInputs:
         """Read a sample.
 
         Raises:
-            StudioError: it has no keypoints.
+            StudioError: it has no keypoints, or several garments.
         """
         keypoints = sample.need("keypoints", model=MODEL).to(device)
-        agnostic = sample.agnostic.to(device).movedim(-1, 1) * 2.0 - 1.0
+        agnostic = sample.hardened.agnostic.to(device).movedim(-1, 1) * 2.0 - 1.0
         self.person = torch.cat([agnostic, heat_maps(keypoints, sample.size)], dim=1)
-        self.garment = sample.garments[0].images.to(device).movedim(-1, 1) * 2.0 - 1.0
+        garment = sample.only_garment(model=MODEL).sized(sample.size)
+        self.garment = garment.images.to(device).movedim(-1, 1) * 2.0 - 1.0
 
     def small(self, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Garment and person at another size."""

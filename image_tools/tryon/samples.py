@@ -5,6 +5,9 @@ where the picture is painted anew and 0 where it is kept, for every model: those
 with the opposite turn it round themselves. What a model does not need may be absent; one that needs
 it says so by :meth:`TryOnSample.need`.
 
+The models know only masks of zeros and ones (:attr:`TryOnSample.hardened`); a soft one blends the
+pictures at its rim when they are pasted back.
+
     sample = TryOnSample(person, (Garment(shirt, ("upper",), ("a red shirt",)),), mask)
     result = sample.paste_back(images)
 """
@@ -20,6 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from image_tools.tryon.garment_configs import GarmentCategory
+from image_tools.tryon.pictures import fitted
 from renderers.errors import ShapeError, StudioError, check_shape
 
 __all__ = ["KEYPOINT_NAMES", "Garment", "TryOnBatches", "TryOnSample"]
@@ -61,6 +65,15 @@ class Garment:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def sized(self, size: tuple[int, int]) -> Garment:
+        """The same in pictures of a height and width, on white and not stretched."""
+        if tuple(self.images.shape[1:3]) == tuple(size):
+            return self
+        masks = self.masks
+        if masks is not None:
+            masks = fitted(masks.expand(-1, -1, -1, 3), size, around=0.0)[..., :1]
+        return replace(self, images=fitted(self.images, size), masks=masks)
 
     def select(self, rows: Int[Tensor, " selected"]) -> Garment:
         """Rows by index, in the order given; an index may repeat."""
@@ -129,6 +142,11 @@ class TryOnSample:
     def agnostic(self) -> Float[Tensor, "b h w 3"]:
         """The people without what is painted anew, which is grey."""
         return torch.lerp(self.person, torch.full_like(self.person, GREY), self.mask)
+
+    @property
+    def hardened(self) -> TryOnSample:
+        """With a mask of zeros and ones; from a half on it is one."""
+        return replace(self, mask=(self.mask >= 0.5).to(self.mask))
 
     def need(self, name: str, *, model: str) -> Tensor:
         """A part that a model cannot do without.

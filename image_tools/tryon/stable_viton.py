@@ -62,11 +62,12 @@ def viton_channels(denoiser: TryOnDenoiser, sample: TryOnSample) -> ExtraChannel
     """Person, mask, body parts and garment.
 
     Raises:
-        StudioError: the sample has no body parts.
+        StudioError: the sample has no body parts, or several garments.
     """
-    device = denoiser.device
+    device, sample = denoiser.device, sample.hardened
     densepose = sample.need("densepose", model=MODEL).to(device)
-    pictures = (sample.agnostic.to(device), densepose, sample.garments[0].images.to(device))
+    product = sample.only_garment(model=MODEL).sized(sample.size)
+    pictures = (sample.agnostic.to(device), densepose, product.images.to(device))
     person, parts, garment = (denoiser.encode_images(picture) for picture in pictures)
     mask = keep_mask(sample.mask.to(device), denoiser.latent_hw)
     return ExtraChannels(torch.cat([person, mask, parts, garment], dim=1))
@@ -95,9 +96,14 @@ class StableViton:
 
     @torch.no_grad()
     def conditions(self, sample: TryOnSample) -> tuple[Condition, Condition]:
-        """With the garment's token and with that for nothing, a row for each person."""
+        """With the garment's token and with that for nothing, a row for each person.
+
+        Raises:
+            StudioError: the sample has no body parts, or several garments.
+        """
         channels = (viton_channels(self.denoiser, sample),)
-        told = TextEmbedding(self.parts.context(sample.garments[0]))
+        garment = sample.only_garment(model=MODEL).sized(sample.size)
+        told = TextEmbedding(self.parts.context(garment))
         nothing = TextEmbedding(self.parts.head.nothing(len(sample)))
         return Condition(told, additions=channels), Condition(nothing, additions=channels)
 

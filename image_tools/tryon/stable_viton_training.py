@@ -59,7 +59,8 @@ class StableVitonLoss:
         with torch.no_grad():
             latents = draw_latents(denoiser, sample.person, generator)
             channels = viton_channels(denoiser, sample)
-        told = TextEmbedding(self.parts.context(sample.garments[0]))
+        garment = sample.only_garment(model=MODEL).sized(sample.size)
+        told = TextEmbedding(self.parts.context(garment))
         text = told.lerp(TextEmbedding(self.parts.head.nothing(len(sample))), is_dropped)
         noisy = draw_noisy(denoiser, latents, generator)
         blocks = config.atv_blocks if config.atv_weight else ()

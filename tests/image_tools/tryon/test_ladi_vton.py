@@ -116,6 +116,32 @@ def test_a_widened_denoiser_predicts_as_before(tiny_pipelines, sample) -> None:
     assert torch.allclose(found, prior.predict_output(latents, t, text), atol=1e-6)
 
 
+@torch.no_grad()
+def test_product_pictures_of_any_size_are_seen_whole(model) -> None:
+    plain = replace(tiny_sample(size=SIZE), warped=None)
+    shirt = plain.garments[0]
+    wide = replace(shirt, images=torch.rand(2, 9, 40, 3, generator=generators()[0]))
+    found, wanted = (
+        model.conditions(replace(plain, garments=(one,)))[0] for one in (wide, wide.sized(SIZE))
+    )
+    assert torch.equal(found.text.tokens, wanted.text.tokens)
+    assert torch.equal(found.additions[0].channels, wanted.additions[0].channels)
+
+
+def test_masks_are_seen_hard(model, sample) -> None:
+    soft = replace(sample, mask=sample.mask * 0.75)
+    channels = [ladi_channels(model.denoiser, one).channels for one in (soft, sample)]
+    assert torch.equal(*channels)
+
+
+def test_several_garments_are_refused(model, sample) -> None:
+    many = replace(sample, garments=sample.garments * 2)
+    with pytest.raises(StudioError, match="LaDI-VTON got 2 garments for each person"):
+        model.conditions(many)
+    with pytest.raises(StudioError, match="LaDI-VTON got 2 garments for each person"):
+        model.bent(replace(many, warped=None))
+
+
 def test_a_sample_without_keypoints_is_refused(model, sample) -> None:
     with pytest.raises(StudioError, match="LaDI-VTON needs the people's keypoints"):
         model.conditions(replace(sample, keypoints=None))

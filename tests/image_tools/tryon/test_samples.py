@@ -27,6 +27,29 @@ def test_what_is_painted_anew_is_grey_and_the_rest_is_kept():
     assert torch.equal(nothing.paste_back(painted), sample.person)
 
 
+def test_soft_masks_are_hardened_from_a_half_on():
+    sample = tiny_sample()
+    soft = sample.mask.clone()
+    soft[:, 0, :3, 0] = torch.tensor([0.49, 0.5, 0.9])
+    hard = replace(sample, mask=soft).hardened
+    assert hard.mask[0, 0, :3, 0].tolist() == [0.0, 1.0, 1.0]
+    assert torch.equal(sample.hardened.mask, sample.mask)
+
+
+def test_garments_are_brought_to_a_size_on_white_and_not_stretched():
+    shirt = tiny_sample().garments[0]
+    assert shirt.sized((32, 16)) is shirt
+    wide = replace(shirt, images=torch.zeros(2, 8, 16, 3), masks=torch.ones(2, 8, 16, 1)).sized(
+        (32, 16)
+    )
+    assert wide.images.shape == (2, 32, 16, 3)
+    rows = torch.arange(32)
+    is_shown = (rows >= 12) & (rows < 20)
+    assert bool((wide.images[:, is_shown] == 0.0).all())
+    assert bool((wide.images[:, ~is_shown] == 1.0).all())
+    assert torch.equal(wide.masks[0, :, 0, 0], is_shown.float())
+
+
 def test_rows_are_selected_with_their_words():
     sample = tiny_sample(rows=3)
     shirts = replace(sample.garments[0], captions=("a", "b", "c"))

@@ -195,6 +195,21 @@ def test_unguided_sampling_asks_the_denoiser_once_a_step(model, sample) -> None:
     assert model.denoiser.denoiser_evaluations - before == 2 * 2
 
 
+def test_masks_are_seen_hard_and_products_whole(model, sample) -> None:
+    shirt = sample.garments[0]
+    wide = replace(shirt, images=torch.rand(2, 9, 40, 3, generator=generators()[0]))
+    other = replace(sample, mask=sample.mask * 0.75, garments=(wide,))
+    known = replace(sample, garments=(wide.sized(sample.size),))
+    found, wanted = (model.conditions(one)[0] for one in (other, known))
+    assert torch.equal(found.additions[0].channels, wanted.additions[0].channels)
+    assert torch.equal(found.text.tokens, wanted.text.tokens)
+
+
+def test_several_garments_are_refused(model, sample) -> None:
+    with pytest.raises(StudioError, match="StableVITON got 2 garments for each person"):
+        model.conditions(replace(sample, garments=sample.garments * 2))
+
+
 def test_a_sample_without_body_parts_is_refused(model, sample) -> None:
     with pytest.raises(StudioError, match="StableVITON needs the people's densepose"):
         model.conditions(replace(sample, densepose=None))
