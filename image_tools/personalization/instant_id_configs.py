@@ -103,9 +103,10 @@ class InstantIDConfig(ReferenceToolSettings):
         ]
 
     def models(self) -> list[tuple[str, str]]:
-        """InstantID's folder and more ControlNets."""
+        """InstantID's folder, the embedding and more ControlNets."""
+        person = [] if self.identity is None else [("identity", self.identity)]
         nets = [(f"nets.{k}.weights", net.weights) for k, net in enumerate(self.nets)]
-        return [("weights", self.weights), *nets]
+        return [("weights", self.weights), *person, *nets]
 
     def scene_problems(self) -> list[str]:
         """A 3D scene has cameras around it, and one photo's pose fits one of them."""

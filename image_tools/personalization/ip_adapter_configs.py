@@ -73,7 +73,8 @@ class IPAdapterConfig(ReferenceToolSettings):
     that was trained here. Its variant is read from the file."""
     kind: Literal["ip_adapter"] = "ip_adapter"
     images: tuple[str, ...] = ()
-    """Pictures to go by, one or more; for adapters of faces alone none is needed."""
+    """Pictures to go by, one or more; for adapters of faces alone none is needed. With identities
+    for a faceid_plus: the same faces, cut out and upright."""
     image_encoder: str | None = None
     """Folder of the CLIP vision model that the adapter was trained with (models/image_encoder of
     h94/IP-Adapter); adapters of faces alone need none."""
@@ -105,7 +106,8 @@ class IPAdapterConfig(ReferenceToolSettings):
     """What 3D scenes show to their sides and back."""
     structure: float | None = None
     """For faceid_plus: factor of the face's structure beside its identity in version 2 of the
-    weights (1 as published); empty for version 1, which knows no such sum."""
+    weights (1 as published); empty for version 1, which knows no such sum. Files do not tell their
+    version, but public names do: with plusv2 in the name it must be given."""
     lora_scale: float = 1.0
     """For faceid variants: factor of the LoRA in the file."""
 
@@ -139,9 +141,10 @@ class IPAdapterConfig(ReferenceToolSettings):
         ]
 
     def models(self) -> list[tuple[str, str]]:
-        """The adapter and its image encoder."""
+        """The adapter, its image encoder and embeddings."""
         encoder = [] if self.image_encoder is None else [("image_encoder", self.image_encoder)]
-        return [("weights", self.weights), *encoder]
+        faces = [(f"identities.{k}", path) for k, path in enumerate(self.identities)]
+        return [("weights", self.weights), *encoder, *faces]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from torch import Tensor
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.ip_adapter import IPAdapter
-from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
+from image_tools.personalization.ip_adapter_configs import IPAdapterConfig, IPVariant
 from image_tools.personalization.ip_adapter_files import read_ip_adapter
 from image_tools.personalization.ip_adapter_lora import SwitchedLora
 from image_tools.personalization.ip_adapter_prior import IPAdapterPrior
@@ -30,6 +31,9 @@ from image_tools.vision.identity_files import check_identity, read_identity
 
 __all__ = ["load_ip_adapter_prior"]
 
+# What the names of public files say, and their tensors do not.
+SECOND_VERSION = "plusv2"
+
 
 def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPAdapterPrior:
     """A prior with the adapter, the images and the faces that a config names.
@@ -41,6 +45,7 @@ def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPA
     """
     path = adapter_path(config.weights, role="IP-Adapter")
     file = read_ip_adapter(path, prior.unet, prior.dtype, structure=config.structure)
+    _check_variant(config, file.adapter.image_proj.variant)
     adapter, device = file.adapter.to(prior.device), prior.device
     present, absent = _features(config, adapter, device, prior.dtype)
     masks = None
@@ -64,6 +69,21 @@ def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPA
     return shown
 
 
+def _check_variant(config: IPAdapterConfig, variant: IPVariant) -> None:
+    """Settings that the file's variant does not read, or that it cannot do without."""
+    if config.identities and not variant.startswith("faceid"):
+        raise UnsupportedModel(
+            f"identities are given, and '{config.weights}' ({variant}) reads no face - expected a "
+            "faceid adapter. Name one, or leave identities out."
+        )
+    name = Path(config.weights).name.lower()
+    if variant == "faceid_plus" and config.structure is None and SECOND_VERSION in name:
+        raise UnsupportedModel(
+            f"structure is empty with '{config.weights}', which by its name is of version 2 - "
+            "expected a factor of the face's structure, 1.0 as published. Set tool.structure=1.0."
+        )
+
+
 def _features(
     config: IPAdapterConfig, adapter: IPAdapter, device: torch.device, dtype: torch.dtype
 ) -> tuple[ReferenceFeatures, ReferenceFeatures]:
@@ -83,7 +103,7 @@ def _features(
 
 
 def _load_clip(
-    config: IPAdapterConfig, variant: str, device: torch.device, dtype: torch.dtype
+    config: IPAdapterConfig, variant: IPVariant, device: torch.device, dtype: torch.dtype
 ) -> ClipImages:
     for name in ("image_encoder", "images"):
         if not getattr(config, name):

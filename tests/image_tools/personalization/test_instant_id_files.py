@@ -138,7 +138,7 @@ def test_an_identity_of_a_file_takes_the_pose_of_a_picture(prior, folder, parts,
     assert tool.controlled.controls[0].mask.shape == (16, 16)
     assert tool.scale == 0.5
     assert [key for key, _ in config.pictures()] == ["pose", "mask", "nets.0.image"]
-    assert [key for key, _ in config.models()] == ["weights", "nets.0.weights"]
+    assert [key for key, _ in config.models()] == ["weights", "identity", "nets.0.weights"]
 
 
 def test_a_head_needs_no_pose(prior, folder, tmp_path):

@@ -187,6 +187,21 @@ def test_it_composes_with_controls_from_both_sides(prior):
         assert not torch.allclose(guided(inside), guided(one), atol=1e-3)
 
 
+def test_adapters_around_each_other_add_up_in_either_order(prior):
+    """As with several adapters of the stock pipeline: Z = text + sum of their images."""
+    plus = tiny_ip_adapter(prior.unet, "plus")
+
+    def beside(inner):
+        tool = IPAdapterPrior(inner, plus, scale=0.5)
+        tool.show(random_features("plus"), random_features("plus", seed=2))
+        return tool
+
+    both = guided(beside(shown(prior)))
+    torch.testing.assert_close(both, guided(shown(beside(prior))), atol=2e-5, rtol=1e-5)
+    for one in (beside(prior), shown(prior)):
+        assert not torch.allclose(both, guided(one), atol=1e-3)
+
+
 def test_it_composes_with_loras(prior):
     plain = guided(shown(prior))
     attach_to_prior(prior, random_lora({"unet": prior.unet}), name="style")
@@ -331,6 +346,7 @@ REFUSED = {
     "no weights": ({"weights": "absent.safetensors"}, WeightsMissing, "is not there"),
     "unknown block": ({"blocks": (BlockScaleConfig("up.9"),)}, UnsupportedModel, "names up.9"),
     "structure": ({"structure": 1.0}, UnsupportedModel, "an adapter that is a base"),
+    "faces": ({"identities": ("me.npy",)}, UnsupportedModel, r"\(base\) reads no face"),
 }
 
 
@@ -351,6 +367,24 @@ def test_another_encoder_or_face_is_refused(prior, files, tmp_path):
     np.save(tmp_path / "other.npy", np.zeros(5, np.float32))
     with pytest.raises(UnsupportedModel, match="has 5 numbers - expected 12"):
         build_reference_tool(replace(config, identities=(str(tmp_path / "other.npy"),)), prior)
+
+
+def test_the_second_version_of_faceid_plus_is_not_read_as_the_first(prior, files, tmp_path):
+    """Both have the same tensors, and the sum that only one of them knows makes another face."""
+    adapter = tiny_ip_adapter(prior.unet, "faceid_plus")
+    for name in ("ip-adapter-faceid-plusv2_sd15.bin", "ip-adapter-faceid-plus_sd15.bin"):
+        write_ip_adapter(tmp_path / name, adapter)
+    first = IPAdapterConfig(
+        str(tmp_path / "ip-adapter-faceid-plus_sd15.bin"),
+        images=(str(files / "red.png"),),
+        identities=(str(files / "me.npy"),),
+        image_encoder=str(write_tiny_clip(tmp_path / "encoder", width=24)),
+    )
+    second = replace(first, weights=str(tmp_path / "ip-adapter-faceid-plusv2_sd15.bin"))
+    with pytest.raises(UnsupportedModel, match=r"of version 2 - expected .* tool.structure=1.0"):
+        build_reference_tool(second, prior)
+    tools = [build_reference_tool(one, prior) for one in (first, replace(second, structure=1.0))]
+    assert not torch.allclose(*(tool._tokens for tool in tools), atol=1e-2)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from image_tools.configs import PocketPriorConfig, ReferencedPriorConfig
 from image_tools.diffusion.layout import find_prior_files
 from image_tools.personalization.ip_adapter_configs import IPAdapterConfig
 from image_tools.personalization.ip_adapter_files import write_ip_adapter
+from image_tools.personalization.style_aligned_configs import StyleAlignedConfig
+from studio.config import load_scene
 from studio.errors import ConfigError
 from studio.scene_inputs import check_inputs
 from tests.image_tools.personalization.tiny_ip_adapters import tiny_ip_adapter
@@ -78,6 +80,7 @@ def test_what_cannot_be_read_is_told_before_anything_is_drawn(studio, scene, too
         ({"images": ["absent.png"]}, 2, "tool.images.0: The image 'absent.png'"),
         ({"images": ["1.png", "broken.png"]}, 2, "tool.images.1: The image 'broken.png'"),
         ({"image_encoder": "nowhere"}, 3, "tool.image_encoder are missing: 'nowhere'"),
+        ({"identities": ["a.npy", "b.npy"]}, 3, "tool.identities.0 are missing: 'a.npy'"),
     ):
         done = studio("run", scene(task="reference_image", tool=tool | change))
         assert done.code == code
@@ -88,6 +91,18 @@ def test_what_cannot_be_read_is_told_before_anything_is_drawn(studio, scene, too
     assert "structure is 1.0 with an adapter that is a base" in wrong.error
     empty = studio("run", scene(task="reference_image", tool=tool | {"images": []}))
     assert "images is empty - expected at least one picture" in empty.error
+
+
+def test_the_preset_for_3d_is_dreamfusion_with_the_tool_in_its_prior():
+    scene, plain = (load_scene(name).config for name in ("reference-3d", "dreamfusion"))
+    assert (scene.prior.kind, scene.prior.tool.kind) == ("referenced", "ip_adapter")
+    assert (scene.prior.tool.scale, scene.prior.tool.fade.least) == (0.6, 0.2)
+    assert (scene.stages, scene.view_prompts) == (plain.stages, plain.view_prompts)
+    style = "{kind: style_aligned, image: vase.png, image_prompt: a vase}"
+    other = load_scene("reference-3d", [f"prior.tool={style}"]).config
+    assert other.prior == ReferencedPriorConfig(
+        StyleAlignedConfig(image="vase.png", image_prompt="a vase"), base=scene.prior.base
+    )
 
 
 def test_a_3d_scene_is_refused_before_it_begins(tiny_prior, tool, tmp_path, monkeypatch):
