@@ -168,14 +168,14 @@ def explain(
 @verb("doctor")
 def doctor(
     scene: Annotated[
-        str | None, typer.Argument(help="Also check the weights this scene needs.")
+        list[str] | None, typer.Argument(metavar="SCENE", help="As of run; are its files here?")
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Check this machine: versions, devices, backends, weights."""
     from studio.commands import doctor as command
 
-    command.run(scene, as_json=as_json)
+    command.run(scene or [], as_json=as_json)
 
 
 @verb("eval")

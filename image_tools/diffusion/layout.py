@@ -35,6 +35,7 @@ __all__ = [
     "ROLE",
     "FolderFinder",
     "StockFolderConfig",
+    "files_beside_folder",
     "find_prior_files",
     "find_unet",
     "locate_folder",
@@ -85,6 +86,23 @@ def find_prior_files(
     encoders = [encoder for _, encoder in tower_names(read_index(folder))]
     shared = weight_files(folder, ["vae", *encoders], variant)
     return find_unet(config, folder, variant) + shared
+
+
+def files_beside_folder(config: PriorConfig) -> list[Path]:
+    """What ``load_prior`` reads beside the folder of the prior's model, which is not looked for.
+
+    Raises:
+        WeightsMissing: if a multi-view denoiser, a subject or a tool's model is absent.
+    """
+    if isinstance(config, PersonalizedPriorConfig):
+        return files_beside_folder(config.base) + subject_files(config.subjects)
+    if isinstance(config, ReferencedPriorConfig):
+        from image_tools.personalization.references import reference_files
+
+        return files_beside_folder(config.base) + reference_files(config.tool)
+    if isinstance(config, MVDreamPriorConfig):
+        return [find_mvdream_file(Path(config.weights).expanduser())]
+    return []
 
 
 def find_unet(config: StockFolderConfig, folder: Path, variant: str | None) -> list[Path]:

@@ -27,7 +27,8 @@ __all__ = [
     "read_json",
 ]
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# The hub's own rule for names, so that ./models and models/sd15.ckpt are only ever paths.
+HUB_ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))\w[\w.-]*/\w(?:[\w.-]*\w)?", re.ASCII)
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pt", ".pth")
 HUB_SETTINGS = ("model_index.json", "*/*.json", "*/*.txt")
 HUB_IGNORED = ("safety_checker/*", "feature_extractor/*", "image_encoder/*")
@@ -87,7 +88,9 @@ def find_local_folder(
 
 
 def is_hub_id(model: str) -> bool:
-    """Whether the name could be a hub id, ``owner/name``."""
+    """Whether the name could be a hub id, ``owner/name``, and is not plainly that of a file."""
+    if model.endswith((".safetensors", *PICKLE_SUFFIXES)):
+        return False
     return HUB_ID.fullmatch(model) is not None
 
 
@@ -100,6 +103,8 @@ def _find_folder(
     folder = Path(model).expanduser()
     if folder.is_dir():
         return folder
+    if folder.is_file():
+        raise _one_file_error(folder, role)
     looked = [f"the folder '{folder}' (not there)"]
     if is_hub_id(model):
         for fetch in places:
@@ -114,14 +119,14 @@ def _from_cache(
     model: str, revision: str | None, variant: str | None, cache_dir: Path | None
 ) -> tuple[Path | None, str]:
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     place = f"the Hugging Face cache '{cache_dir or constants.HF_HUB_CACHE}'"
     try:
         path = snapshot_download(
             model, revision=revision, cache_dir=cache_dir, local_files_only=True
         )
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None, f"{place} (not there)"
     folder = Path(path)
     is_complete = (folder / "model_index.json").is_file() and any(folder.glob("unet/*.safe*"))
@@ -228,6 +233,16 @@ def check_safetensors_file(path: Path, *, role: str) -> None:
         raise WeightsMissing(
             f"Weights for the {role} are in '{path.name}'. Expected a .safetensors file."
         )
+
+
+def _one_file_error(path: Path, role: str) -> WeightsMissing:
+    if path.suffix in PICKLE_SUFFIXES:
+        return _pickle_error(path, role)
+    return WeightsMissing(
+        f"Weights for the {role} are in one file: '{path}'. Expected a folder in diffusers layout. "
+        "A scene reads a checkpoint in one file as prior='{kind: single_file, path: FILE, config: "
+        "FOLDER}', where FOLDER has the JSON files and the tokenizer of a model of the same design."
+    )
 
 
 def _pickle_error(path: Path, role: str) -> UnsafeWeights:

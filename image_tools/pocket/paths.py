@@ -69,10 +69,11 @@ def adapter_path(name: str, *, role: str) -> Path:
     if is_name and not path.exists():
         path = WEIGHTS / name
     if not path.exists():
+        place = "" if str(path) == name else f", nor at '{path}'"
         remedy = f"train it with: studio train {name}" if is_name else "correct the path"
         raise WeightsMissing(
-            f"Weights for the {role} are missing: '{name}' is not there, nor at '{path}'. Expected "
-            f"a folder in diffusers layout, or a .safetensors file; {remedy}."
+            f"Weights for the {role} are missing: '{name}' is not there{place}. Expected "
+            f"a file, or a folder in diffusers layout; {remedy}."
         )
     return path
 

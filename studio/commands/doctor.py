@@ -8,17 +8,25 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from image_tools.configs import PersonalizedPriorConfig, PriorConfig, ReferencedPriorConfig
-from studio.config import load_task
+from image_tools.configs import (
+    DiffusersPriorConfig,
+    MVDreamPriorConfig,
+    PersonalizedPriorConfig,
+    PriorConfig,
+    ReferencedPriorConfig,
+)
+from studio.config import load_task, split_arguments
 from studio.configs import SceneConfig
+from studio.edit_configs import check_edit
 from studio.errors import StudioError
+from studio.task_configs import TaskConfig
 
 __all__ = ["Check", "checks", "run"]
 
@@ -49,13 +57,18 @@ class Check:
     detail: str
 
 
-def run(scene: str | None = None, *, as_json: bool = False) -> None:
-    """Print every check; exits with 3 when something the core needs is missing.
+def run(arguments: Sequence[str] = (), *, as_json: bool = False) -> None:
+    """Print every check; exits with 3 when something the core or the scene needs is missing.
+
+    Args:
+        arguments: a scene and overrides, as of ``studio run``; without them only the demo's
+            weights are looked for.
+        as_json: print the checks as JSON.
 
     Raises:
-        ConfigError: ``scene`` cannot be read.
+        ConfigError: the scene cannot be read.
     """
-    found = list(checks(scene))
+    found = list(checks(arguments))
     problems = [check for check in found if check.state == "problem"]
     if as_json:
         rows = [asdict(check) for check in found]
@@ -67,13 +80,16 @@ def run(scene: str | None = None, *, as_json: bool = False) -> None:
         raise SystemExit(3)
 
 
-def checks(scene: str | None = None) -> Iterator[Check]:
+def checks(arguments: Sequence[str] = ()) -> Iterator[Check]:
     """All findings, grouped."""
+    source, overrides = split_arguments(arguments)
+    config = load_task(source or "demo", overrides).config
     yield from _system()
     yield from _packages()
     yield from _devices()
     yield from _backends()
-    yield from _weights(scene)
+    yield from _weights(config)
+    yield from _files(config)
 
 
 def _print(found: list[Check]) -> None:
@@ -157,51 +173,89 @@ def _backends() -> Iterator[Check]:
     yield Check("backends", "chosen", "ok", f"{resolve(device)} on {device}")
 
 
-def _weights(scene: str | None) -> Iterator[Check]:
-    """The models of the scene (the demo preset by default), without loading any."""
+def _weights(config: TaskConfig) -> Iterator[Check]:
+    """The models of the scene, without loading any."""
     from guidance.debiasing import find_masked_language_model
-    from image_tools.diffusion.layout import find_prior_files
-    from image_tools.diffusion.weights import find_local_folder
     from image_tools.pocket.paths import adapter_files
     from studio.images.adapters import named_adapters
+    from studio.scene_inputs import named_models
     from studio.stage_priors import priors_of
 
-    config = load_task(scene or "demo").config
     for key, prior in priors_of(config):
-        find = partial(find_prior_files, prior, find_local_folder)
-        yield _model(key, prior.kind, _hub_id(prior), find)
-    if not isinstance(config, SceneConfig):
-        for key, name in named_adapters(config):
-            yield _model(key, "adapter", None, partial(adapter_files, name, role=key))
-    elif config.debias is not None:
+        yield from _prior(key, prior)
+    is_scene = isinstance(config, SceneConfig)
+    for key, name in named_models(config) if is_scene else named_adapters(config):
+        yield _model(key, "adapter", partial(adapter_files, name, role=key))
+    if is_scene and config.debias is not None:
         find = partial(find_masked_language_model, config.debias.model)
-        yield _model("debias", "masked language model", None, find)
+        yield _model("debias", "masked language model", find)
+
+
+def _prior(key: str, prior: PriorConfig) -> Iterator[Check]:
+    """One prior; what a run would ask the hub for is a note, what lies beside it is still looked
+    for."""
+    from image_tools.diffusion.layout import files_beside_folder, find_prior_files
+    from image_tools.diffusion.weights import find_local_folder
+
+    hub_id = _hub_id(prior)
+    if hub_id is None:
+        yield _model(key, prior.kind, partial(find_prior_files, prior, find_local_folder))
+        return
+    yield Check("weights", key, "note", f"{prior.kind}: a run will ask the hub for {hub_id}")
+    beside = _model(key, f"beside {hub_id}", partial(files_beside_folder, prior))
+    if beside.state == "problem":
+        yield beside
 
 
 def _hub_id(prior: PriorConfig) -> str | None:
-    """The model that a run would ask the hub for, if it could be one and may be asked for."""
-    from image_tools.diffusion.weights import hub_allowed, is_hub_id
+    """The model that a run would ask the hub for: it is not here, and the hub may be asked."""
+    from image_tools.diffusion.layout import ROLE
+    from image_tools.diffusion.weights import find_local_folder, hub_allowed, is_hub_id
 
     while isinstance(prior, PersonalizedPriorConfig | ReferencedPriorConfig):
         prior = prior.base
-    model = getattr(prior, "model", getattr(prior, "base", None)) or ""
-    is_local = Path(model).expanduser().is_dir()
-    return model if is_hub_id(model) and not is_local and hub_allowed() else None
+    if not isinstance(prior, DiffusersPriorConfig | MVDreamPriorConfig) or not hub_allowed():
+        return None
+    model = prior.model if isinstance(prior, DiffusersPriorConfig) else prior.base
+    try:
+        find_local_folder(model, role=ROLE, revision=prior.revision, variant=prior.variant)
+    except StudioError:
+        return model if is_hub_id(model) and not Path(model).expanduser().exists() else None
+    return None
 
 
-def _model(key: str, kind: str, hub_id: str | None, find: Callable[[], list[Path]]) -> Check:
+def _model(key: str, kind: str, find: Callable[[], list[Path]]) -> Check:
     """Whether the files of one model are here and whole."""
     try:
         files = find()
         for file in files:
             _check_header(file)
     except StudioError as error:
-        if hub_id is not None:
-            return Check("weights", key, "note", f"{kind}: a run will ask the hub for {hub_id}")
         return Check("weights", key, "problem", str(error))
     size = sum(file.stat().st_size for file in files) / 1e6
     places = ", ".join(sorted({str(file.parent) for file in files}))
     return Check("weights", key, "ok", f"{kind}, {len(files)} files, {size:.0f} MB: {places}")
+
+
+def _files(config: TaskConfig) -> Iterator[Check]:
+    """Pictures, photos, meshes and runs that the scene starts from."""
+    from studio.images.reading import check_pictures
+    from studio.scene_inputs import check_inputs
+    from studio.subject.photos import check_subject
+
+    try:
+        if not isinstance(config, SceneConfig):
+            check_pictures(config)
+        else:
+            if config.edit is not None:
+                check_edit(config.edit)
+            if config.subject is not None:
+                check_subject(config.subject)
+            check_inputs(config)
+    except StudioError as error:
+        yield Check("files", "of the scene", "problem", str(error))
+    else:
+        yield Check("files", "of the scene", "ok", "whatever it starts from can be read")
 
 
 def _check_header(file: Path) -> None:

