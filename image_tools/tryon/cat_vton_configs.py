@@ -38,10 +38,17 @@ class CatVtonTrainingConfig:
     dropout: float = 0.1
     """Share of samples whose garment is not shown beside the noise, so that guidance has something
     to lead away from."""
+    dream_power: float | None = 10.0
+    """p of DREAM (arXiv 2312.00210), which moves noise and target by the model's own error; empty
+    for the plain loss, which has one pass less."""
     checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, more time, the same result."""
 
     def __post_init__(self) -> None:
-        """Refuse what is no share."""
+        """Refuse what cannot be meant."""
         if not 0.0 <= self.dropout <= 1.0:
             raise ValueError(f"dropout is {self.dropout} - expected 0 to 1.")
+        if self.dream_power is not None and self.dream_power < 0.0:
+            raise ValueError(
+                f"dream_power is {self.dream_power} - expected at least 0, or nothing."
+            )

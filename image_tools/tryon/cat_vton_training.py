@@ -2,8 +2,8 @@
 
     L = E || f([z_t(person); z_t(garment)]; t, mask, person, garment) - target ||^2
 
-What is dropped for guidance is the garment beside the noise, never its noisy half. The paper also
-moves targets by the model's own error (DREAM, arXiv 2312.00210), which is not done here.
+What is dropped for guidance is the garment beside the noise, never its noisy half. Noise and target
+are moved by the model's own error before (DREAM, ``dream``), which costs one more pass.
 
     result = train_cat_vton(tool, batches, CatVtonTrainingConfig(), folder, identity="VITON-HD")
 """
@@ -23,6 +23,7 @@ from image_tools.personalization.loop import LoopHooks
 from image_tools.tryon.cat_vton import MODEL, CatVtonPrior, above
 from image_tools.tryon.cat_vton_configs import CatVtonTrainingConfig
 from image_tools.tryon.cat_vton_weights import self_attention, write_attention
+from image_tools.tryon.dream import rectified
 from image_tools.tryon.pictures import fitted
 from image_tools.tryon.samples import TryOnBatches
 from image_tools.tryon.training import draw_latents, draw_rows, train_modules
@@ -33,9 +34,24 @@ __all__ = ["CatVtonLoss", "train_cat_vton"]
 class CatVtonLoss:
     """Loss of batch number k."""
 
-    def __init__(self, tool: CatVtonPrior, batches: TryOnBatches, *, dropout: float) -> None:
-        """Take the tool's denoiser as it is."""
-        self.tool, self.batches, self.dropout = tool, batches, dropout
+    def __init__(
+        self,
+        tool: CatVtonPrior,
+        batches: TryOnBatches,
+        *,
+        dropout: float,
+        dream_power: float | None = None,
+    ) -> None:
+        """Take the tool's denoiser as it is.
+
+        Args:
+            tool: the denoiser that draws both halves.
+            batches: people in their garments.
+            dropout: share of samples whose garment is not shown.
+            dream_power: p of DREAM; None for the plain loss.
+        """
+        self.tool, self.batches = tool, batches
+        self.dropout, self.dream_power = dropout, dream_power
 
     def __call__(self, batch: int, generator: torch.Generator) -> Float[Tensor, ""]:
         """Mean error of the batch."""
@@ -50,6 +66,8 @@ class CatVtonLoss:
         noisy = draw_noisy(denoiser, latents, generator)
         roles = tuple("uncond" if drops else "cond" for drops in is_dropped)
         condition = Condition(text.expand(len(sample)), roles=roles)
+        if self.dream_power is not None:
+            noisy = rectified(self.tool, denoiser, noisy, condition, power=self.dream_power)
         return denoising_errors(self.tool, noisy, condition).mean()
 
 
@@ -78,7 +96,7 @@ def train_cat_vton(
     unet = tool.denoiser.unet
     return train_modules(
         self_attention(unet),
-        CatVtonLoss(tool, batches, dropout=config.dropout),
+        CatVtonLoss(tool, batches, dropout=config.dropout, dream_power=config.dream_power),
         config,
         folder,
         write=lambda place: [write_attention(unet, place / "attention")],

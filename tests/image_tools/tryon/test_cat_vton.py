@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.loading import load_folder
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.denoising import draw_noisy
 from image_tools.personalization.loop_configs import TuningConfig
 from image_tools.tryon.cat_vton import CAT_CHANNELS, CatVtonPrior
 from image_tools.tryon.cat_vton_configs import CatVtonTrainingConfig
 from image_tools.tryon.cat_vton_training import CatVtonLoss, train_cat_vton
 from image_tools.tryon.cat_vton_weights import load_attention, self_attention, write_attention
+from image_tools.tryon.dream import rectified
 from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
 from image_tools.tryon.samples import TryOnSample
 from renderers.errors import StudioError
@@ -80,6 +83,15 @@ def test_both_halves_of_guidance_see_what_they_should(tool, sample):
     assert (shown - hidden).abs().max() > 1e-3
 
 
+def test_masks_are_seen_hard(tool, sample):
+    latents, t, text = call(tool)
+    seen = []
+    for strength in (1.0, 0.75):
+        tool.dress(replace(sample, mask=sample.mask * strength))
+        seen.append(tool.predict_noise(latents, t, text))
+    assert torch.equal(*seen)
+
+
 def test_words_are_not_read(tool, sample):
     tool.dress(sample)
     latents, t, text = call(tool)
@@ -132,6 +144,46 @@ def test_files_come_back_in_every_spelling(tool, tmp_path):
         load_attention(unet, missing)
     with pytest.raises(UnsupportedModel, match=r"1 tensors do not fit.*conv_in"):
         load_attention(unet, {**tensors, "conv_in.weight": tensors["0.to_q.weight"]})
+
+
+@pytest.mark.parametrize("parametrisation", ["epsilon", "v_prediction", "sample"])
+def test_dream_moves_noise_and_target_and_not_the_clean_latents(
+    tool, sample, parametrisation, monkeypatch
+):
+    tool.dress(sample)
+    denoiser = tool.denoiser
+    monkeypatch.setattr(denoiser, "prediction_type", parametrisation)
+    latents, _, text = call(tool)
+    noisy = draw_noisy(denoiser, latents, torch.Generator().manual_seed(4))
+    condition = Condition(text.expand(ROWS))
+    with torch.no_grad():
+        predicted = tool.predict_noise(noisy.z_t, noisy.t, condition)
+    alpha_bar = denoiser.alphas_cumprod[noisy.t].reshape(-1, 1, 1, 1)
+    alpha, sigma = alpha_bar.sqrt(), (1.0 - alpha_bar).sqrt()
+    noise = (noisy.z_t - alpha * latents) / sigma
+    own = noise + sigma**2.0 * (noise - predicted)
+    moved = rectified(tool, denoiser, noisy, condition, power=2.0)
+    targets = {"epsilon": own, "v_prediction": alpha * own - sigma * latents, "sample": latents}
+    assert torch.allclose(moved.z_t, alpha * latents + sigma * own, atol=1e-3)
+    assert torch.allclose(moved.target, targets[parametrisation], atol=1e-3)
+    assert torch.equal(moved.t, noisy.t)
+    still = rectified(tool, denoiser, noisy, condition, power=1e6)
+    assert torch.allclose(still.z_t, noisy.z_t, atol=1e-4)
+
+
+def test_the_loss_is_taken_of_what_dream_makes(tool, sample):
+    losses = [
+        float(
+            CatVtonLoss(tool, lambda *_: sample, dropout=0.0, dream_power=power)(
+                0, torch.Generator().manual_seed(3)
+            )
+        )
+        for power in (None, 1e6, 1.0)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert losses[2] > losses[0]  # what it is wrong about is asked for once more
+    with pytest.raises(ValueError, match=r"dream_power is -1\.0"):
+        CatVtonTrainingConfig(dream_power=-1.0)
 
 
 @pytest.mark.slow
