@@ -56,6 +56,13 @@ ImagePriorConfig = (
 )
 """Priors that draw single pictures."""
 
+# What try-on methods cannot do without, of the person's body.
+NEEDED = {"ladi_vton": ("keypoints",), "stable_viton": ("densepose",)}
+SAID = {
+    "keypoints": "OpenPose's JSON of the person's picture",
+    "densepose": "a picture of the person's body parts in DensePose's colours",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class _PicturesConfig:
@@ -250,7 +257,7 @@ class TryOnConfig(_PicturesConfig):
             problems += self._single()
         if self.person is not None and self.mask is None:
             problems += self._maskless()
-        return problems
+        return problems + [one for one in self._bodiless() if not _is_told(one, problems)]
 
     def _unknown(self, known: Mapping[GarmentCategory, str], model: str) -> list[str]:
         """Categories that a model does not know."""
@@ -268,6 +275,14 @@ class TryOnConfig(_PicturesConfig):
             )
         return problems
 
+    def _bodiless(self) -> list[str]:
+        """What the method cannot do without of the body."""
+        return [
+            f"body.{name}: is empty - {self.means} needs {SAID[name]}."
+            for name in NEEDED.get(self.means, ())
+            if getattr(self.body, name) is None
+        ]
+
     def _maskless(self) -> list[str]:
         """Why no mask can be made."""
         if self.body.parse is None:
@@ -281,6 +296,12 @@ class TryOnConfig(_PicturesConfig):
                 f"{self.masking.algorithm}. Give it, or a mask."
             )
         return problems
+
+
+def _is_told(problem: str, problems: list[str]) -> bool:
+    """Whether others are about the same key."""
+    key = problem.partition(": ")[0]
+    return any(other.startswith(f"{key}: ") for other in problems)
 
 
 ImageTaskConfig = (

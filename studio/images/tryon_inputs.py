@@ -23,7 +23,7 @@ from image_tools.tryon.garment_configs import BODY_PARTS
 from image_tools.tryon.garment_files import picture_size, read_garment
 from image_tools.tryon.masks import BodyMaps, agnostic_mask
 from image_tools.tryon.pose_files import read_keypoints
-from image_tools.tryon.pose_maps import part_labels
+from image_tools.tryon.pose_maps import PART_COLORS, part_labels
 from image_tools.tryon.samples import Garment, TryOnSample
 from studio.errors import ConfigError, StudioError
 from studio.images.configs import TryOnConfig
@@ -71,6 +71,7 @@ def read_sample(config: TryOnConfig) -> TryOnSample:
         parse = _nearest(_exact(_read_labels, body.parse, "body.parse", own), config.size)
     if body.densepose is not None:
         colors = _exact(_read_colors, body.densepose, "body.densepose", own)
+        _refuse_numbers(colors, body.densepose)
         densepose = _nearest(colors, config.size)
     if body.keypoints is not None:
         keypoints = _read_points(body.keypoints, own)
@@ -116,6 +117,17 @@ def _read_points(path: str, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]:
         return read_keypoints(Path(path), size)
     except StudioError as error:
         raise ConfigError(f"body.keypoints: {error}") from error
+
+
+def _refuse_numbers(colors: Float[Tensor, "1 h w 3"], path: str) -> None:
+    """Part numbers look nearly black, and models would be shown no body."""
+    brightest = int(colors.max())
+    if brightest <= len(PART_COLORS):
+        raise ConfigError(
+            f"body.densepose: '{path}' has no byte above {brightest}, so these are part numbers or "
+            "nobody - expected DensePose's parts in colours (dp_segm). part_colors in "
+            "image_tools/tryon/pose_maps.py paints numbers."
+        )
 
 
 def _size_of(path: str, key: str) -> tuple[int, int]:

@@ -23,12 +23,7 @@ Dress = Callable[[torch.Generator], Float[Tensor, "1 h w 3"]]
 
 
 def ladi_dresser(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -> Dress:
-    """One garment in pseudo-words and bent by a spline.
-
-    Raises:
-        StudioError: the body's keypoints are not given.
-    """
-    sample.need("keypoints", model="LaDI-VTON")
+    """One garment in pseudo-words and bent by a spline."""
     model = read_ladi(config.method, prior, image_hw=config.size, dtype=prior.dtype)
 
     def dress(generator: torch.Generator) -> Float[Tensor, "1 h w 3"]:
@@ -38,12 +33,7 @@ def ladi_dresser(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample
 
 
 def stable_viton_dresser(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -> Dress:
-    """One garment by cross-attention to its features.
-
-    Raises:
-        StudioError: the body's parts are not given.
-    """
-    sample.need("densepose", model="StableVITON")
+    """One garment by cross-attention to its features."""
     model = read_stable_viton(config.method, prior, image_hw=config.size, dtype=prior.dtype)
 
     def dress(generator: torch.Generator) -> Float[Tensor, "1 h w 3"]:
