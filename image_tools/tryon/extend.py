@@ -116,7 +116,7 @@ class TryOnDenoiser(DiffusionPrior):
             scheduler_config: of a stock scheduler; None for the prior's.
 
         Raises:
-            UnsupportedModel: if it takes another number of channels.
+            UnsupportedModel: if it takes another number of channels, or reads other words.
             ShapeError: if the size is no such multiple.
             StudioError: if ``plain`` has tools around it.
         """
@@ -124,6 +124,12 @@ class TryOnDenoiser(DiffusionPrior):
             raise StudioError(
                 f"Try-on got a {type(plain).__name__} - expected a plain prior, whose denoiser it "
                 "replaces. Put other tools around it, not inside."
+            )
+        known, read = (net.config.cross_attention_dim for net in (plain.unet, unet))
+        if known != read:
+            raise UnsupportedModel(
+                f"The try-on denoiser reads words of width {read}, the prior's have {known}. "
+                "Expected a prior of the family that it was trained in; name another as the prior."
             )
         self.extra_channels, self._image_hw = extra_channels, image_hw
         super().__init__(

@@ -10,7 +10,8 @@ bit. What is written are folders: ``emasc``, ``adapter`` and ``unet``.
 
     train_skips(EmascPrior(prior, skips), batches, EmascTrainingConfig(), folder, identity="...")
     train_adapter(inpainter, clip, adapter, batches, AdapterTrainingConfig(), folder, identity="")
-    train_ladi(denoiser, clip, adapter, batches, LadiTrainingConfig(), folder, identity="...")
+    bent = bending(bend, batches)
+    train_ladi(denoiser, clip, adapter, bent, LadiTrainingConfig(), folder, identity="...")
 """
 
 from __future__ import annotations
@@ -162,7 +163,8 @@ def train_ladi(
         denoiser: of 31 channels, float32, trained in place, frozen at the end.
         clip: looks at the product pictures.
         adapter: the same; for instance as ``train_adapter`` left it.
-        batches: people who wear their garments, with keypoints and the bent garment.
+        batches: people who wear their garments, with keypoints and the bent garment (``bending``
+            in ``ladi_warp`` makes it).
         config: settings.
         folder: the training's own. The results are its folders ``unet`` and ``adapter``.
         identity: what the batches are; a resumed training must say the same.

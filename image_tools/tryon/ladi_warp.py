@@ -2,9 +2,12 @@
 
 bend = GarmentWarp(tps, refinement)
 warped = bend(sample)
+batches = bending(bend, batches)
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +16,11 @@ from torch import Tensor
 
 from image_tools.errors import UnsupportedModel
 from image_tools.tryon.pose_maps import heat_maps
-from image_tools.tryon.samples import KEYPOINT_NAMES, TryOnSample
+from image_tools.tryon.samples import KEYPOINT_NAMES, TryOnBatches, TryOnSample
 from image_tools.tryon.warp_refine import RefinementNet
 from image_tools.tryon.warp_tps import WarpNet, warp
 
-__all__ = ["GarmentWarp", "WarpInputs"]
+__all__ = ["GarmentWarp", "WarpInputs", "bending"]
 
 MODEL = "LaDI-VTON"
 PERSON_CHANNELS = 3 + len(KEYPOINT_NAMES)
@@ -78,3 +81,18 @@ class GarmentWarp:
         inputs = WarpInputs(sample, self.device)
         painted = self.refinement(torch.cat([inputs.person, self.bent(inputs)], dim=1))
         return (painted.clamp(-1.0, 1.0) / 2.0 + 0.5).movedim(1, -1).to(sample.person)
+
+
+def bending(bend: GarmentWarp, batches: TryOnBatches) -> TryOnBatches:
+    """Batches whose garments are bent to the bodies, which the denoiser's trainer wants.
+
+    Args:
+        bend: trained networks.
+        batches: people with keypoints; a sample that has its bent garment is left as it is.
+    """
+
+    def bent(number: int, generator: torch.Generator) -> TryOnSample:
+        sample = batches(number, generator)
+        return sample if sample.warped is not None else replace(sample, warped=bend(sample))
+
+    return bent

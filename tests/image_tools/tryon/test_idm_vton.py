@@ -209,6 +209,9 @@ def test_what_does_not_fit_is_refused(tool, sample, call, tiny_pipelines):
     prior = load_folder(tiny_pipelines["sdxl"], CPU)
     with pytest.raises(UnsupportedModel, match="takes 4 channels, expected 13"):
         TryOnDenoiser(prior, prior.unet, extra_channels=9, image_hw=SIZE)
+    other = load_folder(tiny_pipelines["sd1"], CPU)
+    with pytest.raises(UnsupportedModel, match=r"reads words of width \d+, the prior's have \d+"):
+        TryOnDenoiser(other, tool.denoiser.unet, extra_channels=9, image_hw=SIZE)
     with pytest.raises(ShapeError, match=r"24x18 pixels do not fit.*multiples of 4"):
         TryOnDenoiser(prior, tool.denoiser.unet, extra_channels=9, image_hw=(24, 18))
     with pytest.raises(ShapeError, match=r"expected \[B, 24, 16, 3\]"):

@@ -14,6 +14,7 @@ from image_tools.diffusion.loading import load_folder
 from image_tools.tryon.emasc import EmascPrior
 from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
 from image_tools.tryon.ladi_vton import LadiVton, extra_channels, ladi_channels
+from image_tools.tryon.ladi_warp import bending
 from image_tools.tryon.pose_maps import heat_maps
 from image_tools.tryon.samples import TryOnSample
 from image_tools.tryon.sampling import sample_portraits
@@ -103,6 +104,15 @@ def test_the_garment_is_bent_where_nobody_did_it(model) -> None:
     bent = model.bent(plain)
     assert torch.equal(bent.warped, model.parts.bend(plain))
     assert model.bent(bent) is bent
+
+
+def test_batches_are_bent_for_the_denoisers_trainer(model) -> None:
+    plain, known = replace(tiny_sample(size=SIZE), warped=None), ladi_sample()
+    for given in (plain, known):
+        batches = bending(model.parts.bend, lambda number, generator, one=given: one)
+        found = batches(0, torch.Generator())
+        assert torch.equal(found.warped, model.bent(given).warped)
+        assert replace(found, warped=None) == replace(given, warped=None)
 
 
 def test_a_widened_denoiser_predicts_as_before(tiny_pipelines, sample) -> None:
