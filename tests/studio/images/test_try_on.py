@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,9 @@ from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import part_colors
 from studio.config import load_task
 from studio.errors import ConfigError, StudioError
+from studio.images.reading import picture_paths
 from studio.images.tryon_inputs import read_sample
+from studio.scene_file import preset_names
 from tests.image_tools.tryon.people import SIZE, person_keypoints, person_maps
 from tests.image_tools.tryon.tiny_idm import SIZE as TINY
 from tests.image_tools.tryon.tiny_idm import tiny_idm, write_idm
@@ -26,9 +29,16 @@ from tests.studio.images.conftest import read
 from tests.studio.images.test_picture_runs import run_of
 from tests.tiny_models import write_pipeline
 
+ROOT = Path(__file__).resolve().parents[3]
 GARMENT = {"image": "shirt.png", "category": "upper", "caption": "a red shirt"}
 IDM = {"kind": "idm_vton", "model": "IDM-VTON"}
 BOOTCOMP = {"kind": "bootcomp", "encoder": "comp"}
+VITON = {"kind": "stable_viton", "model": "VITONHD.ckpt", "image_encoder": "clip"}
+LADI = {
+    "kind": "ladi_vton",
+    **dict.fromkeys(("unet", "emasc", "adapter", "warping"), "some.pth"),
+    "image_encoder": "clip",
+}
 
 
 def save(path: Path, size: tuple[int, int], seed: int = 0) -> str:
@@ -89,6 +99,10 @@ REFUSED = {
         "body": {"parse": "parse.png"},
         "masking": {"algorithm": "cat_vton"},
     },
+    "body.keypoints: is empty - ladi_vton needs OpenPose's JSON": {"method": LADI},
+    "body.densepose: is empty - stable_viton needs a picture of the person's body parts": {
+        "method": VITON
+    },
 }
 
 
@@ -102,6 +116,26 @@ def test_scenes_that_cannot_be_meant_are_refused(words, settings, load):
 def test_a_category_that_nobody_knows_is_refused(load):
     with pytest.raises(ConfigError, match=r"category.*skirt"):
         load(garments=[{**GARMENT, "category": "skrit"}])
+
+
+def documented_commands() -> dict[str, list[str]]:
+    """Overrides of the commands that the docs open with, by preset."""
+    text = (ROOT / "docs/tryon.md").read_text(encoding="utf-8").replace("\\\n", "")
+    lines = [shlex.split(line) for line in text.splitlines() if line.startswith("studio run tryon")]
+    return {words[2]: words[3:] for words in lines}
+
+
+def test_there_is_a_command_for_every_method_that_names_all_its_files():
+    commands = documented_commands()
+    assert set(commands) == {name for name in preset_names() if name.startswith("tryon-")}
+    for preset, overrides in commands.items():
+        config = load_task(preset, overrides).config
+        files = {key for key, _ in picture_paths(config)}
+        files |= {f"method.{key}" for key, _ in config.method.models()}
+        files |= {"body.keypoints"} if config.body.keypoints else set()
+        assert files <= {override.partition("=")[0] for override in overrides}
+    without = [one for one in commands["tryon-idm"] if not one.startswith("body.")]
+    assert load_task("tryon-idm", [*without, "body.densepose=null"]).config.body.densepose is None
 
 
 def write_person(folder: Path) -> dict[str, str]:
@@ -148,6 +182,10 @@ def test_pictures_of_other_sizes_are_refused_by_their_keys(load, tmp_path):
     Image.fromarray(np.zeros(SIZE, dtype=np.uint8)).save(tmp_path / "mask.png")
     with pytest.raises(ConfigError, match="mask: is black everywhere"):
         read_sample(load())
+    numbers = tmp_path / "numbers.png"
+    Image.fromarray(person_maps().parts.astype(np.uint8)).save(numbers)
+    with pytest.raises(ConfigError, match=r"body\.densepose: .* has no byte above 23, so these"):
+        read_sample(load(body={"densepose": str(numbers)}))
     (tmp_path / "keypoints.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"body\.keypoints: Keypoints .* cannot be read \(KeyE"):
         read_sample(load(body=body))
