@@ -12,14 +12,17 @@ are not part of this package, and may not be passed on with it.
 
 Sizes are read from the tensors; heads are 64 wide in all three networks.
 
-    convert_kosmos_g(Path("checkpoint_final.pt"), Path("kosmos-g"), vocabulary=Path("data"))
+    python -m image_tools.personalization.kosmos_g_convert checkpoint_final.pt kosmos-g \\
+        --vocabulary unilm/kosmos-g/data
 """
 
 from __future__ import annotations
 
+import argparse
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -54,11 +57,13 @@ __all__ = [
     "aligner_settings",
     "convert_kosmos_g",
     "language_settings",
+    "main",
     "stock_name",
 ]
 
 SECTION = "model"
 HEAD_WIDTH = 64
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 # Parts that making pictures does not need, or that another model has.
 LEFT_OUT = re.compile(
     r"aligner\.(decoder|clip_encoder)|vae\.|diffusion_unet\."
@@ -264,3 +269,33 @@ def _layers(shapes: Mapping[str, tuple[int, ...]], prefix: str) -> int:
     found = re.compile(re.escape(prefix) + r"\.(\d+)\.")
     numbers = [int(match[1]) for name in shapes if (match := found.match(name))]
     return 1 + max(numbers, default=-1)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; 0 when the folder is written."""
+    parser = argparse.ArgumentParser(
+        prog="python -m image_tools.personalization.kosmos_g_convert",
+        description="Convert the public KOSMOS-G checkpoint, which is for research only.",
+    )
+    parser.add_argument("checkpoint", type=Path, help="checkpoint_final.pt, or that of stage 2")
+    parser.add_argument("target", type=Path, help="folder to write, for tool.weights")
+    parser.add_argument(
+        "--vocabulary", type=Path, required=True, help=f"folder with {PIECES} and {DICTIONARY}"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float16", help="number format")
+    given = parser.parse_args(arguments)
+    try:
+        done = convert_kosmos_g(
+            given.checkpoint, given.target, vocabulary=given.vocabulary, dtype=DTYPES[given.dtype]
+        )
+    except StudioError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    if done.left_out:
+        sys.stderr.write(f"left out, for no part has a place: {', '.join(done.left_out)}\n")
+    sys.stdout.write(f"{done.folder}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

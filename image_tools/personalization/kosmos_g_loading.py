@@ -35,7 +35,8 @@ def load_kosmos_g_prior(config: KosmosGConfig, prior: DiffusionPrior) -> KosmosG
     if path.is_file():
         raise UnsupportedModel(
             f"weights: '{path}' is a file - expected a folder with mllm, aligner and tokenizer. "
-            "Convert the public checkpoint with convert_kosmos_g (docs/reference_images.md)."
+            "Convert the public checkpoint with python -m "
+            "image_tools.personalization.kosmos_g_convert (docs/reference_images.md)."
         )
     place = prior.text.device
     dtype = torch.float32 if place.type == "cpu" else prior.dtype

@@ -19,6 +19,7 @@ from image_tools.personalization.kosmos_g_convert import (
     aligner_settings,
     convert_kosmos_g,
     language_settings,
+    main,
     stock_name,
 )
 from image_tools.personalization.kosmos_g_pickle import TensorArchive
@@ -142,6 +143,22 @@ def test_a_converted_checkpoint_reads_prompts_as_the_model_did(model, converted)
         *[".json"] * 3,
         *[".safetensors"] * 2,
     ]
+
+
+def test_the_command_converts_and_tells_what_is_wrong(
+    checkpoint, converted, vocabulary, tmp_path, capsys
+):
+    arguments = [str(checkpoint), str(tmp_path / "out"), "--vocabulary", str(vocabulary)]
+    assert main([*arguments, "--dtype", "float32"]) == 0
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
+    written, wanted = (sorted(kosmos_g_files(f)) for f in (tmp_path / "out", converted.folder))
+    for ours, theirs in zip(written, wanted, strict=True):
+        assert ours.read_bytes() == theirs.read_bytes()
+    assert main(arguments) == StudioError.exit_code
+    assert "is there already - expected a new folder" in capsys.readouterr().err
+    absent = [str(tmp_path / "absent.pt"), str(tmp_path / "other"), *arguments[2:]]
+    assert main(absent) == WeightsMissing.exit_code
+    assert "absent.pt' is not there" in capsys.readouterr().err
 
 
 @torch.no_grad()

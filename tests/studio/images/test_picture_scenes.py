@@ -30,6 +30,7 @@ PRESETS = {
     "reference-instant-id": ("reference_image", "instant_id"),
     "reference-kosmos-g": ("reference_image", "kosmos_g"),
     "reference-ms-diffusion": ("reference_image", "ms_diffusion"),
+    "reference-photomaker": ("reference_image", "photomaker"),
     "tryon-idm": ("try_on", "idm_vton"),
     "tryon-bootcomp": ("try_on", "bootcomp"),
     "tryon-cat": ("try_on", "cat_vton"),
