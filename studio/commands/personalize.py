@@ -72,9 +72,11 @@ def run(
 
     resolve_device(config.device)  # refuse before a folder is made
     if not resume:
+        from image_tools.diffusion.layout import find_prior_files
         from studio.subject.photos import check_photos
 
         check_photos(config.subject)
+        find_prior_files(config.prior)
     folder = open_run(resume) if resume else _start(config, text, out)
     from studio.personalize import personalize
 

@@ -34,6 +34,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
         sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
         return
     settle_waiting()
+    from image_tools.diffusion.layout import find_prior_files
     from image_tools.pocket.paths import adapter_path
     from studio.device import resolve_device
     from studio.images.adapters import named_adapters
@@ -45,6 +46,7 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
     check_pictures(config)
     for key, name in named_adapters(config):
         adapter_path(name, role=key)
+    find_prior_files(config.prior)
     folder = begin_run(scene, out, folders=("images",))
     try:
         files = make_pictures(config, folder)

@@ -209,6 +209,21 @@ CASES = [
         **{"folder/": ""},
     ),
     case(
+        "one file in the place of a folder",
+        "run",
+        "dreamfusion",
+        "prior.model=models/sd15.safetensors",
+        code=3,
+        **{"models/sd15.safetensors": b""},
+    ),
+    case(
+        "missing weights of pictures",
+        "run",
+        "edit-dds",
+        "prior={kind: diffusers, model: ./sd15}",
+        code=3,
+    ),
+    case(
         "pickled weights refused",
         "run",
         "pocket-dreamfusion",
@@ -272,6 +287,7 @@ def test_mistake_is_one_clear_error(entry, tmp_path, monkeypatch, capsys):
     assert out == ""
     assert "Traceback" not in err
     assert not (tmp_path / "boom").exists()
+    assert not (tmp_path / "runs").exists()  # nothing is left of what never began
     check_snapshot(entry.name, message, tmp_path)
 
 
