@@ -18,7 +18,7 @@ from renderers.mesh_configs import MeshFileConfig
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
 
-__all__ = ["check_inputs", "check_models", "named_models"]
+__all__ = ["check_files", "check_inputs", "check_priors", "named_models"]
 
 
 def named_models(scene: SceneConfig) -> Iterator[tuple[str, str]]:
@@ -46,8 +46,20 @@ def _uni_models(uni: SceneUniConfig, key: str) -> Iterator[tuple[str, str]]:
         yield f"{key}.content.encoder", uni.content.encoder
 
 
-def check_models(scene: SceneConfig) -> None:
-    """Refuse a scene whose priors, or models beside them, are missing.
+def check_inputs(scene: SceneConfig) -> None:
+    """Refuse a scene whose mesh, pictures, instruction, or models beside its priors are missing.
+
+    Raises:
+        ConfigError: no mesh, no instruction, or no reference picture that can be read, is given.
+        WeightsMissing: a ControlNet, an adapter or an edit model is not there.
+    """
+    for key, name in named_models(scene):
+        adapter_path(name, role=key)
+    check_files(scene)
+
+
+def check_priors(scene: SceneConfig) -> None:
+    """Refuse a scene whose priors are missing; the hub may be asked, which takes long.
 
     Raises:
         WeightsMissing: some weights are not there.
@@ -56,13 +68,11 @@ def check_models(scene: SceneConfig) -> None:
     from image_tools.diffusion.layout import find_prior_files
     from studio.stage_priors import priors_of
 
-    for key, name in named_models(scene):
-        adapter_path(name, role=key)
-    for _, prior in priors_of(scene):  # last: the hub may be asked, which takes long
+    for _, prior in priors_of(scene):
         find_prior_files(prior)
 
 
-def check_inputs(scene: SceneConfig) -> None:
+def check_files(scene: SceneConfig) -> None:
     """Refuse a scene whose mesh, pictures or instruction are missing.
 
     Raises:

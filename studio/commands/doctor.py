@@ -240,7 +240,7 @@ def _model(key: str, kind: str, find: Callable[[], list[Path]]) -> Check:
 def _files(config: TaskConfig) -> Iterator[Check]:
     """Pictures, photos, meshes and runs that the scene starts from."""
     from studio.images.reading import check_pictures
-    from studio.scene_inputs import check_inputs
+    from studio.scene_inputs import check_files
     from studio.subject.photos import check_subject
 
     try:
@@ -251,7 +251,7 @@ def _files(config: TaskConfig) -> Iterator[Check]:
                 check_edit(config.edit)
             if config.subject is not None:
                 check_subject(config.subject)
-            check_inputs(config)
+            check_files(config)
     except StudioError as error:
         yield Check("files", "of the scene", "problem", str(error))
     else:

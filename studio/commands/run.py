@@ -23,7 +23,7 @@ from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changed_keys
 from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
-from studio.scene_inputs import check_inputs, check_models
+from studio.scene_inputs import check_inputs, check_priors
 from studio.task_configs import task_class
 from studio.waiting import settle_waiting
 
@@ -178,7 +178,7 @@ def _start(scene: Scene, out: Path) -> Prepared:
         from studio.subject.photos import check_subject
 
         check_subject(config.subject)
-    check_models(config)
+    check_priors(config)
     return Prepared(begin_run(scene, out), config)
 
 

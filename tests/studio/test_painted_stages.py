@@ -259,10 +259,10 @@ def test_a_uni_controlnet_and_its_picture_are_looked_for_before_a_run_begins(mes
     with pytest.raises(WeightsMissing, match=r"stages\.0\.guidance\.uni\.model are missing"):
         check_inputs(scene)
     model.write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"stages\.0\.guidance\.uni\.content\.path: .*photo"):
-        check_inputs(scene)
-    Image.new("RGB", (8, 8)).save(photo)
     with pytest.raises(WeightsMissing, match=r"uni\.content\.encoder are missing"):
         check_inputs(scene)
     (tmp_path / "clip").mkdir()
+    with pytest.raises(ConfigError, match=r"stages\.0\.guidance\.uni\.content\.path: .*photo"):
+        check_inputs(scene)
+    Image.new("RGB", (8, 8)).save(photo)
     check_inputs(scene)

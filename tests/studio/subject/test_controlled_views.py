@@ -88,5 +88,5 @@ def test_controls_of_strength_0_are_off_bit_for_bit(
 
 def test_a_missing_controlnet_is_told_before_the_run(subject_scene, tmp_path):
     scene = load_scene(subject_scene, (controls(str(tmp_path / "nowhere"), 1.0),)).config
-    with pytest.raises(WeightsMissing, match="ControlNet"):
+    with pytest.raises(WeightsMissing, match=r"subject\.views\.controls\.0\.net"):
         check_inputs(scene)
