@@ -240,7 +240,7 @@ def open_run(path: str | Path) -> RunFolder:
     Raises:
         ConfigError: it is no run folder; a `latest` run below it is suggested.
     """
-    run = RunFolder(path)
+    run = RunFolder(Path(path).expanduser())  # no shell expands edit.run=~/runs/...
     if not run.path.is_dir():
         raise ConfigError(f"{path}: no such folder - expected a run folder that studio run made.")
     if not run.info_path.is_file():

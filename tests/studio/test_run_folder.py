@@ -84,6 +84,12 @@ def test_folder_that_is_no_run_suggests_the_newest_run_inside(tmp_path):
         open_run(tmp_path / "missing")
 
 
+def test_a_run_in_the_home_folder_is_found(tmp_path, monkeypatch):
+    run = create_run(tmp_path / "my runs", prompt="un château", method="demo", seed=0, info={})
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_run(f"~/{run.path.relative_to(tmp_path)}").path == run.path
+
+
 def test_damaged_run_json_is_a_clear_error(tmp_path):
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
