@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from image_tools import errors as image_errors
+from image_tools.configs import ReferencedPriorConfig
 from renderers.errors import StudioError
 from studio import errors as studio_errors
 from studio.cli import app
-from studio.config import load_task
+from studio.config import load_task, split_arguments
 from studio.configs import SceneConfig
+from studio.images.adapters import named_adapters
+from studio.scene_file import preset_names
+from studio.scene_inputs import named_models
+from studio.stage_priors import priors_of
+from studio.task_configs import TaskConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted((ROOT / "docs").glob("*.md")), *sorted(ROOT.glob("*.md"))]
+PRESETS = ROOT / "scenes/presets"
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -62,6 +72,67 @@ def test_named_verbs_exist(path: Path) -> None:
     code = "\n".join([*blocks(path, ""), *re.findall(r"`([^`\n]+)`", path.read_text())])
     used = set(re.findall(r"(?:^|/)studio ([a-z]+)", code, re.MULTILINE))
     assert used <= verbs
+
+
+def commands(path: Path) -> Iterator[list[str]]:
+    """Every `studio` command in a document's code blocks, or in a preset's comment."""
+    text = path.read_text()
+    if path.suffix == ".yaml":
+        parts = ["\n".join(re.findall(r"^# *(studio run .*)", text, re.M))]
+    else:
+        parts = blocks(path, "")
+    for line in "\n".join(parts).replace("\\\n", " ").splitlines():
+        found = re.match(r"(?:[A-Z_]+=\S+ )*(?:\.venv/bin/)?(studio .*)", line)
+        if found:
+            words = shlex.split(re.split(r" +#| > ", found[1])[0])[1:]
+            yield [word for word in words if word not in ("...", "…")]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in (*DOCUMENTS, *sorted(PRESETS.glob("*.yaml"))) if list(commands(path))],
+    ids=lambda path: path.stem,
+)
+def test_commands_in_documents_are_accepted(path: Path) -> None:
+    """Options exist, and what `studio run` is given is a scene with keys that it has."""
+    verbs = get_command(app).commands
+    for verb, *arguments in commands(path):
+        if hasattr(verbs[verb], "commands"):  # studio lora inspect
+            verb, verbs_of, arguments = arguments[0], verbs[verb].commands, arguments[1:]
+            verbs_of[verb].make_context(verb, list(arguments))
+            continue
+        given = verbs[verb].make_context(verb, list(arguments)).params
+        is_on_disk = any(word.endswith(".yaml") or "edit.run=" in word for word in arguments)
+        if verb == "run" and not given["resume"] and not is_on_disk:
+            source, overrides = split_arguments(given["scene"] or [])
+            assert load_task(source, overrides).config.prompt
+
+
+def weight_keys(config: TaskConfig) -> Iterator[str]:
+    """Where a scene names weights that do not ship."""
+    for key, prior in priors_of(config):
+        if isinstance(prior, ReferencedPriorConfig):
+            yield from (f"{key}.tool.{name}" for name, _ in prior.tool.models())
+            key, prior = f"{key}.base", prior.base
+        if not prior.kind.startswith("pocket"):
+            names = ("model", "weights", "base")
+            yield from (f"{key}.{name}" for name in names if hasattr(prior, name))
+    is_scene = isinstance(config, SceneConfig)
+    for key, name in named_models(config) if is_scene else named_adapters(config):
+        if not name.startswith("pocket-"):
+            yield key
+
+
+def test_own_weights_says_what_each_preset_names() -> None:
+    text = (ROOT / "docs/own_weights.md").read_text()
+    rows = dict.fromkeys(preset_names(), "")
+    for names, keys in re.findall(r"^\| (`[a-z0-9-]+`(?:, `[a-z0-9-]+`)*) \| (.*) \|$", text, re.M):
+        rows |= dict.fromkeys(re.findall(r"`(.+?)`", names), keys)
+    wanted = {name: set(weight_keys(load_task(name).config)) for name in rows}
+    told = {
+        name: {key for key in keys if f"`{key}`" in rows[name]} for name, keys in wanted.items()
+    }
+    assert told == wanted
 
 
 def subclasses(cls: type) -> set[type]:
