@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -146,6 +147,24 @@ def test_every_error_has_a_paragraph_with_its_exit_code() -> None:
     modules = ("renderers.errors", image_errors.__name__, studio_errors.__name__)
     ours = {cls for cls in subclasses(StudioError) if cls.__module__ in modules}
     assert found == {cls.__name__: cls.exit_code for cls in ours}
+
+
+def is_rounded(text: str, value: float) -> bool:
+    """Whether a number in a document is ``value`` to the digits that it has."""
+    digits = len(text.partition(".")[2])
+    return abs(float(text) - value) <= 0.5 * 10.0**-digits + 1e-9
+
+
+def test_the_table_of_steps_is_that_of_the_result_file() -> None:
+    results = json.loads((ROOT / "benchmarks/results/steps--cpu.json").read_text())["speeds"]
+    rows = re.findall(
+        r"^\| `([\w-]+)`, (\w+) \| (.*) \|$", (ROOT / "docs/memory.md").read_text(), re.M
+    )
+    assert [row[:2] for row in rows] == [(one["system"], one["stage"]) for one in results]
+    for (system, stage, cells), one in zip(rows, results, strict=True):
+        values = [one["steps_per_s"], *one["parts_ms"].values()]
+        pairs = list(zip(cells.split(" | "), values, strict=True))
+        assert all(is_rounded(*pair) for pair in pairs), (system, stage, pairs)
 
 
 def test_the_toybox_s_figures_in_the_documents_are_current() -> None:
