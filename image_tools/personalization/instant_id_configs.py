@@ -60,7 +60,8 @@ class InstantIDConfig(ReferenceToolSettings):
     identity: str | None = None
     """A .npy or .safetensors file with the person's raw embedding, in the place of photos."""
     faces: FacesConfig = MESH
-    """What reads identities from photos. Public weights need kind: insightface, or an identity."""
+    """What reads identities from photos. Public weights need kind: insightface, or an identity
+    of its antelopev2."""
     pose: str | None = None
     """Picture whose face says where eyes, nose and mouth shall be; empty for the first photo."""
     fit: Literal["crop", "pad"] = "crop"

@@ -31,6 +31,8 @@ __all__ = ["load_instant_id_prior"]
 
 # Faces are looked for at this size, whatever the prior's.
 POSE_SIZE = 1024
+# insightface's models that the public weights were trained with.
+FACE_PACK = "antelopev2"
 
 
 def load_instant_id_prior(config: InstantIDConfig, prior: DiffusionPrior) -> InstantIDPrior:
@@ -71,7 +73,7 @@ def _read_person(
     """The embedding from a file, or the mean over photos."""
     if config.identity is not None:
         return read_identity(config.identity, width=width).to(device)
-    analyzer = build_face_analyzer(config.faces, device)
+    analyzer = build_face_analyzer(config.faces, device, pack=FACE_PACK)
     check_identity(torch.zeros(analyzer.width), width=width, source=f"faces '{config.faces.kind}'")
     found = [
         main_face(analyzer, load_face_image(path), name=path).embedding for path in config.photos
@@ -89,7 +91,7 @@ def _keypoints(config: InstantIDConfig, prior: DiffusionPrior) -> Float[Tensor, 
     analyzer = (
         MeshFaceAnalyzer(device=prior.device)
         if config.identity is not None
-        else build_face_analyzer(config.faces, prior.device)
+        else build_face_analyzer(config.faces, prior.device, pack=FACE_PACK)
     )
     image = load_photo(source, size=POSE_SIZE, config=PhotosConfig(fit=config.fit))
     kps = main_face(analyzer, image, name=source).kps * (prior.image_size / POSE_SIZE)

@@ -80,7 +80,7 @@ class IPAdapterConfig(ReferenceToolSettings):
     h94/IP-Adapter); adapters of faces alone need none."""
     faces: FacesConfig = MESH
     """For faceid variants: what reads the identity of the largest face in each image. Public
-    weights need kind: insightface, or identities."""
+    weights need kind: insightface, or identities of its buffalo_l."""
     identities: tuple[str, ...] = ()
     """For faceid variants: a .npy or .safetensors file for each face, in the place of faces. The
     plain faceid needs no images then."""

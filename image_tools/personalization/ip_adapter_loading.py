@@ -33,6 +33,8 @@ __all__ = ["load_ip_adapter_prior"]
 
 # What the names of public files say, and their tensors do not.
 SECOND_VERSION = "plusv2"
+# insightface's models that the public faceid weights were trained with.
+FACE_PACK = "buffalo_l"
 
 
 def load_ip_adapter_prior(config: IPAdapterConfig, prior: DiffusionPrior) -> IPAdapterPrior:
@@ -129,7 +131,7 @@ def _faces(
     else:
         from image_tools.vision.face_analyzers import build_face_analyzer
 
-        analyzer = build_face_analyzer(config.faces, device)
+        analyzer = build_face_analyzer(config.faces, device, pack=FACE_PACK)
         source = f"faces '{config.faces.kind}'"
         check_identity(torch.zeros(analyzer.width), width=width, source=source)
         photos = [load_face_image(path) for path in config.images]

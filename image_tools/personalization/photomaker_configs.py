@@ -29,8 +29,8 @@ class PhotoMakerConfig(ReferenceToolSettings):
     """For v2: .npy or .safetensors files with the raw embedding of the face in each photo, or one
     for all of them, in the place of what faces says."""
     faces: FacesConfig = FACES
-    """For v2: what reads the face in each photo. Public weights need kind: insightface with pack:
-    buffalo_l, or identities."""
+    """For v2: what reads the face in each photo. Public weights need kind: insightface, or
+    identities of its buffalo_l."""
     trigger: str = "img"
     """The word behind the class word in prompts: a portrait of a man img."""
     style_strength: float = 20.0

@@ -28,6 +28,9 @@ from image_tools.vision.identity_files import check_identity, read_identity
 
 __all__ = ["load_photomaker_prior"]
 
+# insightface's models that the public v2 was trained with.
+FACE_PACK = "buffalo_l"
+
 
 def load_photomaker_prior(config: PhotoMakerConfig, prior: DiffusionPrior) -> PhotoMakerPrior:
     """A prior with the weights and the person that a config names.
@@ -65,7 +68,7 @@ def _read_faces(
     if config.identities:
         rows = [read_identity(path, width=width) for path in config.identities]
         return torch.stack(rows).expand(count, -1)
-    analyzer = build_face_analyzer(config.faces, device)
+    analyzer = build_face_analyzer(config.faces, device, pack=FACE_PACK)
     check_identity(torch.zeros(analyzer.width), width=width, source=f"faces '{config.faces.kind}'")
     found = [main_face(analyzer, load_face_image(path), name=path) for path in config.photos]
     return torch.stack([face.embedding for face in found])

@@ -23,8 +23,10 @@ class InsightFacesConfig:
     kind: Literal["insightface"] = "insightface"
     root: str = "~/.insightface"
     """Folder with models/PACK/*.onnx. Nothing is downloaded."""
-    pack: str = "antelopev2"
-    """Model pack; InstantID was trained with antelopev2, IP-Adapter's faceid with buffalo_l."""
+    pack: str | None = None
+    """Model pack; empty for the one that the tool's public weights were trained with: antelopev2
+    for InstantID, buffalo_l for IP-Adapter's faceid and PhotoMaker v2. Both give 512 numbers, and
+    those of the other pack are somebody else's face."""
 
 
 FacesConfig = MeshFacesConfig | InsightFacesConfig

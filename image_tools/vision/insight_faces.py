@@ -1,14 +1,15 @@
-"""Faces by the package insightface, whose 512 numbers public InstantID weights were trained on.
+"""Faces by the package insightface, on whose 512 numbers public weights were trained.
 
 insightface and its models are not part of this package: the code is MIT, the model packs are for
 non-commercial research. Install them yourself and put a pack where it is looked for,
 
-    ~/.insightface/models/antelopev2/*.onnx
+    ~/.insightface/models/antelopev2/*.onnx          for InstantID
+    ~/.insightface/models/buffalo_l/*.onnx           for IP-Adapter's faceid and PhotoMaker v2
 
-(unpacking its zip often makes a second folder ``antelopev2`` inside, which is refused). Nothing
-is downloaded. insightface wants bytes in the order blue, green, red.
+(unpacking the first one's zip often makes a second folder ``antelopev2`` inside, which is refused).
+Nothing is downloaded. insightface wants bytes in the order blue, green, red.
 
-    analyzer = InsightFaceAnalyzer()
+    analyzer = InsightFaceAnalyzer(pack="antelopev2")
     face = main_face(analyzer, image, name="me.jpg")      # face.embedding has 512 numbers
 """
 
@@ -41,9 +42,7 @@ class InsightFaceAnalyzer:
 
     width = 512
 
-    def __init__(
-        self, *, root: str = ROOT, pack: str = "antelopev2", device: torch.device | None = None
-    ) -> None:
+    def __init__(self, *, pack: str, root: str = ROOT, device: torch.device | None = None) -> None:
         """Load a model pack.
 
         Raises:
@@ -55,8 +54,8 @@ class InsightFaceAnalyzer:
         except ImportError as error:
             raise BackendMissing(
                 "faces.kind is insightface, and the package insightface is not installed. Expected "
-                "it with onnxruntime: pip install insightface onnxruntime. Or give a file with a "
-                "face embedding."
+                f"it with onnxruntime, and its models {pack} in '{root}/models/{pack}': pip "
+                "install insightface onnxruntime. Or give a file with a face embedding."
             ) from error
         find_pack(root, pack)
         is_gpu = device is not None and device.type == "cuda"

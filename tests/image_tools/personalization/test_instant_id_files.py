@@ -24,6 +24,7 @@ from image_tools.personalization.references import build_reference_tool
 from image_tools.vision.face_configs import InsightFacesConfig
 from image_tools.vision.faces import FaceNotFound
 from image_tools.vision.mesh_faces import MeshFaceAnalyzer
+from renderers.errors import BackendMissing
 from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.personalization.tiny_instant_ids import tiny_instant_id
 
@@ -168,6 +169,9 @@ def test_photos_that_do_not_fit_are_refused(prior, folder, tmp_path):
         UnsupportedModel, match=r"faces 'mesh' has 1024 numbers - expected 512.*insightface"
     ):
         build_reference_tool(stranger, prior)
+    absent = replace(stranger, faces=InsightFacesConfig(root=str(tmp_path)))
+    with pytest.raises((BackendMissing, WeightsMissing), match="models/antelopev2'"):
+        build_reference_tool(absent, prior)
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,8 @@ from image_tools.personalization.ip_adapter_configs import (
 from image_tools.personalization.ip_adapter_files import write_ip_adapter
 from image_tools.personalization.ip_adapter_prior import IPAdapterPrior, view_scale
 from image_tools.personalization.references import build_reference_tool
-from renderers.errors import ShapeError
+from image_tools.vision.face_configs import InsightFacesConfig
+from renderers.errors import BackendMissing, ShapeError
 from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
 from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.personalization.tiny_ip_adapters import (
@@ -364,6 +365,8 @@ def test_another_encoder_or_face_is_refused(prior, files, tmp_path):
     config = IPAdapterConfig(str(files / "faceid.bin"), images=(str(files / "red.png"),))
     with pytest.raises(UnsupportedModel, match="faces 'mesh' has 1024 numbers - expected 12"):
         build_reference_tool(config, prior)
+    with pytest.raises((BackendMissing, WeightsMissing), match="models/buffalo_l'"):
+        build_reference_tool(replace(config, faces=InsightFacesConfig(root=str(tmp_path))), prior)
     np.save(tmp_path / "other.npy", np.zeros(5, np.float32))
     with pytest.raises(UnsupportedModel, match="has 5 numbers - expected 12"):
         build_reference_tool(replace(config, identities=(str(tmp_path / "other.npy"),)), prior)

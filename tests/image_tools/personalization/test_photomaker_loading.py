@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from image_tools.errors import UnsupportedModel
+from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.photomaker import photomaker_prior
 from image_tools.personalization.photomaker_configs import PhotoMakerConfig
 from image_tools.personalization.photomaker_files import write_photomaker
 from image_tools.personalization.photomaker_training_configs import PhotoMakerTrainingConfig
 from image_tools.personalization.references import build_reference_tool
+from image_tools.vision.face_configs import InsightFacesConfig
+from renderers.errors import BackendMissing
 from tests.image_tools.personalization.subjects import images_of, load_tiny, predict
 from tests.image_tools.personalization.tiny_photomakers import faces_of, tiny_photomaker
 
@@ -76,6 +78,9 @@ def test_one_face_can_stand_for_all_photos(plain, folder):
 def test_faces_of_another_network_are_refused(plain, folder):
     with pytest.raises(UnsupportedModel, match="faces 'mesh' has 1024 numbers - expected 8"):
         build_reference_tool(config_of(folder, "v2"), plain)
+    faces = InsightFacesConfig(root=str(folder))
+    with pytest.raises((BackendMissing, WeightsMissing), match="models/buffalo_l'"):
+        build_reference_tool(config_of(folder, "v2", faces=faces), plain)
 
 
 @pytest.mark.parametrize(

@@ -71,9 +71,10 @@ def test_insightface_gets_bytes_with_blue_first():
 )
 def test_without_insightface_it_says_how_to_get_it():
     with pytest.raises(
-        BackendMissing, match=r"pip install insightface onnxruntime. Or give a file"
+        BackendMissing,
+        match=r"its models buffalo_l in '~/.insightface/models/buffalo_l': pip install insightface",
     ):
-        InsightFaceAnalyzer()
+        InsightFaceAnalyzer(pack="buffalo_l")
 
 
 def test_packs_that_are_absent_or_one_folder_too_deep_are_refused(tmp_path):
