@@ -59,7 +59,7 @@ ImagePriorConfig = (
 # What try-on methods cannot do without, of the person's body.
 NEEDED = {"ladi_vton": ("keypoints",), "stable_viton": ("densepose",)}
 SAID = {
-    "keypoints": "OpenPose's JSON of the person's picture",
+    "keypoints": "OpenPose's JSON of the person's picture, or body.finder=movenet",
     "densepose": "a picture of the person's body parts in DensePose's colours",
 }
 
@@ -239,8 +239,8 @@ class TryOnConfig(_PicturesConfig):
     body: BodyConfig = setting(default_factory=BodyConfig)
     """Labels, keypoints and body parts of the person."""
     size: tuple[int, int] = (1024, 768)
-    """Height and width of the pictures. Their authors use the models at 1024 x 768 (IDM-VTON),
-    768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON)."""
+    """Height and width of the pictures. Their authors use the models at 1024 x 768 (IDM-VTON and
+    CatVTON's mix), 768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON, the rest of CatVTON)."""
 
     @property
     def means(self) -> str:
@@ -280,7 +280,7 @@ class TryOnConfig(_PicturesConfig):
         return [
             f"body.{name}: is empty - {self.means} needs {SAID[name]}."
             for name in NEEDED.get(self.means, ())
-            if getattr(self.body, name) is None
+            if not self.body.has(name)
         ]
 
     def _maskless(self) -> list[str]:
@@ -290,10 +290,11 @@ class TryOnConfig(_PicturesConfig):
         is_cat = self.masking.algorithm == "cat_vton"
         wanted = "densepose" if is_cat else "keypoints"
         problems = self._unknown(BODY_PARTS, "the mask")
-        if getattr(self.body, wanted) is None:
+        if not self.body.has(wanted):
+            finder = "" if is_cat else " or body.finder=movenet,"
             problems.append(
                 f"body.{wanted}: is empty - expected a file for masks of "
-                f"{self.masking.algorithm}. Give it, or a mask."
+                f"{self.masking.algorithm}. Give it,{finder} or a mask."
             )
         return problems
 

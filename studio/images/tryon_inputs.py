@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
+from image_tools.control.pose_images import openpose_points
 from image_tools.personalization.photos import PhotosError
 from image_tools.tryon.garment_configs import BODY_PARTS
 from image_tools.tryon.garment_files import picture_size, read_garment
@@ -25,6 +26,7 @@ from image_tools.tryon.masks import BodyMaps, agnostic_mask
 from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import PART_COLORS, part_labels
 from image_tools.tryon.samples import Garment, TryOnSample
+from image_tools.vision.poses import MoveNetPoses
 from studio.errors import ConfigError, StudioError
 from studio.images.configs import TryOnConfig
 from studio.images.reading import read_picture
@@ -66,6 +68,7 @@ def read_sample(config: TryOnConfig) -> TryOnSample:
             f"{width}x{height}. Crop it, or set size=[{own[0]},{own[1]}]."
         )
     body = config.body
+    person = _read_person(config.person, config.size)
     parse = densepose = keypoints = None
     if body.parse is not None:
         parse = _nearest(_exact(_read_labels, body.parse, "body.parse", own), config.size)
@@ -75,8 +78,10 @@ def read_sample(config: TryOnConfig) -> TryOnSample:
         densepose = _nearest(colors, config.size)
     if body.keypoints is not None:
         keypoints = _read_points(body.keypoints, own)
+    elif body.finder is not None:
+        keypoints = _found_points(person, config)
     sample = TryOnSample(
-        _read_person(config.person, config.size),
+        person,
         read_garments(config),
         torch.ones(1, height, width, 1),
         captions=(config.prompt,),
@@ -128,6 +133,19 @@ def _refuse_numbers(colors: Float[Tensor, "1 h w 3"], path: str) -> None:
             "nobody - expected DensePose's parts in colours (dp_segm). part_colors in "
             "image_tools/tryon/pose_maps.py paints numbers."
         )
+
+
+def _found_points(person: Float[Tensor, "1 h w 3"], config: TryOnConfig) -> Float[Tensor, "1 18 3"]:
+    """Keypoints of the person nearest to the middle."""
+    pose = MoveNetPoses().pose(person[0])
+    points = openpose_points(pose[None], min_score=config.body.min_score)
+    if not bool(points[..., 2].any()):
+        raise ConfigError(
+            f"body.finder: sees nobody in '{config.person}', the surest of 17 points has "
+            f"{float(pose[:, 2].max()):.2f} - expected one of body.min_score, "
+            f"{config.body.min_score:g}, or more. Lower it, or give body.keypoints."
+        )
+    return points
 
 
 def _size_of(path: str, key: str) -> tuple[int, int]:

@@ -17,11 +17,13 @@ from image_tools.tryon.cat_vton_weights import write_attention
 from image_tools.tryon.extend import widen_conv_in
 from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import part_colors
+from scenes.wardrobe.samples import PairConfig, draw_pairs
 from studio.config import load_task
 from studio.errors import ConfigError, StudioError
 from studio.images.reading import picture_paths
 from studio.images.tryon_inputs import read_sample
 from studio.scene_file import preset_names
+from studio.training.tryon_data import keypoint_shares
 from tests.image_tools.tryon.people import SIZE, person_keypoints, person_maps
 from tests.image_tools.tryon.tiny_idm import SIZE as TINY
 from tests.image_tools.tryon.tiny_idm import tiny_idm, write_idm
@@ -170,6 +172,26 @@ def test_pictures_become_a_sample(load, tmp_path):
     shirt = sample.garments[0].images[0]
     assert shirt.shape == (*SIZE, 3)
     assert (shirt[:30] == 1.0).all()  # twice as wide as high, so there is white above
+
+
+def test_keypoints_are_found_where_no_file_has_them(load, tmp_path):
+    pairs = draw_pairs(PairConfig(height=192, other=False), split="test", first=5, count=1)
+    size = tuple(pairs.worn.rgb.shape[1:3])
+    pixels = (255 * pairs.worn.rgb[0]).round().byte().numpy()
+    Image.fromarray(pixels).save(tmp_path / "person.png")
+    save(tmp_path / "shirt.png", size)
+    save_mask(tmp_path / "mask.png", size)
+    body = {"finder": "movenet"}
+    config = load(size=list(size), method=LADI, body=body)
+    found, true = read_sample(config).keypoints[0], keypoint_shares(pairs)[0]
+    is_seen = (found[:, 2] > 0) & (true[:, 2] > 0)
+    assert int(is_seen.sum()) >= 14
+    assert float((found - true)[is_seen, :2].abs().mean()) < 0.05
+    Image.new("RGB", size[::-1], (128, 128, 128)).save(tmp_path / "person.png")
+    with pytest.raises(ConfigError, match=r"body\.finder: sees nobody in 'person\.png'"):
+        read_sample(config)
+    with pytest.raises(ConfigError, match=r"min_score is 2\.0"):
+        load(body={**body, "min_score": 2.0})
 
 
 def test_pictures_of_other_sizes_are_refused_by_their_keys(load, tmp_path):
