@@ -125,12 +125,7 @@ class TryOnDenoiser(DiffusionPrior):
                 f"Try-on got a {type(plain).__name__} - expected a plain prior, whose denoiser it "
                 "replaces. Put other tools around it, not inside."
             )
-        known, read = (net.config.cross_attention_dim for net in (plain.unet, unet))
-        if known != read:
-            raise UnsupportedModel(
-                f"The try-on denoiser reads words of width {read}, the prior's have {known}. "
-                "Expected a prior of the family that it was trained in; name another as the prior."
-            )
+        _refuse_other_words(plain.unet, unet)
         self.extra_channels, self._image_hw = extra_channels, image_hw
         super().__init__(
             PriorParts(
@@ -204,3 +199,12 @@ class TryOnDenoiser(DiffusionPrior):
                 f"The try-on denoiser wants '{self.unet.config.addition_embed_type}' conditions. "
                 "Expected Stable Diffusion 1.x, 2.x or SDXL."
             )
+
+
+def _refuse_other_words(plain: nn.Module, unet: nn.Module) -> None:
+    known, read = (net.config.cross_attention_dim for net in (plain, unet))
+    if known != read:
+        raise UnsupportedModel(
+            f"The try-on denoiser reads words of width {read}, the prior's have {known}. Expected "
+            "a prior of the family that it was trained in; name another as the prior."
+        )
