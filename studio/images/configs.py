@@ -239,8 +239,8 @@ class TryOnConfig(_PicturesConfig):
     body: BodyConfig = setting(default_factory=BodyConfig)
     """Labels, keypoints and body parts of the person."""
     size: tuple[int, int] = (1024, 768)
-    """Height and width of the pictures. Their authors use the models at 1024 x 768 (IDM-VTON and
-    CatVTON's mix), 768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON, the rest of CatVTON)."""
+    """Height and width of the pictures. Their authors use the models at 1024 x 768 (IDM-VTON, and
+    CatVTON's mix), 768 x 576 (BootComp) and 512 x 384 (LaDI-VTON, StableVITON)."""
 
     @property
     def means(self) -> str:
