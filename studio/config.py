@@ -172,7 +172,7 @@ def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[s
     if folder and (path / "run.json").is_file():
         raise ConfigError(f"{text} is a run folder. Continue it with: studio run --resume {text}")
     if folder or path.suffix in {".yaml", ".yml"}:
-        hint = did_you_mean(path.stem, preset_names()) or f" Presets: {', '.join(preset_names())}."
+        hint = did_you_mean(path.stem, preset_names()) or " studio new lists the presets."
         what = "is a folder" if folder else "no such file"
         raise ConfigError(f"{text}: {what} - expected a scene file, a preset or a prompt.{hint}")
     near = did_you_mean(text, preset_names()) if " " not in text.strip() else ""

@@ -227,7 +227,7 @@ def check_safetensors_file(path: Path, *, role: str) -> None:
     if not path.is_file():
         raise WeightsMissing(
             f"Weights for the {role} are missing: no file '{path}'. "
-            "Expected a .safetensors checkpoint; correct the path or use kind: pocket."
+            "Expected a .safetensors file; correct the path."
         )
     if path.suffix != ".safetensors":
         raise WeightsMissing(
