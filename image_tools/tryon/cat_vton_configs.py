@@ -15,7 +15,7 @@ LOOP = TuningConfig(steps=16_000, learning_rate=1e-5)
 @dataclass(frozen=True)
 class CatVtonConfig:
     """CatVTON (arXiv 2407.15886): one garment, drawn beside the person by a single denoiser. The
-    prior is Stable Diffusion 1.5, whose VAE serves; words are not read."""
+    prior is Stable Diffusion 1.5; words are not read."""
 
     unet: str
     """Stable Diffusion 1.5's inpainting denoiser: its folder, which holds unet or is it."""
@@ -23,10 +23,13 @@ class CatVtonConfig:
     """Self-attention trained for it: a .safetensors file or its folder, such as
     mix-48k-1024/attention of zhengchong/CatVTON, or one trained here."""
     kind: Literal["cat_vton"] = "cat_vton"
+    vae: str | None = None
+    """Folder of the VAE, sd-vae-ft-mse for the authors; empty for the prior's own."""
 
     def models(self) -> list[tuple[str, str]]:
         """Weights by key."""
-        return [("unet", self.unet), ("attention", self.attention)]
+        vae = [] if self.vae is None else [("vae", self.vae)]
+        return [("unet", self.unet), ("attention", self.attention), *vae]
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from image_tools.diffusion.ldm_names import decoder_names, encoder_names, translate
-from image_tools.diffusion.prior import DiffusionPrior, PriorParts
+from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.tensor_files import fill, read_flat
 from image_tools.pocket.paths import adapter_path
@@ -46,6 +46,7 @@ from image_tools.tryon.stable_viton_nets import (
     warp_widths,
 )
 from image_tools.tryon.tryon_weights import read_unet
+from image_tools.tryon.vaes import with_vae
 from image_tools.vision.clip_images import ClipImages, load_clip_images
 
 __all__ = [
@@ -146,7 +147,7 @@ def read_stable_viton(
     unet = unet.to(prior.device)
     encoder, warps, mapper, head = (net.to(prior.device, dtype) for net in others)
     denoiser = TryOnDenoiser(
-        prior if vae is None else _with_vae(prior, vae),
+        prior if vae is None else with_vae(prior, vae),
         WarpedUnet(unet, encoder, warps),
         extra_channels=seen_channels(prior.latent_channels) + prior.latent_channels,
         image_hw=image_hw,
@@ -240,19 +241,6 @@ def _filled_vae(path: Path, tensors: Mapping[str, Tensor], like: nn.Module) -> n
         what=f"'{path}'",
         expected="a VAE of the prior's design",
     )
-
-
-def _with_vae(prior: DiffusionPrior, vae: nn.Module) -> DiffusionPrior:
-    """The prior with another VAE."""
-    parts = PriorParts(
-        unet=prior.unet,
-        vae=vae.to(prior.device),
-        text=prior.text,
-        scheduler_config=prior.scheduler_config,
-        fingerprint=prior.fingerprint,
-        zero_negative=prior.zero_negative,
-    )
-    return DiffusionPrior(parts)
 
 
 def _read(path: Path) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
 """Denoisers of try-on models in stock folders, as their authors and our trainers write them.
 
-A folder holds config.json and diffusion_pytorch_model in .safetensors, whole or in parts, or in
-.bin, of which tensors alone are read and nothing is run.
+A folder holds config.json and diffusion_pytorch_model in .safetensors, whole, in parts or in one
+variant such as .fp16.safetensors, or in .bin, of which tensors alone are read and nothing is run.
 
     encoder = read_unet(Path("bootcomp/comp"), role="garment encoder")
 """
@@ -53,6 +53,10 @@ def read_component(folder: Path, *, role: str) -> dict[str, Tensor]:
     Raises:
         WeightsMissing: files are absent or damaged; UnsafeWeights: a .bin with more than tensors.
     """
+    variants = sorted(folder.glob(f"{STEM}.*.safetensors"))
+    names = (f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
+    if len(variants) == 1 and not any((folder / name).is_file() for name in names):
+        return read_tensors(variants, role)
     pickled = folder / f"{STEM}.bin"
     if pickled.is_file() and not any(folder.glob("*.safetensors")):
         return read_flat(pickled, role)

@@ -34,6 +34,7 @@ from image_tools.tryon.samples import Garment, TryOnSample
 from image_tools.tryon.sampling import kept_outside, sample_portraits
 from image_tools.tryon.stable_viton_configs import StableVitonConfig
 from image_tools.tryon.tryon_weights import read_unet
+from image_tools.tryon.vaes import read_stock_vae, with_vae
 from image_tools.vision.clip_images import load_clip_images
 from studio.images.configs import TryOnConfig
 from studio.images.picture import Draw, Picture, noise_of
@@ -171,6 +172,9 @@ def _cat_vton(prior: DiffusionPrior, config: TryOnConfig, sample: TryOnSample) -
     unet = read_unet(place, prior.dtype, role="method.unet")
     files = adapter_files(config.method.attention, role="method.attention")
     load_attention(unet, read_tensors(files, "method.attention"))
+    if config.method.vae is not None:
+        vae = adapter_path(config.method.vae, role="method.vae")
+        prior = with_vae(prior, read_stock_vae(vae, prior.vae))
     denoiser = TryOnDenoiser(
         prior, unet.to(prior.device), extra_channels=CAT_CHANNELS, image_hw=config.size
     )

@@ -17,7 +17,7 @@ from image_tools.tryon.idm_vton_weights import (
     split_tryon_net,
 )
 from image_tools.tryon.refbank import check_bank_fits
-from image_tools.tryon.tryon_weights import STEM, read_unet
+from image_tools.tryon.tryon_weights import STEM, read_component, read_unet
 from tests.image_tools.tryon.tiny_idm import tiny_idm, write_idm
 
 CPU = torch.device("cpu")
@@ -122,6 +122,18 @@ def test_pickled_denoisers_give_their_tensors_alone(tool, folder, tmp_path):
     torch.save({"model": torch.nn.Linear(1, 1)}, pickled)
     with pytest.raises(UnsafeWeights, match="holds more than tensors"):
         read_idm_vton(other)
+
+
+def test_a_single_variant_serves_and_two_do_not(tool, folder, tmp_path):
+    other = tmp_path / "unet"
+    shutil.copytree(folder / "unet_encoder", other)
+    whole = other / f"{STEM}.safetensors"
+    half = whole.rename(other / f"{STEM}.fp16.safetensors")
+    read = read_component(other, role="denoiser")
+    assert torch.equal(read["conv_in.weight"], tool.garment_net.conv_in.weight)
+    shutil.copy(half, other / f"{STEM}.bf16.safetensors")
+    with pytest.raises(WeightsMissing, match=r"no diffusion_pytorch_model\.safetensors"):
+        read_component(other, role="denoiser")
 
 
 def test_folders_of_other_models_are_refused(folder, tiny_pipelines, tmp_path):

@@ -284,6 +284,7 @@ def test_catvton_reads_an_inpainting_model_and_its_own_attention(studio, tmp_pat
         "kind": "cat_vton",
         "unet": str(tmp_path / "inpainting"),
         "attention": str(tmp_path / "attention"),
+        "vae": str(sd1 / "vae"),
     }
     own = {"kind": "diffusers", "model": str(sd1)}
     done = run(studio, tmp_path, tiny_scene | {"method": method, "prior": own})
