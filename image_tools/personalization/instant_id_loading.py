@@ -24,7 +24,7 @@ from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.pocket.paths import adapter_path
 from image_tools.vision.face_analyzers import build_face_analyzer
 from image_tools.vision.faces import load_face_image, main_face
-from image_tools.vision.identity_files import check_identity, read_identity
+from image_tools.vision.identity_files import check_identity, read_raw_identity
 from image_tools.vision.mesh_faces import MeshFaceAnalyzer
 
 __all__ = ["load_instant_id_prior"]
@@ -72,7 +72,7 @@ def _read_person(
 ) -> Float[Tensor, " width"]:
     """The embedding from a file, or the mean over photos."""
     if config.identity is not None:
-        return read_identity(config.identity, width=width).to(device)
+        return read_raw_identity(config.identity, width=width).to(device)
     analyzer = build_face_analyzer(config.faces, device, pack=FACE_PACK)
     check_identity(torch.zeros(analyzer.width), width=width, source=f"faces '{config.faces.kind}'")
     found = [

@@ -24,7 +24,7 @@ from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.pocket.paths import adapter_path
 from image_tools.vision.face_analyzers import build_face_analyzer
 from image_tools.vision.faces import load_face_image, main_face
-from image_tools.vision.identity_files import check_identity, read_identity
+from image_tools.vision.identity_files import check_identity, read_raw_identity
 
 __all__ = ["load_photomaker_prior"]
 
@@ -66,7 +66,7 @@ def _read_faces(
         return None
     width, count = encoder.shape.face.width, len(config.photos)
     if config.identities:
-        rows = [read_identity(path, width=width) for path in config.identities]
+        rows = [read_raw_identity(path, width=width) for path in config.identities]
         return torch.stack(rows).expand(count, -1)
     analyzer = build_face_analyzer(config.faces, device, pack=FACE_PACK)
     check_identity(torch.zeros(analyzer.width), width=width, source=f"faces '{config.faces.kind}'")

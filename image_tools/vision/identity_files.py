@@ -4,13 +4,15 @@
     .safetensors   the tensor ``embedding``, or the only one there is
 
 Several vectors are averaged. Nothing is normalised: whether a tool wants raw or normed embeddings
-is between it and the file.
+is between it and the file. A tool that wants raw ones reads its files by ``read_raw_identity``,
+which tells the log of a normed one.
 
     embedding = read_identity(Path("me.npy"), width=512)
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,14 @@ from torch import Tensor
 from image_tools.diffusion.loading import readable_weights
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 
-__all__ = ["check_identity", "read_identity"]
+__all__ = ["check_identity", "read_identity", "read_raw_identity"]
+
+logger = logging.getLogger(__name__)
 
 ROLE = "face embedding"
 KEY = "embedding"
+# Raw embeddings are many times as long; a mean of normed ones is hardly shorter.
+NORMED = (0.9, 1.001)
 
 
 def read_identity(path: Path | str, *, width: int) -> Float[Tensor, " width"]:
@@ -51,6 +57,23 @@ def read_identity(path: Path | str, *, width: int) -> Float[Tensor, " width"]:
     rows = found.reshape(-1, found.shape[-1]) if found.ndim else found.reshape(1, 1)
     check_identity(rows, width=width, source=f"'{path}'")
     return rows.mean(dim=0)
+
+
+def read_raw_identity(path: Path | str, *, width: int) -> Float[Tensor, " width"]:
+    """The same for tools that were trained on raw embeddings.
+
+    Raises:
+        StudioError: as ``read_identity``.
+    """
+    found = read_identity(path, width=width)
+    least, most = NORMED
+    if least < float(found.norm()) < most:
+        logger.warning(
+            "The %s in '%s' has length %.2f, so it was normed - expected a raw one, which is "
+            "what the tool learned from. Save insightface's embedding, not its normed_embedding.",
+            *(ROLE, path, float(found.norm())),
+        )
+    return found
 
 
 def check_identity(embedding: Float[Tensor, "*b d"], *, width: int, source: str) -> None:

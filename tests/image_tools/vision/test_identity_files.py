@@ -10,7 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
-from image_tools.vision.identity_files import check_identity, read_identity
+from image_tools.vision.identity_files import (
+    check_identity,
+    read_identity,
+    read_raw_identity,
+)
 from image_tools.vision.insight_faces import InsightFaceAnalyzer, bgr_bytes, find_pack
 from renderers.errors import BackendMissing
 
@@ -59,6 +63,19 @@ def test_files_that_hold_no_embedding_are_refused(tmp_path):
     save_file({"a": torch.zeros(8), "b": torch.zeros(8)}, tmp_path / "me.safetensors")
     with pytest.raises(WeightsMissing, match=r"2 tensors \(a, b\) and none is called embedding"):
         read_identity(tmp_path / "me.safetensors", width=8)
+
+
+def test_tools_of_raw_embeddings_tell_of_a_normed_one(tmp_path, caplog):
+    raw = np.linspace(-2.0, 3.0, 8, dtype=np.float32)
+    normed = raw / np.linalg.norm(raw)
+    np.save(tmp_path / "raw.npy", raw)
+    np.save(tmp_path / "normed.npy", np.stack([normed, normed]))
+    with caplog.at_level("WARNING"):
+        assert torch.equal(read_raw_identity(tmp_path / "raw.npy", width=8), torch.tensor(raw))
+        assert not caplog.records
+        read = read_raw_identity(tmp_path / "normed.npy", width=8)
+    torch.testing.assert_close(read, torch.tensor(normed))
+    assert "normed.npy' has length 1.00, so it was normed" in caplog.text
 
 
 def test_insightface_gets_bytes_with_blue_first():
