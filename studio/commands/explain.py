@@ -13,12 +13,15 @@ from typing import Any, get_args
 from studio.config import dump, json_schema
 from studio.config_types import describe, doc_of, field_docs, hints_of, item_type, kind_of, members
 from studio.errors import ConfigError
+from studio.personalize_configs import PersonalizeConfig
 from studio.scene_file import did_you_mean
 from studio.task_configs import DEFAULT_TASK, TaskConfig, tasks_of
 
 __all__ = ["Entry", "entries", "run"]
 
 WIDTH = 96
+AnyTask = TaskConfig | PersonalizeConfig
+"""Whatever studio run takes from a file."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Entry:
     """Tasks whose scene files have the key."""
 
 
-def entries(tp: Any = TaskConfig, path: str = "", tasks: tuple[str, ...] = ()) -> Iterator[Entry]:
+def entries(tp: Any = AnyTask, path: str = "", tasks: tuple[str, ...] = ()) -> Iterator[Entry]:
     """Every key below a config type, depth first; tasks that share a key each give it."""
     for cls in members(tp):
         own = tasks or tasks_of(cls)
@@ -69,7 +72,7 @@ def run(key: str | None, *, schema: bool = False, as_json: bool = False) -> None
         ConfigError: no such key.
     """
     if schema:
-        sys.stdout.write(json.dumps(json_schema(TaskConfig), indent=2) + "\n")
+        sys.stdout.write(json.dumps(json_schema(AnyTask), indent=2) + "\n")
         return
     found = find(key) if key else _joined(entry for entry in entries() if "." not in entry.path)
     if as_json:

@@ -65,6 +65,9 @@ def test_new_prints_a_scene_that_loads(tmp_path):
     assert load_scene(path).config == load_scene("dreamfusion").config
     listed = json.loads(studio("new", "--json").stdout)
     assert sorted(listed) == preset_names()
+    sentence = "MVDream's method (arXiv 2308.16512) with the shipped multi-view prior"
+    assert listed["demo"] == f"A toy object in minutes on two CPU cores: {sentence}"
+    assert not any("studio run" in about for about in listed.values())
 
 
 def test_dry_run_prints_the_resolved_scene_and_the_changes():
@@ -118,3 +121,10 @@ def test_explain_shows_kinds_types_and_schema(capsys):
     explain.run("steps", as_json=True)
     rows = json.loads(capsys.readouterr().out)
     assert rows[0]["default"] == "required"
+
+
+def test_explain_knows_the_settings_of_personalizations(capsys):
+    explain.run("method.beta")
+    assert "method.beta  [task personalize]  [kind dco]" in capsys.readouterr().out
+    explain.run(None, schema=True)
+    assert '"personalize"' in capsys.readouterr().out
