@@ -27,6 +27,7 @@ from renderers.volume_renderer import VolumeRenderer
 from scenes.toybox.objects import OBJECT_RADIUS, ObjectSpec, ToyObject, build_object
 from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import ToyScene
+from studio.errors import Diverged
 
 __all__ = [
     "Views",
@@ -72,10 +73,16 @@ def normalized(mesh: Mesh, *, radius: float = OBJECT_RADIUS) -> Mesh:
 
     Raises:
         EmptyGeometry: there are no faces.
+        Diverged: a vertex of a face is NaN or infinite.
     """
     if not mesh.n_faces:
         raise EmptyGeometry("The mesh has no faces - expected a surface to evaluate.")
     used = mesh.v_pos[mesh.t_pos_idx.unique()]
+    wrong = int((~torch.isfinite(used)).any(1).sum())
+    if wrong:
+        raise Diverged(
+            f"{wrong} of {len(used)} vertices of the mesh are NaN or infinite - expected numbers."
+        )
     centre = (used.amin(0) + used.amax(0)) / 2
     reach = torch.linalg.vector_norm(used - centre, dim=1).max().clamp(min=1e-12)
     return replace(mesh, v_pos=(mesh.v_pos - centre) * (radius / reach))

@@ -19,6 +19,7 @@ from torch import Tensor
 from renderers.grid_sampling import CHUNK_POINTS
 from renderers.mesh_renderer import PointAlbedo
 from renderers.raster import interpolate, rasterize
+from studio.errors import Diverged
 from studio.export.shading import corner_normals
 from studio.export.surface import DensityField
 from studio.export.triangles import Triangles
@@ -134,12 +135,23 @@ def vertex_colours(
 def _evaluate(
     colours: Colours, positions: Tensor, normals: Tensor, device: torch.device | str
 ) -> Float[Tensor, "n 3"]:
-    """Evaluate in chunks without gradients; the result is on the CPU."""
+    """Evaluate in chunks without gradients; the result is on the CPU.
+
+    Raises:
+        Diverged: a colour is NaN or infinite, which bytes would turn into black unsaid.
+    """
     size = CHUNK_POINTS // SHELL_SAMPLES
     parts = zip(positions.split(size), normals.split(size), strict=True)
     with torch.no_grad():
         result = [colours(p.to(device), n.to(device)).float().cpu() for p, n in parts]
-    return torch.cat(result) if result else torch.empty(0, 3)
+    rgb = torch.cat(result) if result else torch.empty(0, 3)
+    wrong = int((~torch.isfinite(rgb)).any(dim=1).sum())
+    if wrong:
+        raise Diverged(
+            f"The colour is NaN or infinite at {wrong} of {len(rgb)} points of the surface - "
+            "expected numbers everywhere. Train again with a lower learning rate or guidance scale."
+        )
+    return rgb
 
 
 def _spread(image: Float[np.ndarray, "h w 3"], mask: np.ndarray) -> Float[np.ndarray, "h w 3"]:

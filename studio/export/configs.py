@@ -49,7 +49,7 @@ class ExportConfig:
     crease_deg: float = 40.0
     """Edges sharper than this angle get separate normals on both sides (hard edges)."""
     height_m: float = 1.0
-    """Height of the exported object, metres."""
+    """Height of the exported object, metres; the longest side of a sheet that lies flat."""
     up: Literal["y", "z"] = "y"
     """Up axis of OBJ and PLY files. GLB is always +y up, as glTF demands."""
     particle: int = 0

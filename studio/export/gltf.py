@@ -72,7 +72,7 @@ def glb_bytes(
         "scenes": [{"nodes": [0]}],
         "nodes": [{"mesh": 0, "name": name}],
         "meshes": [{"primitives": [primitive], "name": name}],
-        "materials": [_material(textured=texture_png is not None)],
+        "materials": [_material(textured=texture_png is not None, closed=mesh.closed)],
     }
     if texture_png is not None:
         view = buffer.add(texture_png)
@@ -92,12 +92,16 @@ def glb_bytes(
     return _container(document, bytes(buffer.data))
 
 
-def _material(*, textured: bool) -> dict[str, Any]:
-    """Rough, not metallic, single sided; vertex colours multiply the white base by themselves."""
+def _material(*, textured: bool, closed: bool) -> dict[str, Any]:
+    """Rough and not metallic; vertex colours multiply the white base by themselves.
+
+    Both sides are drawn where the surface is open, as our own renderer does: a viewer that leaves
+    back faces out would show nothing of a sheet from behind.
+    """
     surface: dict[str, Any] = {"metallicFactor": 0.0, "roughnessFactor": ROUGHNESS}
     if textured:
         surface["baseColorTexture"] = {"index": 0}
-    return {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": False}
+    return {"name": "surface", "pbrMetallicRoughness": surface, "doubleSided": not closed}
 
 
 @dataclass

@@ -16,7 +16,7 @@ def obj_text(mesh: FlatMesh, *, name: str, mtl_name: str | None) -> str:
     if mtl_name is not None:
         lines.append(f"mtllib {mtl_name}")
     vertices = mesh.position if mesh.rgb is None else np.concatenate([mesh.position, mesh.rgb], 1)
-    lines += _rows("v", vertices)
+    lines += _rows("v", vertices, digits=9)
     lines += _rows("vn", mesh.normal)
     one = mesh.faces + 1
     if mesh.uv is not None:
@@ -37,7 +37,7 @@ def mtl_text(texture_name: str) -> str:
     )
 
 
-def _rows(tag: str, values: np.ndarray) -> list[str]:
-    """Format one line per row, six decimals."""
-    pattern = tag + " %.6f" * values.shape[1]
+def _rows(tag: str, values: np.ndarray, *, digits: int = 6) -> list[str]:
+    """Format one line per row; nine significant digits keep float32 exactly, at any size."""
+    pattern = tag + f" %.{digits}g" * values.shape[1]
     return [pattern % tuple(row) for row in values.tolist()]

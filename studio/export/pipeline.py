@@ -16,9 +16,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from renderers.fields.painted_mesh import PaintedMeshField
 from renderers.fields.tet_mesh import TetMeshField
-from studio.errors import EmptyGeometry
+from studio.errors import Diverged, EmptyGeometry
 from studio.export.bake import (
     Colours,
     Texture,
@@ -199,6 +201,7 @@ def export_mesh(
     """Clean, colour and write a surface that exists already; arguments as in ``export_field``."""
     check_remesh(config.remesh)
     prepare_folder(out_dir)
+    _require_sound(mesh)
     return _finish(
         weld(mesh),
         colours,
@@ -227,10 +230,31 @@ def export_painted(
     ``max_faces``, ``min_component`` and ``remesh`` do not apply.
     """
     prepare_folder(out_dir)
+    _require_sound(mesh)
     clock = _Clock(progress)
     return _write(
         mesh, colours, config, out_dir, name=name, extras=extras, device=device, clock=clock
     )
+
+
+def _require_sound(mesh: Triangles) -> None:
+    """Refuse a given surface that no file can hold.
+
+    Raises:
+        EmptyGeometry: it has no faces, or no face has an area.
+        Diverged: a vertex is NaN or infinite.
+    """
+    wrong = int((~np.isfinite(mesh.v_pos)).any(axis=1).sum())
+    if wrong:
+        raise Diverged(
+            f"{wrong} of {len(mesh.v_pos)} vertices of the mesh are NaN or infinite - expected "
+            "numbers. Train again with a lower learning rate of the geometry."
+        )
+    if not (mesh.areas() > 0.0).any():
+        raise EmptyGeometry(
+            f"The mesh has no surface ({len(mesh.t_pos_idx)} faces, none with an area) - expected "
+            "at least one triangle. Give a mesh with faces."
+        )
 
 
 def _colours(

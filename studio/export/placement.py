@@ -20,6 +20,10 @@ WORLD_TO_GLTF = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
 """Rotation that takes world vectors to glTF vectors."""
 
 
+# A surface that is lower than this share of its longest side lies flat: it has no height to scale.
+FLAT_FRACTION = 1e-3
+
+
 @dataclass(frozen=True)
 class SceneFrame:
     """How the asset stands in the world: glTF position = (axes(world) - base) * scale."""
@@ -31,11 +35,16 @@ class SceneFrame:
 
 
 def place(mesh: Triangles, *, height_m: float) -> tuple[Triangles, SceneFrame]:
-    """Turn to glTF axes, scale to ``height_m`` and put the centre of the base at the origin."""
+    """Turn to glTF axes, scale to ``height_m`` and put the centre of the base at the origin.
+
+    A sheet that lies flat gets ``height_m`` along its longest side.
+    """
     v_pos = mesh.v_pos @ WORLD_TO_GLTF.T
     lower, upper = v_pos.min(axis=0), v_pos.max(axis=0)
     base = (float(lower[0] + upper[0]) / 2, float(lower[1]), float(lower[2] + upper[2]) / 2)
-    scale = height_m / max(float(upper[1] - lower[1]), 1e-12)
+    size = upper - lower
+    tall = size[1] > FLAT_FRACTION * size.max()
+    scale = height_m / float(size[1] if tall else size.max())
     placed = Triangles((v_pos - np.array(base)) * scale, mesh.t_pos_idx)
     return placed, SceneFrame(scale, base)
 

@@ -6,6 +6,7 @@ Only files of our own writer are meant: one mesh, one primitive, texture or vert
 from __future__ import annotations
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -30,15 +31,23 @@ def load_asset(path: Path) -> Mesh:
         ConfigError: there is no such file, or it is no GLB of this program.
     """
     try:
-        document, binary = read_glb(path.read_bytes())
-        primitive = document["meshes"][0]["primitives"][0]
-        frame = document["asset"]["extras"]["scene_frame"]
+        return _mesh(*read_glb(path.read_bytes()))
     except FileNotFoundError as error:
         raise ConfigError(
             f"{path}: no such file - expected an exported GLB. Make it with: studio export RUN"
         ) from error
-    except (ValueError, KeyError, IndexError) as error:
-        raise ConfigError(f"{path} is no GLB that this program wrote ({error}).") from error
+    # An image that does not decode is an OSError, as is a file that cannot be read.
+    except (ValueError, LookupError, TypeError, struct.error, OSError) as error:
+        raise ConfigError(
+            f"{path} is no whole GLB that this program wrote ({error}). Make it again with: "
+            "studio export RUN"
+        ) from error
+
+
+def _mesh(document: dict, binary: bytes) -> Mesh:
+    """The mesh of a parsed file; whatever is missing in it raises."""
+    primitive = document["meshes"][0]["primitives"][0]
+    frame = document["asset"]["extras"]["scene_frame"]
     arrays = {
         name: read_accessor(document, binary, index)
         for name, index in primitive["attributes"].items()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Int
 
-from studio.export.triangles import Triangles, corner_angles
+from studio.export.triangles import Triangles, boundary_edges, corner_angles
 from studio.export.unwrap import Atlas
 
 __all__ = ["FlatMesh", "corner_normals", "flatten"]
@@ -36,6 +36,8 @@ class FlatMesh:
     """Texture coordinates, (0, 0) at the top left of the image, as in glTF."""
     rgb: Float[np.ndarray, "n 3"] | None = None
     """Display-referred (sRGB) vertex colours in 0..1."""
+    closed: bool = True
+    """Whether the surface has no border. One that has is seen from behind, too."""
 
 
 def corner_normals(mesh: Triangles, *, crease_deg: float) -> Float[np.ndarray, "f 3 3"]:
@@ -98,6 +100,7 @@ def flatten(
         faces=index.reshape(-1, 3),
         uv=None if atlas is None else atlas.uv[tex[chosen]].astype(np.float32),
         rgb=None if v_rgb is None else v_rgb[vertex[chosen]].astype(np.float32),
+        closed=not len(boundary_edges(mesh)),
     )
 
 

@@ -23,6 +23,7 @@ from renderers.errors import EmptyGeometry
 from renderers.grid_sampling import evaluate_in_chunks, sample_grid
 from renderers.isosurface import GridTets
 from renderers.threshold import LevelScore, choose_threshold, describe_range
+from studio.errors import Diverged
 from studio.export.configs import ExportConfig
 from studio.export.triangles import Triangles
 
@@ -88,11 +89,13 @@ def extract_surface(
 
     Raises:
         EmptyGeometry: there is none; the message names the range of the field and what to try.
+        Diverged: the field holds NaN or infinity.
     """
     radius = float(field.radius)
     lower, upper = torch.full((3,), -radius), torch.full((3,), radius)
     evaluate = field.sdf if isinstance(field, DistanceField) else field.density
     coarse = sample_grid(evaluate, lower, upper, config.search_resolution, device=device)
+    _require_finite(coarse)
     level = None
     if isinstance(field, DistanceField):
         threshold, inside = 0.0, coarse < 0.0
@@ -113,6 +116,16 @@ def extract_surface(
     mesh = _march(outside, lower, upper, config, device=device)
     cell = float((upper - lower).max()) / config.resolution
     return Surface(mesh, cell, level, threshold)
+
+
+def _require_finite(values: Float[Tensor, "r r r"]) -> None:
+    """Stop at NaN or infinity: every comparison with NaN fails, so it would pass for empty."""
+    wrong = int((~torch.isfinite(values)).sum())
+    if wrong:
+        raise Diverged(
+            f"The field is NaN or infinite at {wrong} of {values.numel()} grid points - expected "
+            "numbers everywhere. Train again with a lower learning rate or guidance scale."
+        )
 
 
 def _require_inside(inside: Bool[Tensor, "r r r"], message: str) -> None:
@@ -164,6 +177,7 @@ def _march(
     """March the sign of the level function, then place every vertex on its edge."""
     n = config.resolution
     values = sample_grid(outside, lower, upper, n, device=device)
+    _require_finite(values)
     if config.blur_cells > 0.0:
         from scipy.ndimage import gaussian_filter
 

@@ -65,6 +65,41 @@ def test_files_that_are_no_camera_path_are_refused(tmp_path, text):
         read_camera_path(path)
 
 
+def changed(**changes):
+    """A sound path of two cameras with some values changed; ``shot`` changes the second camera."""
+    shot = {"camera_to_world": torch.eye(4).flatten().tolist(), "fov": 40}
+    second = {**shot, **changes.pop("shot", {})}
+    return {"render_height": 4, "render_width": 4, "camera_path": [shot, second], **changes}
+
+
+def matrix(*diagonal: float) -> dict:
+    return {"camera_to_world": torch.diag(torch.tensor([*diagonal, 1.0])).flatten().tolist()}
+
+
+UNUSABLE = {
+    "empty": (changed(camera_path=[]), "holds no cameras"),
+    "scaled": (changed(shot=matrix(2.0, 2.0, 2.0)), "camera_to_world of camera 1"),
+    "mirrored": (changed(shot=matrix(-1.0, 1.0, 1.0)), "camera_to_world of camera 1"),
+    "not a number": (changed(shot=matrix(float("nan"), 1.0, 1.0)), "camera_to_world of camera 1"),
+    "no angle": (changed(shot={"fov": 0}), "fov of camera 1 is 0"),
+    "flat angle": (changed(shot={"fov": 180}), "fov of camera 1 is 180"),
+    "no rows": (changed(render_height=0), "render_height is 0"),
+    "no speed": (changed(fps=0), "fps is 0"),
+    "endless rows": (changed(render_height=float("inf")), "is no camera path"),
+    "worded speed": (changed(fps="fast"), "is no camera path"),
+    "panorama": (changed(camera_type="equirectangular"), "expected perspective"),
+    "list": ([1, 2], "is no camera path"),
+}
+
+
+@pytest.mark.parametrize(("data", "words"), UNUSABLE.values(), ids=UNUSABLE.keys())
+def test_cameras_that_cannot_be_drawn_are_refused(tmp_path, data, words):
+    path = tmp_path / "path.json"
+    path.write_text(json.dumps(data))
+    with pytest.raises(ConfigError, match=words):
+        read_camera_path(path, height=8)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read: No such file"):
         read_camera_path(tmp_path / "none.json")

@@ -11,6 +11,7 @@ from renderers.errors import EmptyGeometry
 from renderers.mesh import Mesh
 from scenes.toybox.catalog import KIND_NAMES
 from scenes.toybox.objects import OBJECT_RADIUS, ObjectSpec, build_object
+from studio.errors import Diverged
 from studio.evaluation.judge import FACELESS_KINDS, SYMMETRIC_KINDS
 from studio.evaluation.symmetry import MIN_DIFFERENCE, front_back_difference
 from studio.evaluation.views import eval_cameras, normalized, render_mesh, render_toy
@@ -46,6 +47,13 @@ def test_normalized_centres_and_scales_what_the_faces_use():
 def test_normalized_refuses_a_mesh_without_faces():
     with pytest.raises(EmptyGeometry, match="no faces"):
         normalized(Mesh(torch.zeros(3, 3), torch.zeros(0, 3, dtype=torch.int64)))
+
+
+def test_mesh_with_vertices_that_are_no_numbers_is_refused():
+    v_pos = torch.eye(3)
+    v_pos[1, 1] = torch.nan
+    with pytest.raises(Diverged, match="1 of 3 vertices"):
+        normalized(Mesh(v_pos, torch.tensor([[0, 1, 2]])))
 
 
 def test_vertex_colours_are_shown_unlit_over_white():

@@ -8,6 +8,7 @@ import torch
 import trimesh
 
 from renderers.texture import texture
+from studio.errors import Diverged
 from studio.export.bake import bake_texture, shell_colours, surface_colours, vertex_colours
 from studio.export.triangles import Triangles
 from studio.export.unwrap import patch_atlas, xatlas_charts
@@ -46,6 +47,12 @@ def test_colours_spread_over_the_whole_image():
     baked = bake_texture(mesh, atlas, surface_colours(Ball(0.5)), size=128)
     assert 0.2 < baked.coverage < 1.0
     np.testing.assert_allclose(baked.image, GRAY, atol=1e-6)
+
+
+def test_colours_that_are_no_numbers_are_not_written_as_black():
+    mesh = ball(0.4)
+    with pytest.raises(Diverged, match=f"{len(mesh.v_pos)} of {len(mesh.v_pos)} points"):
+        vertex_colours(mesh, lambda positions, _: positions * float("nan"))
 
 
 def test_vertex_colours_are_the_fields():

@@ -135,6 +135,13 @@ def test_material_and_asset_say_what_they_should():
     assert targets == [34962, 34962, 34962, 34963, None]
 
 
+def test_open_surface_is_drawn_from_both_sides():
+    mesh = ball()
+    half = flatten(mesh.keep_faces(mesh.corners()[:, :, 2].mean(axis=1) > 0.0), crease_deg=40.0)
+    document, _ = read_glb(glb_bytes(half, texture_png=None, name="bowl"))
+    assert document["materials"][0]["doubleSided"] is True
+
+
 def test_prompt_survives_as_unicode():
     document, _ = read_glb(painted())
     assert document["asset"]["extras"]["prompt"] == "ein Bällchen"

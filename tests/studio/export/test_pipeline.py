@@ -12,11 +12,11 @@ import pytest
 import trimesh
 from PIL import Image
 
-from studio.errors import EmptyGeometry, StorageError
+from studio.errors import Diverged, EmptyGeometry, StorageError
 from studio.export.bake import surface_colours
 from studio.export.configs import ExportConfig
 from studio.export.glb_check import check_glb, read_accessor, read_glb
-from studio.export.pipeline import export_field, export_mesh
+from studio.export.pipeline import export_field, export_mesh, export_painted
 from studio.export.read import load_asset
 from studio.export.triangles import Triangles
 from tests.studio.export.analytic_fields import Ball, Balls, DistanceBall, Glow, robot
@@ -180,6 +180,41 @@ def test_nothing_is_written_for_an_empty_field(tmp_path):
     with pytest.raises(EmptyGeometry):
         export_field(Glow(peak=0.01), ExportConfig(**SMALL), tmp_path / "asset")
     assert list((tmp_path / "asset").iterdir()) == []
+
+
+def with_vertex(value: float) -> Triangles:
+    corners = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, value]])
+    return Triangles.of(corners, np.array([[0, 1, 2]]))
+
+
+NO_FACES = Triangles.of(np.zeros((3, 3)), np.zeros((0, 3)))
+UNSOUND = {
+    "NaN": (with_vertex(float("nan")), Diverged, "1 of 3 vertices"),
+    "infinity": (with_vertex(float("inf")), Diverged, "1 of 3 vertices"),
+    "no faces": (NO_FACES, EmptyGeometry, "0 faces, none with an area"),
+    "a point": (Triangles.of(np.ones((3, 3)), [[0, 1, 2]]), EmptyGeometry, "none with an area"),
+}
+
+
+@pytest.mark.parametrize("export", [export_mesh, export_painted])
+@pytest.mark.parametrize(("mesh", "error", "words"), UNSOUND.values(), ids=UNSOUND.keys())
+def test_unsound_meshes_are_told_and_nothing_is_written(tmp_path, export, mesh, error, words):
+    with pytest.raises(error, match=words):
+        export(mesh, surface_colours(DistanceBall()), ExportConfig(**SMALL), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_flat_sheet_is_exported_at_the_asked_size_and_seen_from_both_sides(tmp_path):
+    corners = np.array([[0.0, 0.0, 0.2], [0.4, 0.0, 0.2], [0.4, 0.8, 0.2], [0.0, 0.8, 0.2]])
+    sheet = Triangles.of(corners, np.array([[0, 1, 2], [0, 2, 3]]))
+    config = ExportConfig(**BARE, formats=("glb",))
+    result = export_painted(sheet, surface_colours(DistanceBall()), config, tmp_path)
+    assert result.problems == ()
+    assert load(tmp_path / "asset.glb").extents.max() == pytest.approx(1.0, abs=1e-6)
+    document, _ = read_glb((tmp_path / "asset.glb").read_bytes())
+    assert document["materials"][0]["doubleSided"] is True
+    back = load_asset(tmp_path / "asset.glb").v_pos.numpy()
+    np.testing.assert_allclose(np.unique(back, axis=0), np.unique(corners, axis=0), atol=1e-6)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from renderers.grid_sampling import sample_grid
-from studio.errors import EmptyGeometry
+from studio.errors import Diverged, EmptyGeometry
 from studio.export.configs import ExportConfig
 from studio.export.surface import extract_surface
 from studio.export.triangles import boundary_edges
@@ -114,6 +114,22 @@ def test_fog_is_no_surface():
 def test_distance_field_without_inside_says_so():
     with pytest.raises(EmptyGeometry, match="everything is outside"):
         extract_surface(DistanceBall(-1.0), CONFIG)
+
+
+@dataclass
+class TornBall(Ball):
+    """A ball with values that are no numbers in a corner of the scene."""
+
+    value: float = float("nan")
+
+    def density(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.amin(-1) > 0.9, self.value, super().density(x))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_field_that_is_no_number_somewhere_says_where_it_failed(value):
+    with pytest.raises(Diverged, match=r"NaN or infinite at \d+ of 35937 grid points"):
+        extract_surface(TornBall(0.5, value=value), CONFIG)
 
 
 def test_object_that_vanishes_in_the_blur_says_so():
