@@ -37,7 +37,7 @@ def options(*arguments: str, runs):
 
 def test_systems_are_the_paper_s_and_differ_only_in_what_guides(tmp_path):
     assets = run_3d.assets_of(options("--subjects", "rabbit", runs=tmp_path))
-    plain, full, ours = (asset.job.config() for asset in assets)
+    plain, full, ours, dco = (asset.job.config() for asset in assets)
     assert (plain.prompt, full.prompt, ours.prompt) == ("a rabbit", "a sks rabbit", "a sks rabbit")
     assert plain.subject is None
     assert [stage.subject.weights for stage in full.stages] == ["full", "full"]
@@ -46,6 +46,8 @@ def test_systems_are_the_paper_s_and_differ_only_in_what_guides(tmp_path):
     assert [stage.losses.reconstruction for stage in full.stages] == [0.0, 0.0]
     assert [s.steps for s in plain.stages] == [s.steps for s in full.stages] == [400, 300]
     assert full.subject == ours.subject
+    assert (dco.prompt, dco.stages) == (ours.prompt, ours.stages)
+    assert dco.subject.training.kind == "dco"
 
 
 def test_everything_is_scaled_but_nothing_below_one_step(tmp_path):
@@ -109,14 +111,14 @@ def test_finished_runs_are_measured_once_and_not_made_again(tmp_path, truth, mon
     chosen.results = tmp_path
     write_photos(case_of("rabbit"), chosen.runs / "photos" / "rabbit", image_size=16)
     assets = run_3d.assets_of(chosen)
-    for asset, status in zip(assets, ("done", "done", "diverged"), strict=True):
+    for asset, status in zip(assets, ("done", "done", "diverged", "done"), strict=True):
         finished(asset, status)
     outcomes = run_3d.make(assets, BatchConfig(evaluate=False), None)
-    assert [outcome.status for outcome in outcomes] == ["done", "done", "diverged"]
+    assert [outcome.status for outcome in outcomes] == ["done", "done", "diverged", "done"]
     assert not any(outcome.fresh for outcome in outcomes)
     rows = run_3d.measured(assets, outcomes, again=False)
-    plain, full, ours = (result for _, result in rows)
-    assert plain.metrics == full.metrics
+    plain, full, ours, dco = (result for _, result in rows)
+    assert plain.metrics == full.metrics == dco.metrics
     assert plain.value("silhouette_iou") < 0.6
     assert plain.costs["seconds"] == 90.0
     assert not ours.measured
@@ -125,7 +127,7 @@ def test_finished_runs_are_measured_once_and_not_made_again(tmp_path, truth, mon
     paths, text = write_results(chosen, rows)
     assert [path.suffix for path in paths] == [".json", ".md", ".png"]
     assert all(path.is_file() for path in paths)
-    assert "1 of 3 assets failed" in text
+    assert "1 of 4 assets failed" in text
 
 
 def test_the_page_tells_budget_and_failures():

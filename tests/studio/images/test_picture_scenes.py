@@ -73,6 +73,7 @@ def test_explain_says_which_tasks_have_a_key(capsys):
         ("edit_image",),
         ("control_image",),
         ("try_on",),
+        ("personalize",),
     }
     explain.run("method.edits.0.cross_steps")
     text = capsys.readouterr().out

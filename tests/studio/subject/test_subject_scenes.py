@@ -64,7 +64,10 @@ def test_the_dco_preset_is_the_other_with_a_lora_that_redraws_consistently():
     assert (scene.subject.training.kind, scene.subject.training.beta) == ("dco", 30.0)
     assert scene.subject.views.subject.kind == "consistency"
     assert (scene.stages, scene.subject.photos) == (other.stages, other.subject.photos)
-    assert scene.subject.views == replace(other.subject.views, subject=scene.subject.views.subject)
+    views, others = scene.subject.views, other.subject.views
+    assert views.sampler.guidance_scale < others.sampler.guidance_scale
+    assert views == replace(others, subject=views.subject, sampler=views.sampler)
+    assert views.sampler == replace(others.sampler, guidance_scale=views.sampler.guidance_scale)
 
 
 @pytest.mark.parametrize(
