@@ -3,7 +3,8 @@
 DreamFusion (arXiv 2209.14988, section 3.1 and appendix A.2): orientation (from Ref-NeRF, arXiv
 2112.03907, Eq. 11) and opacity. z-variance is HiFA's (arXiv 2305.18766, section 3.3); the eikonal
 term is IGR's (arXiv 2002.10099). Opacity smoothness (total variation) is ours: at a given area it
-charges for outline, which scattered floaters have most of.
+charges for outline, which scattered floaters have most of. The border's opacity is ours too: a
+prior's own ground, drawn as fog, reaches the frame, and a whole object does not.
 
 Every function returns a scalar that is finite, also for an empty image.
 """
@@ -20,6 +21,7 @@ from renderers.outputs import RenderOutput
 
 __all__ = [
     "REGULARIZERS",
+    "border_loss",
     "compute_regularizers",
     "eikonal_loss",
     "needs_normals",
@@ -32,6 +34,8 @@ __all__ = [
 
 # Smooths the root of the sparsity loss at zero opacity (DreamFusion, appendix A.2).
 SPARSITY_OFFSET = 0.01
+# Pixels of an image's margin, as a share of its side; at least one.
+BORDER = 1 / 64
 # Keeps the logarithms of the entropy, and their slopes, finite.
 ENTROPY_CLAMP = 1e-3
 # Pixels with less coverage have no surface whose thickness could be judged.
@@ -57,6 +61,17 @@ def orientation_loss(
 def sparsity_loss(opacity: Float[Tensor, "b h w 1"]) -> Float[Tensor, ""]:
     """Coverage: mean of sqrt(opacity^2 + 0.01)."""
     return (opacity.square() + SPARSITY_OFFSET).sqrt().mean()
+
+
+def border_loss(opacity: Float[Tensor, "b h w 1"]) -> Float[Tensor, ""]:
+    """Mean opacity along the images' border: whole objects end within it, a prior's ground not.
+
+    A field that draws the plain ground of its prior's images as fog fills the frame. Sparsity that
+    is strong enough against that thins objects too; this does not touch what is within the frame.
+    """
+    rows, columns = (max(1, round(BORDER * side)) for side in opacity.shape[1:3])
+    inner = opacity[:, rows:-rows, columns:-columns]
+    return (opacity.sum() - inner.sum()) / (opacity.numel() - inner.numel())
 
 
 def opaque_loss(opacity: Float[Tensor, "b h w 1"]) -> Float[Tensor, ""]:
@@ -92,6 +107,7 @@ REGULARIZERS: dict[str, Callable[[RenderOutput], Tensor]] = {
         out.weights, out.sample_normals, out.sample_dirs, out.ray_indices
     ),
     "sparsity": lambda out: sparsity_loss(out.opacity),
+    "border": lambda out: border_loss(out.opacity),
     "opaque": lambda out: opaque_loss(out.opacity),
     "z_variance": lambda out: z_variance_loss(out.z_variance, out.opacity),
     "opacity_smoothness": lambda out: opacity_smoothness_loss(out.opacity),

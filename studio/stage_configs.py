@@ -49,6 +49,9 @@ class LossesConfig:
     costs a decoding per step."""
     sparsity: ScheduleValue = 0.0
     """mean sqrt(opacity^2 + 0.01): less fog (DreamFusion, arXiv 2209.14988, appendix A.2)."""
+    border: ScheduleValue = 0.0
+    """Mean opacity along the images' border: no fog where the prior's images have their ground; for
+    cameras that see the whole object."""
     opaque: ScheduleValue = 0.0
     """Binary entropy of the opacity: pixels become either solid or empty."""
     orient: ScheduleValue = 0.0

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from studio.evaluation.intervals import Estimate, bootstrap_mean
 from studio.run_folder import RunFolder
@@ -125,8 +126,15 @@ def result_of(run: RunFolder, *, system: str | None = None) -> Result:
             "denoiser_evaluations": info.get("denoiser_evaluations"),
         },
         run=str(run.path),
-        prior=((info.get("weights") or {}).get("prior") or {}).get("fingerprint"),
+        prior=_prior_of(info.get("weights") or {}),
     )
+
+
+def _prior_of(weights: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The scene's prior or else the first stage's; a subject's weights differ from run to run."""
+    shared = [found for found in weights.values() if not found.get("subject")]
+    first = weights.get("prior") or (shared[0] if shared else {})
+    return first.get("fingerprint")
 
 
 def _figure_of(found: Mapping[str, float | None], name: str) -> float | None:

@@ -10,6 +10,7 @@ import torch
 from renderers.outputs import RenderOutput
 from renderers.regularizers import (
     REGULARIZERS,
+    border_loss,
     compute_regularizers,
     eikonal_loss,
     needs_normals,
@@ -90,6 +91,19 @@ def test_z_variance_averages_solid_pixels_only():
     opacity = torch.tensor([0.9, 0.6, 0.4]).view(1, 1, 3, 1)
     assert float(z_variance_loss(variance, opacity)) == pytest.approx(0.3)
     assert float(z_variance_loss(variance, torch.zeros(1, 1, 3, 1))) == 0.0
+
+
+@pytest.mark.parametrize("side", [4, 128])
+def test_the_border_is_charged_and_nothing_within(side):
+    width = max(1, side // 64)
+    opacity = constant(0.25, side)
+    opacity[:, width:-width, width:-width] = 1.0
+    assert float(border_loss(opacity)) == pytest.approx(0.25)
+    opacity.requires_grad_(True)
+    (gradient,) = torch.autograd.grad(border_loss(opacity), opacity)
+    assert gradient[:, width:-width, width:-width].abs().max() == 0.0
+    count = 2 * (side**2 - (side - 2 * width) ** 2)
+    torch.testing.assert_close(gradient[:, 0], torch.full_like(gradient[:, 0], 1 / count))
 
 
 def test_opacity_smoothness_charges_outline_and_not_area():

@@ -161,6 +161,27 @@ def test_a_result_is_read_from_run_json(tmp_path):
     assert result_of(run, system="mine").system == "mine"
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({}, None),
+        ({"stages.a.prior": {"fingerprint": "mv"}, "prior": {"fingerprint": "2d"}}, "2d"),
+        ({"stages.a.subject": {"fingerprint": "own", "subject": {"weights": "full"}}}, None),
+        (
+            {
+                "stages.a.subject": {"fingerprint": "own", "subject": {"weights": "full"}},
+                "stages.b.prior": {"fingerprint": "mv", "subject": None},
+            },
+            "mv",
+        ),
+    ],
+)
+def test_the_prior_of_a_run_is_what_no_subject_changed(tmp_path, weights, expected):
+    run = create_run(tmp_path, prompt="a red duck", method="demo", seed=3, info={})
+    run.update_info({"weights": weights})
+    assert result_of(run).prior == expected
+
+
 def measured_saturation(out, signed: float, **more: float) -> Result:
     """A result read from a run with this signed error."""
     run = create_run(out, prompt=f"off by {signed}", method="demo", seed=0, info={})
