@@ -70,8 +70,8 @@ def page(name: str, document: Mapping[str, Any], results: Sequence[Result]) -> s
         f"`{document['command']}`",
         f"{document['date']}, {document['machine']['processor']}, prior "
         f"{', '.join(document['priors'])}. Steps scaled by {document['steps_scale']:g}; seconds "
-        "include trainings and views. Means over subjects, which are drawn with "
-        f"replacement for the 95 % intervals; {failed} of {len(results)} assets failed.",
+        "include trainings and views, evaluations do not. Means over subjects, which are drawn "
+        f"with replacement for the 95 % intervals; {failed} of {len(results)} assets failed.",
         figures_table(results, FIGURES, COSTS),
         f"## Difference to {first}\n\nPaired over the subjects that both have.",
         difference_table(results, FIGURES, to=first),
