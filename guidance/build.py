@@ -12,6 +12,7 @@ from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.layout_parts import LayoutObject
 from guidance.multiview_configs import MultiViewConfig
 from guidance.original import Original
@@ -58,6 +59,8 @@ def build_guidance(
         from guidance.multiview import MultiViewGuidance
 
         return MultiViewGuidance(config, prior, prompts, seed=seed)
+    if isinstance(config, LayoutMultiViewConfig):
+        return _multiview_of(config, prior, prompts, layout, seed=seed)
     if isinstance(config, ControlSDSConfig):
         from guidance.control_sds import ControlSDSGuidance
 
@@ -70,6 +73,24 @@ def build_guidance(
 
     plain = config if isinstance(config, SDSConfig) else config.sds
     return SDSGuidance(plain, prior, prompts, seed=seed)
+
+
+def _multiview_of(
+    config: LayoutMultiViewConfig,
+    prior: NoisePrior,
+    prompts: ViewPrompts,
+    layout: Sequence[LayoutObject],
+    *,
+    seed: int,
+) -> GuidanceRule:
+    """Multi-view guidance object by object; of the whole scene where it has no layout."""
+    if layout:
+        from guidance.layout_multiview import LayoutMultiViewGuidance
+
+        return LayoutMultiViewGuidance(config, prior, prompts, layout)
+    from guidance.multiview import MultiViewGuidance
+
+    return MultiViewGuidance(config.multiview, prior, prompts, seed=seed)
 
 
 def _edit_rule(

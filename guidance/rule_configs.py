@@ -9,6 +9,7 @@ from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.subjects_sds_configs import SubjectsSDSConfig
@@ -25,6 +26,7 @@ GuidanceConfig = (
     | DatasetUpdateConfig
     | DeltaEditConfig
     | LayoutGuidedConfig
+    | LayoutMultiViewConfig
     | RegionalSDSConfig
     | SubjectsSDSConfig
 )

@@ -36,11 +36,16 @@ class BoxesBlobConfig:
     """Pre-activation density in the middle of each box."""
     floor: float = -5.0
     """Pre-activation density far from all boxes, so that distant space can still be filled."""
+    wall: float = 0.0
+    """How much the pre-activation density falls with each world unit outside of all boxes, below
+    the rest: keeps matter in the boxes where no view shows what is outside."""
     boxes: tuple[BoxConfig, ...] = ()
     """The boxes; empty for those of the scene's layout."""
 
     def __post_init__(self) -> None:
         """Refuse a start that is no higher in a box than outside."""
+        if not self.wall >= 0.0:
+            raise ValueError(f"field.blob.wall is {self.wall} - expected 0 or more.")
         if self.floor >= self.scale:
             raise ValueError(
                 f"field.blob.floor is {self.floor} - expected less than the scale {self.scale}."

@@ -19,7 +19,7 @@ from torch import Tensor
 from renderers.box_configs import BoxConfig
 from renderers.cameras import Cameras
 
-__all__ = ["box_corners", "box_distances", "box_masks", "project_points"]
+__all__ = ["around_box", "box_corners", "box_distances", "box_masks", "project_points"]
 
 SAMPLES = 4
 """Sub-pixels along each side of a pixel."""
@@ -80,6 +80,24 @@ def box_masks(
     nearest = distance.argmin(dim=-1, keepdim=True)
     seen = torch.zeros_like(distance).scatter_(-1, nearest, 1.0) * torch.isfinite(distance)
     return F.avg_pool2d(seen.movedim(-1, 1), samples)
+
+
+def around_box(
+    cameras: Cameras, box: BoxConfig, *, object_radius: float = 0.85, margin: float = 1.1
+) -> Cameras:
+    """Cameras that see one box alone, as they saw a whole scene of one object.
+
+    Args:
+        cameras: views of a scene.
+        box: what they shall see.
+        object_radius: radius of a single object in their views; it becomes half of the box's
+            longest edge.
+        margin: size of what is seen, in boxes; objects may stand a little over.
+    """
+    center, size = torch.tensor(box.center), torch.tensor(box.size)
+    half = 0.5 * margin * size
+    within = torch.stack([center - half, center + half])
+    return cameras.around(center, 0.5 * max(box.size) / object_radius, within)
 
 
 def _tensors(boxes: Sequence[BoxConfig], like: Tensor) -> tuple[Tensor, Tensor]:

@@ -53,6 +53,8 @@ class Cameras:
     """Image height in pixels."""
     width: int
     """Image width in pixels."""
+    within: Float[Tensor, "b 2 3"] | None = None
+    """Low and high corner of the box that a camera sees alone; None for the whole scene."""
 
     def __post_init__(self) -> None:
         """Reject batches whose parts disagree on the number of cameras."""
@@ -65,6 +67,8 @@ class Cameras:
             "camera_distance": (size,),
             "light_position": (size, 3),
         }
+        if self.within is not None:
+            shapes["within"] = (size, 2, 3)
         for name, expected in shapes.items():
             actual = tuple(getattr(self, name).shape)
             if actual != expected:
@@ -100,6 +104,25 @@ class Cameras:
     def resized(self, height: int, width: int) -> Cameras:
         """The same views at another image size (the vertical field of view is kept)."""
         return dataclasses.replace(self, height=height, width=width)
+
+    def around(
+        self, center: Float[Tensor, " 3"], scale: float, within: Float[Tensor, "2 3"]
+    ) -> Cameras:
+        """The same views of a part of the scene instead of all of it.
+
+        Args:
+            center: what stands in the place of the origin.
+            scale: length of what was 1 in the views before.
+            within: low and high corner of the part; the cameras see nothing else.
+        """
+        center, c2w = center.to(self.c2w), self.c2w.clone()
+        c2w[:, :3, 3] = center + scale * self.position
+        return dataclasses.replace(
+            self,
+            c2w=c2w,
+            light_position=center + scale * self.light_position,
+            within=within.to(self.c2w).expand(len(self), 2, 3),
+        )
 
     def rays(self) -> tuple[Float[Tensor, "b h w 3"], Float[Tensor, "b h w 3"]]:
         """Origins and unit directions through all pixel centres, row 0 at the top."""

@@ -94,6 +94,7 @@ def march_rays(
     step_size: float,
     near: float = 0.0,
     far: float = math.inf,
+    within: Float[Tensor, "n 2 3"] | None = None,
     jitter: Float[Tensor, "n"] | None = None,
     max_samples: int | None = None,
     backend: str | None = None,
@@ -107,6 +108,7 @@ def march_rays(
         step_size: length of an interval, world units.
         near: smallest distance of an interval's middle.
         far: largest distance of an interval's middle.
+        within: low and high corner of a box for each ray, outside of which it has no samples.
         jitter: shift of each ray's samples in 0..1 steps; None is 0 for all rays.
         max_samples: above this many samples the step of all rays is lengthened until they fit (at
             most to a quarter of the box's edge), so that the picture stays whole.
@@ -123,11 +125,13 @@ def march_rays(
     if jitter is None:
         jitter = rays_o.new_zeros(rays_o.shape[0])
     check_shape("jitter", jitter, f"{rays_o.shape[0]}")
+    if within is not None:
+        check_shape("within", within, f"{rays_o.shape[0]} 2 3")
     problem = MarchProblem(
         rays_o=rays_o.contiguous(),
         rays_d=rays_d.contiguous(),
         jitter=jitter.contiguous(),
-        binary=grid.binary,
+        binary=grid.binary if within is None else grid.binary & grid.cells_within(within),
         radius=grid.radius,
         near=near,
         far=min(far, torch.finfo(rays_o.dtype).max),
@@ -139,7 +143,7 @@ def march_rays(
     )
     t_starts, ray_indices, positions = kernels.write_samples(problem, step, search)
     first = torch.cumsum(search.counts, dim=0) - search.counts
-    return RaySamples(
+    samples = RaySamples(
         t_starts=t_starts,
         t_ends=t_starts + step,
         ray_indices=ray_indices,
@@ -147,6 +151,10 @@ def march_rays(
         positions=positions,
         step_size=step,
     )
+    if within is None:
+        return samples
+    low, high = within[ray_indices].unbind(1)
+    return select_samples(samples, ((positions >= low) & (positions <= high)).all(dim=1))
 
 
 def composite(

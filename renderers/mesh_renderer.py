@@ -183,7 +183,15 @@ class MeshRenderer(nn.Module):
             generator: draws the background; None for a deterministic evaluation render.
             shading: how the object is lit; None for the material's evaluation shading.
             with_normals: also return normals when the shading does not need them.
+
+        Raises:
+            ShapeError: the cameras see a part of the scene only.
         """
+        if cameras.within is not None:
+            raise ShapeError(
+                "Cameras.within limits what cameras see to a box, and a mesh is drawn whole. "
+                "Expected None, or a volume."
+            )
         shading = shading or eval_shading(self.material)
         fine = self.config.supersample
         cameras = cameras.resized(cameras.height * fine, cameras.width * fine)

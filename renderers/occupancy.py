@@ -74,6 +74,17 @@ class OccupancyGrid(nn.Module):
         """Occupied cells over all cells, 0..1."""
         return float(self.binary.float().mean())
 
+    def cells_within(self, boxes: Float[Tensor, "n 2 3"]) -> Bool[Tensor, "r r r"]:
+        """Cells that some box touches; boxes are low and high corners in world units."""
+        found = torch.zeros_like(self.binary)
+        edge = 2.0 * self.radius / self.resolution
+        cells = torch.arange(self.resolution, device=self.binary.device)
+        for box in torch.unique_consecutive(boxes, dim=0):
+            first, last = ((box.to(cells.device) + self.radius) / edge).floor()
+            x, y, z = ((cells >= first[k]) & (cells <= last[k]) for k in range(3))
+            found |= x[:, None, None] & y[None, :, None] & z[None, None, :]
+        return found
+
     @torch.no_grad()
     def update(
         self,

@@ -49,10 +49,16 @@ class _Rays:
     lights: Float[Tensor, "n 3"]
     distances: Float[Tensor, " n"]
     """Distance from camera to scene centre, where z-variance is expanded."""
+    within: Float[Tensor, "n 2 3"] | None
+    """Boxes that the rays are limited to."""
 
     def __getitem__(self, rows: slice) -> _Rays:
         return _Rays(
-            self.origins[rows], self.directions[rows], self.lights[rows], self.distances[rows]
+            self.origins[rows],
+            self.directions[rows],
+            self.lights[rows],
+            self.distances[rows],
+            None if self.within is None else self.within[rows],
         )
 
 
@@ -192,6 +198,7 @@ class VolumeRenderer(nn.Module):
             self.occupancy,
             step_size=self._step_size(samples_per_ray),
             near=self.config.near,
+            within=rays.within,
             jitter=jitter,
             max_samples=max_samples,
             backend=self.config.backend,
@@ -259,12 +266,13 @@ class VolumeRenderer(nn.Module):
         )
 
     def _flatten(self, cameras: Cameras, rays_o: Tensor, rays_d: Tensor) -> _Rays:
-        per_view = cameras.height * cameras.width
+        per_view, within = cameras.height * cameras.width, cameras.within
         return _Rays(
             origins=rays_o.reshape(-1, 3),
             directions=rays_d.reshape(-1, 3),
             lights=cameras.light_position.repeat_interleave(per_view, dim=0),
             distances=cameras.position.norm(dim=-1).repeat_interleave(per_view),
+            within=None if within is None else within.repeat_interleave(per_view, dim=0),
         )
 
     def _jitter(self, rays: _Rays, generator: torch.Generator | None) -> Tensor | None:

@@ -12,6 +12,7 @@ from typing import Literal
 
 from guidance.configs import DirectionalPromptsConfig, PlainPromptsConfig, ViewPromptsConfig
 from guidance.debiasing_configs import DebiasConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
@@ -48,6 +49,9 @@ __all__ = [
     "StageConfig",
     "StageFieldConfig",
 ]
+
+OF_SETS = MultiViewConfig | LayoutMultiViewConfig
+"""Rules whose prior sees all views of a set at once."""
 
 
 @dataclass(frozen=True)
@@ -160,7 +164,7 @@ class SceneConfig:
                 "debias: changes prompts by view, and view_prompts are plain - expected "
                 "view_prompts.kind=directional, or no debias."
             )
-        elif all(isinstance(stage.guidance, MultiViewConfig) for stage in self.stages):
+        elif all(isinstance(stage.guidance, OF_SETS) for stage in self.stages):
             problems.append(
                 "debias: changes prompts by view, and guidance multiview has one prompt for all "
                 "views - expected another guidance.kind in some stage, or no debias."

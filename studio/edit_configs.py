@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from renderers.box_configs import BoxConfig
 from renderers.configs import FieldConfig
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.errors import ConfigError
@@ -41,6 +42,9 @@ class EditConfig:
     everything change. Rules that can act on a part alone read it."""
     instruction: str = ""
     """What to change, as an order such as "make it blue", for rules with a model that edits."""
+    box: BoxConfig | None = None
+    """The part of the scene that is shown to the guidance, such as the box of one object, as large
+    as a scene of its own; all else stays. Empty for everything."""
     field: FieldConfig | MeshFileConfig | None = None
     """Settings of the run's field, or of a mesh's colours; filled in from the run."""
     mesh: GridTetsConfig | None = None

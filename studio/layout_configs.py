@@ -13,10 +13,12 @@ from dataclasses import dataclass, replace
 from guidance.configs import PerpNegPromptsConfig, ViewPromptsConfig
 from guidance.debiasing_configs import DebiasConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.subjects_sds_configs import SubjectsSDSConfig
 from renderers.box_configs import BoxConfig, BoxesBlobConfig
 from renderers.configs import HashVolumeConfig
+from renderers.mesh_configs import MeshRendererConfig
 from studio.stage_configs import StageConfig
 
 __all__ = ["ObjectBoxConfig", "layout_problems", "with_boxes"]
@@ -66,8 +68,8 @@ def layout_problems(
         return problems
     if not any(starts) and not any(_reads_layout(rule) for rule in rules):
         problems.append(
-            "layout: no stage reads it - expected guidance of kind regional_sds, layout_guided or "
-            "subjects_sds, or field.blob.kind=blob_boxes."
+            "layout: no stage reads it - expected guidance of kind layout_multiview, regional_sds, "
+            "layout_guided or subjects_sds, or field.blob.kind=blob_boxes."
         )
     if debias is not None and any(isinstance(rule, LayoutGuidedConfig) for rule in rules):
         problems.append(
@@ -81,6 +83,13 @@ def layout_problems(
             "view_prompts: perp_neg has negatives that belong to no region - expected directional, "
             "interpolated or plain with guidance regional_sds."
         )
+    problems += [
+        f"stages.{k}.renderer: is {stage.renderer.kind}, and guidance layout_multiview renders "
+        "objects alone, which a mesh cannot - expected {kind: volume}."
+        for k, stage in enumerate(stages)
+        if isinstance(stage.guidance, LayoutMultiViewConfig)
+        and isinstance(stage.renderer, MeshRendererConfig)
+    ]
     problems += _subject_problems(layout, rules, view_prompts)
     return problems + _places_outside(layout, stages[0] if stages else None)
 
@@ -122,4 +131,6 @@ def _starts_in_boxes(stage: StageConfig) -> bool:
 
 
 def _reads_layout(rule: object) -> bool:
-    return isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig | SubjectsSDSConfig)
+    return isinstance(
+        rule, LayoutMultiViewConfig | RegionalSDSConfig | LayoutGuidedConfig | SubjectsSDSConfig
+    )

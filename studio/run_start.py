@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from renderers.boxes import around_box
 from renderers.cameras import Cameras
 from renderers.errors import ShapeError
 from renderers.materials import Shading
@@ -53,7 +54,7 @@ class RunStart:
             CheckpointError: the run to edit has no checkpoint that can be read.
             StorageError: the copy cannot be written.
         """
-        kept = RunFolder(run.start_dir)
+        self.box, kept = scene.edit.box, RunFolder(run.start_dir)
         if not list_checkpoints(kept.checkpoints_dir):
             check_edit(scene.edit)
             copy_run(open_run(scene.edit.run), kept)
@@ -61,6 +62,10 @@ class RunStart:
         self.renderer: SceneRenderer = loaded.renderer.requires_grad_(False)
         self.background = loaded.stage.background
         self.original = OriginalScene(self.renderer)
+
+    def part_of(self, cameras: Cameras) -> Cameras:
+        """The cameras around the part of the scene that is edited, if it is not all of it."""
+        return cameras if self.box is None else around_box(cameras, self.box)
 
     def give_to(self, stage: Stage) -> None:
         """Let every particle of a stage begin as the run ended.

@@ -165,8 +165,8 @@ class Runner:
         """One optimiser step: cameras, render, guidance, regularisers, backward, guards, update."""
         stage, draw = self.stage, self.stage.generators
         config, fraction, number = stage.config, stage.fraction, self.steps_done + 1
-        turn = stage.turn
-        renderer, evaluated = stage.particles[turn], self.prior.denoiser_evaluations
+        turn, evaluated = stage.turn, self.prior.denoiser_evaluations
+        renderer = stage.particles[turn]
         set_learning_rates(stage.optimizer, config.optimizer, fraction)
         renderer.set_fraction(fraction)
         if self.subject:
@@ -174,6 +174,7 @@ class Runner:
         renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])
 
         drawn = sample_cameras(config.cameras, draw["cameras"], fraction=fraction)
+        drawn = self.start.part_of(drawn) if self.start else drawn
         cameras = self.guidance.choose_views(drawn.to(self.device))
         shading = draw_shading(config.material, fraction, draw["shading"])
         jitter = draw["renderer"].clone_state() if self.start else None
@@ -202,7 +203,6 @@ class Runner:
             check_losses(losses, step=number)
         if not loss.requires_grad:
             raise Diverged(f"Step {number}: the scene is empty; no ray met any density.")
-
         stage.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         grad_norm = check_gradients(stage.parameters, step=number)

@@ -17,6 +17,7 @@ from guidance.original import Original, OriginalViews
 from guidance.prompts import ViewPrompts, build_view_prompts
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import build_background
+from renderers.boxes import around_box
 from renderers.configs import FieldConfig, HashSDFConfig
 from renderers.fields.hash_field import HashField
 from renderers.fields.hash_sdf import HashSDFField
@@ -87,6 +88,8 @@ def build_rule(
         from studio.dataset_views import dataset_views  # imports this module
 
         dataset = dataset_views(stage.guidance, stage.cameras)
+        if scene.edit and scene.edit.box:
+            dataset = around_box(dataset, scene.edit.box)
     return build_guidance(
         stage.guidance,
         prior,

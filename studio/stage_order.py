@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.multiview_configs import MultiViewConfig
 from image_tools.configs import (
     MVDreamPriorConfig,
@@ -61,7 +62,7 @@ def stage_problems(
         fits += _instruction_problems(stage, edit)
         if isinstance(stage.guidance, DeltaEditConfig) and edit is None:
             fits.append("guidance: delta_edit edits a finished run - expected edit.run.")
-        fits += _view_problems(stage, stage.prior or prior)
+        fits += _view_problems(stage, stage.prior or prior) + _part_problems(stage, edit)
         problems += [f"{where}.{text}" for text in fits]
     return problems
 
@@ -167,28 +168,46 @@ def _instruction_problems(stage: StageConfig, edit: EditConfig | None) -> list[s
     return problems
 
 
-def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
-    """Whether a prior of several views gets the views it knows."""
-    if not isinstance(stage.guidance, MultiViewConfig):
+def _part_problems(stage: StageConfig, edit: EditConfig | None) -> list[str]:
+    """Whether a part of the scene can be shown alone."""
+    if edit is None or edit.box is None:
         return []
     problems = []
+    if isinstance(stage.renderer, MeshRendererConfig):
+        problems.append(
+            "renderer: is mesh, and edit.box shows a part of the scene alone, which a mesh cannot "
+            "- expected {kind: volume}, or no edit.box."
+        )
+    if isinstance(stage.guidance, LayoutMultiViewConfig):
+        problems.append(
+            "guidance: layout_multiview shows one object after the other, and edit.box one part of "
+            "the scene alone - expected another rule, or no edit.box."
+        )
+    return problems
+
+
+def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
+    """Whether a prior of several views gets the views it knows."""
+    if not isinstance(stage.guidance, MultiViewConfig | LayoutMultiViewConfig):
+        return []
+    problems, kind = [], stage.guidance.kind
     if isinstance(prior, ReferencedPriorConfig):
         prior = prior.base
     if isinstance(prior, PersonalizedPriorConfig):
         if prior.guidance == "consistency":
             problems.append(
-                "prior.guidance: consistency with guidance multiview - expected plain, or another "
+                f"prior.guidance: consistency with guidance {kind} - expected plain, or another "
                 "rule, such as sds or vsd."
             )
         prior = prior.base
     if not isinstance(prior, PocketMultiViewPriorConfig | MVDreamPriorConfig):
         problems.append(
-            "guidance: multiview asks a prior of several views - expected a prior of kind "
+            f"guidance: {kind} asks a prior of several views - expected a prior of kind "
             f"pocket_mv or mvdream, got {prior.kind}."
         )
     if not isinstance(stage.cameras, MultiViewCamerasConfig):
         problems.append(
-            "cameras: multiview guidance needs sets of views - expected {kind: multiview}, got "
+            f"cameras: {kind} guidance needs sets of views - expected {{kind: multiview}}, got "
             f"{stage.cameras.kind}."
         )
     return problems

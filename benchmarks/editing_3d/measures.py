@@ -1,10 +1,8 @@
 """What a scene of two objects shows, object by object: prompt binding, places, and what changed.
 
-Each object is cut out of a view by its box: pixels where the box, 15 % larger, is seen in front of
-the other's, everything else white, centred and scaled as the judge's training images are. Views in
-which the other object hides more than 40 % of the box are left out.
-
-* binding: share of the cut-outs in which the judge names both the object's kind and its colour;
+* binding: each object is rendered alone, that is all that lies in its box, 10 % larger, by cameras
+  that see the box as the judge's training images show objects; share of these views in which the
+  judge names both the object's kind and its colour;
 * layout error: distance between the middle of the object's pixels, found by their colour, and the
   box's projected centre, as a share of the image, sideways (a mushroom's white stem has no colour).
   A painted box has up to 0.03: its front is nearer than its middle;
@@ -23,19 +21,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from renderers.box_configs import BoxConfig
-from renderers.boxes import box_masks, project_points
+from renderers.boxes import around_box, box_masks, project_points
 from renderers.cameras import Cameras
+from renderers.volume_renderer import VolumeRenderer
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.palette import COLORS
 from studio.evaluation.judge import Judge
+from studio.evaluation.views import render_field
 from studio.scene_parts import SceneRenderer
 
-__all__ = ["Placed", "binding", "change_in", "cut_outs", "layout_error", "views_of"]
+__all__ = ["Placed", "alone", "binding", "change_in", "layout_error", "views_of"]
 
-SIZE = 128
 MARGIN = 1.15
-SEEN = 0.6
-CUT = 64
 MIN_PIXELS = 20
 
 
@@ -54,37 +51,19 @@ def views_of(renderer: SceneRenderer, cameras: Cameras) -> Float[Tensor, "b h w 
     return renderer.render(cameras).comp_rgb.clamp(0.0, 1.0)
 
 
-def cut_outs(
-    images: Float[Tensor, "b h w 3"], cameras: Cameras, objects: Sequence[Placed], k: int
-) -> Float[Tensor, "seen 64 64 3"]:
-    """Object ``k`` alone, in the views that show enough of it."""
-    boxes = [_larger(item.box) for item in objects]
-    size = tuple(images.shape[1:3])
-    alone = box_masks(boxes[k : k + 1], cameras, size)[:, 0]
-    seen = box_masks(boxes, cameras, size)[:, k]
-    cuts = []
-    for image, mask, whole in zip(images, seen, alone, strict=True):
-        if mask.sum() < SEEN * whole.sum():
-            continue
-        over = image * mask[..., None] + 1.0 - mask[..., None]
-        rows, cols = (whole > 0.0).nonzero().unbind(dim=1)
-        side = int(max(rows.max() - rows.min(), cols.max() - cols.min())) + 3
-        middle = [int(axis.max() + axis.min()) // 2 for axis in (rows, cols)]
-        padded = F.pad(over.movedim(-1, 0)[None], (side,) * 4, value=1.0)
-        top, left = (place + side - side // 2 for place in middle)
-        cut = padded[..., top : top + side, left : left + side]
-        cuts.append(F.interpolate(cut, (CUT, CUT), mode="bilinear", antialias=True)[0])
-    return torch.stack(cuts).movedim(1, -1) if cuts else torch.zeros(0, CUT, CUT, 3)
+def alone(renderer: VolumeRenderer, cameras: Cameras, wanted: Placed) -> Float[Tensor, "b h w 3"]:
+    """Views of what lies in an object's box, as large as the judge is used to."""
+    return render_field(renderer, around_box(cameras, wanted.box)).rgb
 
 
-def binding(judge: Judge, cuts: Float[Tensor, "n 64 64 3"], wanted: Placed) -> dict[str, float]:
-    """Shares of cut-outs with the right kind, the right colour, and both."""
-    verdicts = judge(cuts)
+def binding(judge: Judge, views: Float[Tensor, "n 64 64 3"], wanted: Placed) -> dict[str, float]:
+    """Shares of the views of one object with the right kind, the right colour, and both."""
+    verdicts = judge(views)
     kind = verdicts.kind.argmax(dim=1) == KIND_NAMES.index(wanted.kind)
     color = verdicts.color.argmax(dim=1) == COLOR_NAMES.index(wanted.color)
     names = [KIND_NAMES[k] for k in verdicts.kind.argmax(dim=1)]
     return {
-        "views": len(cuts),
+        "views": len(views),
         "kind": _mean(kind),
         "color": _mean(color),
         "both": _mean(kind & color),

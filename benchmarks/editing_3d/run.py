@@ -22,9 +22,9 @@ from PIL import Image
 
 from benchmarks.editing_3d.measures import (
     Placed,
+    alone,
     binding,
     change_in,
-    cut_outs,
     layout_error,
     views_of,
 )
@@ -79,12 +79,14 @@ def measure(run: RunFolder, scene: SceneConfig, names: Sequence[str]) -> dict:
     layout = scene.layout or scene_of(source).layout
     objects = [_placed(item, name) for item, name in zip(layout, names or [""] * len(layout))]
     cameras, judge = eval_cameras(N_VIEWS, size=SIZE), load_judge()
-    images = views_of(load_stage(run).renderer, cameras)
-    shown, found = [_row_of(images)], {}
-    for k, item in enumerate(objects):
-        cuts = cut_outs(images, cameras, objects, k)
+    renderer = load_stage(run).renderer
+    images = views_of(renderer, cameras)
+    shown, pictures, found = [_row_of(images)], [], {}
+    for item in objects:
+        views = alone(renderer, eval_cameras(N_VIEWS), item)
+        pictures.append(_row_of(views))
         found[f"{item.color} {item.kind}"] = {
-            "binding": binding(judge, cuts, item),
+            "binding": binding(judge, views, item),
             "layout_error": layout_error(images, cameras, item),
         }
     row = {"objects": found}
@@ -93,8 +95,9 @@ def measure(run: RunFolder, scene: SceneConfig, names: Sequence[str]) -> dict:
         shown.insert(0, _row_of(before))
         parts = change_in(before, images, cameras, [item.box for item in objects])
         row["change"] = dict(zip([*found, "elsewhere"], parts, strict=True))
-    sheet = (torch.cat(shown) * 255).round().to(torch.uint8)
-    Image.fromarray(sheet.numpy()).save(run.path / "views.png")
+    for name, rows in (("views.png", shown), ("objects.png", pictures)):
+        sheet = (torch.cat(rows) * 255).round().to(torch.uint8)
+        Image.fromarray(sheet.numpy()).save(run.path / name)
     return row
 
 

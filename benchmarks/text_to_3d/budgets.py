@@ -41,6 +41,7 @@ from guidance.delta_edit_configs import DeltaEditConfig, WordMaskConfig
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
+from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.multiview_configs import MultiViewConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.rule_configs import GuidanceConfig
@@ -126,6 +127,8 @@ def _inner(rule: GuidanceConfig) -> GuidanceConfig:
     """The rule that a ControlNet stands beside, or that is told places."""
     if isinstance(rule, RegionalSDSConfig | LayoutGuidedConfig):
         return rule.sds
+    if isinstance(rule, LayoutMultiViewConfig):
+        return rule.multiview
     return rule.rule if isinstance(rule, ControlSDSConfig) else rule
 
 

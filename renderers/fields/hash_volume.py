@@ -48,7 +48,8 @@ class HashVolumeField(HashField):
             return blob.floor + (blob.scale - blob.floor) * self._bump(x)
         if isinstance(blob, BoxesBlobConfig):
             radius = _box_radii(blob, x)[0].amin(dim=-1)
-            return (blob.scale * (1.0 - radius)).clamp(min=blob.floor)
+            outside = _way_out(blob, x).norm(dim=-1)
+            return (blob.scale * (1.0 - radius)).clamp(min=blob.floor) - blob.wall * outside
         return x.new_full((len(x),), blob.bias)
 
     def initial_gradient(self, x: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3"]:
@@ -76,10 +77,22 @@ def _box_radii(blob: BoxesBlobConfig, x: Tensor) -> tuple[Tensor, Tensor]:
     return inside.norm(dim=-1), inside / half
 
 
+def _way_out(blob: BoxesBlobConfig, x: Tensor) -> Float[Tensor, "n 3"]:
+    """From the nearest point of the nearest box to ``x``; zero inside of a box."""
+    center = x.new_tensor([box.center for box in blob.boxes])
+    half = 0.5 * x.new_tensor([box.size for box in blob.boxes])
+    offset = x[:, None] - center
+    ways = offset - offset.clamp(-half, half)
+    nearest = ways.norm(dim=-1).argmin(dim=-1)
+    return ways.take_along_dim(nearest[:, None, None], dim=1)[:, 0]
+
+
 def _boxes_gradient(blob: BoxesBlobConfig, x: Tensor) -> Tensor:
     """Spatial gradient of the density's start in boxes; zero where it is at its floor."""
     radii, slopes = _box_radii(blob, x)
     radius, nearest = radii.min(dim=-1, keepdim=True)
     slope = slopes.take_along_dim(nearest[..., None], dim=1)[:, 0]
     rises = blob.scale * (1.0 - radius) > blob.floor
-    return rises * (-blob.scale) * slope / radius.clamp(min=MIN_RADIUS)
+    hill = rises * (-blob.scale) * slope / radius.clamp(min=MIN_RADIUS)
+    way = _way_out(blob, x)
+    return hill - blob.wall * way / way.norm(dim=-1, keepdim=True).clamp(min=MIN_RADIUS)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -93,9 +93,9 @@ def view_cameras(config: PseudoViewsConfig, cameras: CamerasConfig, *, size: int
     parts = {
         entry.name: torch.cat([getattr(view, entry.name) for view in views])
         for entry in fields(Cameras)
-        if entry.name not in ("height", "width")
+        if isinstance(getattr(views[0], entry.name), Tensor)
     }
-    return Cameras(**parts, height=size, width=size)
+    return replace(views[0], **parts)
 
 
 @torch.no_grad()

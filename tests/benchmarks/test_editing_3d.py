@@ -1,4 +1,4 @@
-"""Measures of scenes of two objects, on painted boxes: cut-outs, places, changes."""
+"""Measures of scenes of two objects, on painted boxes: objects alone, places, changes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks.editing_3d.measures import Placed, change_in, cut_outs, layout_error
+from benchmarks.editing_3d.measures import Placed, alone, change_in, layout_error
+from renderers.backgrounds import build_background
 from renderers.box_configs import BoxConfig
 from renderers.boxes import box_masks
+from renderers.configs import AlbedoMaterialConfig, SolidBackgroundConfig, VolumeRendererConfig
+from renderers.fields.samples import FieldSamples
+from renderers.volume_renderer import VolumeRenderer
 from scenes.toybox.palette import COLORS
 from studio.evaluation.views import eval_cameras
 
@@ -29,16 +34,42 @@ def images():
     return painted + (1.0 - masks.sum(dim=1))[..., None]
 
 
+class PaintedBoxes(nn.Module):
+    """Solid boxes, each in its object's colour."""
+
+    radius = 1.0
+
+    def set_fraction(self, fraction: float) -> None:
+        """Nothing to adapt."""
+
+    def inside(self, x: torch.Tensor) -> torch.Tensor:
+        center, half = (
+            torch.tensor([getattr(o.box, n) for o in OBJECTS]) for n in ("center", "size")
+        )
+        return ((x[:, None] - center).abs() < 0.5 * half).all(dim=-1).float()
+
+    def density(self, x: torch.Tensor) -> torch.Tensor:
+        return 200.0 * self.inside(x).sum(dim=-1)
+
+    def query(self, x: torch.Tensor) -> FieldSamples:
+        colors = torch.tensor([COLORS[item.color] for item in OBJECTS])
+        return FieldSamples(self.density(x), self.inside(x) @ colors)
+
+
 @pytest.mark.parametrize("k", [0, 1])
-def test_cut_outs_show_one_object_where_it_is_not_hidden(images, k):
-    cuts = cut_outs(images, CAMERAS, OBJECTS, k)
-    # From the front, from behind, and from the side on which it is the nearer one.
-    assert cuts.shape == (3, 64, 64, 3)
-    other = torch.tensor(COLORS[OBJECTS[1 - k].color])
-    front_and_back = cuts if k else cuts[[0, 1]]
-    near = (front_and_back - other).abs().amax(dim=-1) < 0.1
-    assert near.float().mean() < 0.01
-    assert (cuts[:, 32, 32] - torch.tensor(COLORS[OBJECTS[k].color])).abs().max() < 0.02
+def test_an_object_is_seen_alone_from_all_sides_and_as_large_as_the_image(k):
+    background = build_background(SolidBackgroundConfig(), torch.Generator())
+    config = VolumeRendererConfig(backend="torch", eval_samples_per_ray=256)
+    renderer = VolumeRenderer(config, PaintedBoxes(), background, AlbedoMaterialConfig())
+    views = alone(renderer, CAMERAS, OBJECTS[k])
+    mine, other = (torch.tensor(COLORS[OBJECTS[n].color]) for n in (k, 1 - k))
+    near = [
+        ((views - color).abs().amax(dim=-1) < 0.1).float().mean(dim=(1, 2))
+        for color in (mine, other)
+    ]
+    assert (near[0] > 0.25).all(), "from the side that the other one hides as well"
+    assert (near[1] == 0.0).all()
+    assert (views[:, 0] > 0.9).all(), "whole"
 
 
 def test_layout_error_is_small_in_place_and_the_shift_of_what_is_moved(images):

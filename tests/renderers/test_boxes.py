@@ -10,7 +10,7 @@ import torch
 
 from renderers.backgrounds import SolidBackground
 from renderers.box_configs import BoxConfig, BoxesBlobConfig
-from renderers.boxes import box_corners, box_distances, box_masks, project_points
+from renderers.boxes import around_box, box_corners, box_distances, box_masks, project_points
 from renderers.cameras import orbit_cameras
 from renderers.configs import (
     AlbedoMaterialConfig,
@@ -118,8 +118,11 @@ BLOB = BoxesBlobConfig(
 GRID = HashGridConfig(n_levels=2, log2_hashmap_size=8, base_resolution=4, finest_resolution=8)
 
 
-def blob_field() -> HashVolumeField:
-    config = HashVolumeConfig(grid=GRID, hidden_width=8, blob=BLOB)
+WALLED = replace(BLOB, wall=50.0)
+
+
+def blob_field(blob: BoxesBlobConfig = BLOB) -> HashVolumeField:
+    config = HashVolumeConfig(grid=GRID, hidden_width=8, blob=blob)
     return HashVolumeField(config, torch.Generator().manual_seed(0)).double()
 
 
@@ -132,12 +135,39 @@ def test_density_starts_in_the_boxes():
     assert blob_field().initial_potential(torch.tensor([[0.9, 0.0, 0.9]]).double()) == -3.0
 
 
-def test_slope_of_the_start_is_its_gradient():
-    field, x = blob_field(), torch.rand(300, 3, generator=torch.Generator().manual_seed(1))
+def test_walls_lower_the_density_with_the_distance_to_the_nearest_box():
+    free, walled = blob_field(), blob_field(WALLED)
+    inside = torch.tensor([[0.0, -0.5, 0.0], [0.19, -0.79, 0.39], [0.29, 0.79, 0.39]]).double()
+    assert torch.equal(walled.initial_potential(inside), free.initial_potential(inside))
+    outside = torch.tensor([[0.2, -0.5, 0.5], [0.5, 0.5, 0.1], [0.23, -0.84, 0.0]]).double()
+    fall = free.initial_potential(outside) - walled.initial_potential(outside)
+    expected = 50.0 * torch.tensor([0.1, 0.2, 0.05]).double()
+    torch.testing.assert_close(fall, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("blob", [BLOB, WALLED])
+def test_slope_of_the_start_is_its_gradient(blob):
+    field, x = blob_field(blob), torch.rand(300, 3, generator=torch.Generator().manual_seed(1))
     x = (2.0 * x.double() - 1.0).requires_grad_()
     (expected,) = torch.autograd.grad(field.initial_potential(x).sum(), [x])
     torch.testing.assert_close(field.initial_gradient(x.detach()), expected)
-    assert (expected.norm(dim=-1) == 0.0).any()
+    assert (expected.norm(dim=-1) == 0.0).any() == (blob.wall == 0.0)
+
+
+@pytest.mark.parametrize("box", BLOB.boxes)
+def test_a_box_fills_the_image_as_a_single_object_does(box):
+    drawn = orbit_cameras(4, elevation_deg=20.0, distance=2.5, fovy_deg=40.0, height=24, width=24)
+    cameras = around_box(drawn, box, object_radius=0.8, margin=1.2)
+    longest = max(range(3), key=lambda axis: box.size[axis])
+    tips = torch.tensor([box.center, box.center])
+    tips[0, longest] += 0.5 * box.size[longest]
+    single = torch.zeros(2, 3)
+    single[0, longest] = 0.8
+    seen, expected = (project_points(*pair)[0] for pair in ((cameras, tips), (drawn, single)))
+    torch.testing.assert_close(seen, expected, atol=1e-5, rtol=0)
+    corners = box_corners([BoxConfig(box.center, tuple(1.2 * edge for edge in box.size))])[0]
+    limits = torch.stack([corners.amin(dim=0), corners.amax(dim=0)])
+    torch.testing.assert_close(cameras.within, limits.expand(4, 2, 3))
 
 
 def test_boxes_without_volume_and_starts_without_density_are_refused():
@@ -145,3 +175,5 @@ def test_boxes_without_volume_and_starts_without_density_are_refused():
         BoxConfig((0.0, 0.0, 0.0), (1.0, 0.0, 1.0))
     with pytest.raises(ValueError, match="expected less than the scale"):
         replace(BLOB, floor=6.0)
+    with pytest.raises(ValueError, match=r"wall is -1\.0 - expected 0 or more"):
+        replace(BLOB, wall=-1.0)

@@ -135,6 +135,21 @@ def test_indexing_keeps_batches_and_resizing_keeps_the_view():
     assert torch.allclose(resized.mvp(), cameras.mvp())
 
 
+def test_cameras_around_a_part_see_it_as_the_others_saw_the_origin():
+    whole, center = one_orbit(), torch.tensor([0.3, -0.2, 0.1])
+    box = torch.tensor([[0.2, -0.3, 0.0], [0.4, -0.1, 0.2]])
+    part = whole.around(center, 0.4, box)
+    points = torch.rand(8, 5, 3, generator=torch.Generator().manual_seed(3)) - 0.5
+    moved = project(part, center + 0.4 * points)
+    torch.testing.assert_close(moved, project(whole, points), atol=1e-3, rtol=0)
+    torch.testing.assert_close(part.light_position, center + 0.4 * whole.light_position)
+    assert torch.equal(part.within, box.expand(8, 2, 3))
+    assert torch.equal(part[[0, 2]].within, box.expand(2, 2, 3))
+    assert torch.equal(part.azimuth_deg, whole.azimuth_deg)
+    assert whole.within is None
+    assert not torch.equal(part.c2w, whole.c2w)
+
+
 def test_inconsistent_batches_are_named():
     good = one_orbit()
     # With shape checking switched on in the test run, jaxtyping speaks first.

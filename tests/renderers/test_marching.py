@@ -121,6 +121,34 @@ def test_near_and_far_bound_the_middles(backend, generator):
     assert s.middles.max() <= 1.5
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_boxes_leave_the_samples_of_each_ray_that_lie_in_its_own(backend, generator):
+    rays_o, rays_d = _rays(1000, generator)
+    boxes = torch.tensor(
+        [[[-1.0, -0.9, -0.8], [0.3, 0.5, 0.4]], [[0.0, -1.0, 0.1], [0.9, 0.9, 1.5]]]
+    )
+    within = boxes.repeat_interleave(500, dim=0)
+    grid = _shell_grid(generator)
+    whole = march_rays(rays_o, rays_d, grid, step_size=0.02, backend=backend)
+    part = march_rays(rays_o, rays_d, grid, step_size=0.02, within=within, backend=backend)
+    low, high = within[whole.ray_indices].unbind(1)
+    inside = ((whole.positions >= low) & (whole.positions <= high)).all(dim=1)
+    assert 500 < inside.sum() < 0.5 * len(whole)
+    expected = select_samples(whole, inside)
+    for name in ("t_starts", "t_ends", "ray_indices", "packed_info", "positions"):
+        assert torch.equal(getattr(part, name), getattr(expected, name)), name
+
+
+def test_the_sample_cap_counts_what_boxes_leave(generator):
+    rays_o, rays_d = _rays(100, generator)
+    within = torch.tensor([[-0.3, -0.3, -0.3], [0.3, 0.3, 0.3]]).expand(100, 2, 3)
+    whole = march_rays(rays_o, rays_d, _grid(), step_size=0.02)
+    part = march_rays(
+        rays_o, rays_d, _grid(), step_size=0.02, within=within, max_samples=len(whole) // 4
+    )
+    assert part.step_size == pytest.approx(0.02)
+
+
 def test_jitter_shifts_the_lattice_by_its_part_of_a_step():
     ray = torch.tensor([[-3.0, 0.1, 0.2]]), torch.tensor([[1.0, 0.0, 0.0]])
     for jitter in (0.0, 0.3, 0.9):
@@ -332,6 +360,8 @@ def test_wrong_input_is_refused(generator):
         march_rays(rays_o, rays_d[:5], grid, step_size=0.1)
     with pytest.raises(ShapeError, match="jitter has shape"):
         march_rays(rays_o, rays_d, grid, step_size=0.1, jitter=torch.zeros(3))
+    with pytest.raises(ShapeError, match="within has shape"):
+        march_rays(rays_o, rays_d, grid, step_size=0.1, within=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"step_size 0\.0"):
         march_rays(rays_o, rays_d, grid, step_size=0.0)
     with pytest.raises(BackendMissing, match="unknown backend"):

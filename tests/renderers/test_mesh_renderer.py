@@ -276,6 +276,13 @@ def test_a_mesh_without_vertex_colours_is_refused_by_vertex_colours():
         renderer().render(icosphere(0), views(1, 8, 8), VertexAlbedo())
 
 
+def test_cameras_that_see_a_part_alone_are_refused():
+    box = torch.tensor([[-0.1, -0.1, -0.1], [0.1, 0.1, 0.1]])
+    part = views(1, 8, 8).around(torch.zeros(3), 1.0, box)
+    with pytest.raises(ShapeError, match="a mesh is drawn whole"):
+        renderer().render(icosphere(0), part, FieldAlbedo(PositionField()))
+
+
 def test_a_supersampling_of_zero_is_refused():
     with pytest.raises(ValueError, match="supersample is 0, expected at least 1"):
         renderer(supersample=0)

@@ -37,6 +37,17 @@ def test_axes_of_the_grid_are_world_x_y_z():
     assert torch.equal(grid.binary, expected)
 
 
+def test_cells_within_boxes_are_those_that_a_box_touches():
+    grid = OccupancyGrid(4, 1.0)  # cells of 0.5
+    boxes = torch.tensor([[[-0.2, -5.0, 0.6], [0.2, 5.0, 0.7]], [[0.9, 0.9, 0.9], [1.0, 1.0, 1.0]]])
+    expected = torch.zeros(4, 4, 4, dtype=torch.bool)
+    expected[1:3, :, 3] = True
+    expected[3, 3, 3] = True
+    assert torch.equal(grid.cells_within(boxes), expected)
+    outside = torch.tensor([[[2.0, 2.0, 2.0], [3.0, 3.0, 3.0]]])
+    assert not grid.cells_within(outside).any()
+
+
 def test_cells_fade_out_after_the_field_has_left_them(generator):
     grid = OccupancyGrid(16, 1.0, ema_decay=0.5, threshold=0.01)
     grid.update(_ball(), step=0)

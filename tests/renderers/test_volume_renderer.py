@@ -159,6 +159,25 @@ def test_sphere_normals_and_light_are_those_of_the_sphere():
     assert torch.allclose(center.amax(dim=-1), torch.full((2,), 0.75), atol=0.02)
 
 
+class SphereAmongOthers(Sphere):
+    """The ball, and solid matter wherever |x| > 0.6."""
+
+    def density(self, x: torch.Tensor) -> torch.Tensor:
+        return super().density(x) + 50.0 * (x.abs().amax(dim=-1) > 0.6)
+
+
+@pytest.mark.parametrize("with_gradients", [True, False])
+def test_cameras_limited_to_a_box_see_neither_what_hides_it_nor_what_is_behind(with_gradients):
+    box = torch.tensor([[-0.55, -0.55, -0.55], [0.55, 0.55, 0.55]])
+    part = views().around(torch.zeros(3), 1.0, box)
+    alone, among = renderer_for(Sphere(4.0)), renderer_for(SphereAmongOthers(4.0))
+    with torch.set_grad_enabled(with_gradients):
+        expected, output, hidden = alone.render(views()), among.render(part), among.render(views())
+    assert torch.equal(output.comp_rgb, expected.comp_rgb)
+    assert torch.equal(output.opacity, expected.opacity)
+    assert (hidden.opacity > 0.99).float().mean() > 0.5, "whole, it is hidden"
+
+
 def test_half_transparent_sphere_shows_the_background():
     sphere = renderer_for(Sphere(2.0), background=SolidBackgroundConfig(color=(0.1, 0.2, 0.3)))
     output = sphere.render(views())

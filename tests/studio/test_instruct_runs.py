@@ -85,6 +85,43 @@ def test_an_edit_resumes_bit_for_bit(form, tiny_scene, source, edit_model, tmp_p
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_an_edit_of_a_part_shows_and_compares_that_part_alone(
+    form, tiny_scene, source, edit_model, tmp_path
+):
+    box = "edit.box={center: [0.1, 0.0, 0.0], size: [0.4, 0.2, 0.6]}"
+    scene, run = edited(tiny_scene, tmp_path, source, form, edit_model, box)
+    runner, seen = Runner(scene, run), []
+    look, views = runner.guidance.look, runner.start.original
+
+    def note(output, cameras):
+        seen.append((cameras, output.opacity))
+        look(output, cameras)
+
+    runner.guidance.look = note
+    first = runner.step()
+    (cameras, opacity), limits = seen[0], torch.tensor([[-0.12, -0.11, -0.33], [0.32, 0.11, 0.33]])
+    torch.testing.assert_close(cameras.within, limits.expand_as(cameras.within))
+    assert views(cameras).shape[:3] == opacity.shape[:3]
+    whole = Runner(*edited(tiny_scene, tmp_path / "whole", source, form, edit_model))
+    assert first["samples"] < whole.step()["samples"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("stages.0.renderer={kind: mesh}", "edit.box shows a part of the scene alone"),
+        ("stages.0.guidance={kind: layout_multiview}", "and edit.box one part of the scene alone"),
+    ],
+)
+def test_a_part_that_cannot_be_shown_alone_is_refused(
+    more, message, tiny_scene, source, edit_model, tmp_path
+):
+    box = "edit.box={center: [0.0, 0.0, 0.0], size: [0.4, 0.4, 0.4]}"
+    with pytest.raises(ConfigError, match=message):
+        edited(tiny_scene, tmp_path, source, "sds", edit_model, box, more)
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_instruction_is_what_the_model_reads(form, tiny_scene, source, edit_model, tmp_path):
     scene, run = edited(tiny_scene, tmp_path, source, form, edit_model)
     runner = Runner(scene, run)
