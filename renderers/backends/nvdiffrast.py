@@ -47,6 +47,9 @@ def rasterize(
             f"backend: 'nvdiffrast' got tensors on {pos_clip.device}, expected a CUDA device. "
             "Set device: cuda, or remove the backend line."
         )
+    if len(tri) == 0:  # which nvdiffrast refuses
+        empty = pos_clip.new_zeros(len(pos_clip), height, width, 2, dtype=torch.float32)
+        return empty[..., 0].int(), torch.ones_like(empty[..., 0]), empty
     raster, _ = library.rasterize(
         _context(pos_clip.device),
         pos_clip.float().contiguous(),
@@ -61,6 +64,8 @@ def rasterize(
 
 def interpolate(attr: Tensor, tri: Tensor, tri_id: Tensor, zw: Tensor, bary: Tensor) -> Tensor:
     """Attributes ``[1 or b, V, C]`` at every pixel, ``[b, H, W, C]``; zero on the background."""
+    if len(tri) == 0:
+        return bary.new_zeros(*bary.shape[:3], attr.shape[-1])
     raster = torch.cat([bary, zw[..., None], tri_id.to(bary.dtype)[..., None]], -1)
     value, _ = _library().interpolate(
         attr.float().contiguous(), raster.contiguous(), tri.int().contiguous()

@@ -150,7 +150,11 @@ def evaluate_mesh(mesh: Mesh, prompt: str, judge: Judge) -> AssetMetrics:
 
 
 def asset_glb(run: RunFolder) -> Path | None:
-    """The exported GLB of a run, if there is one."""
+    """The GLB of a run's last export, if it has one; any other where nothing was noted."""
+    noted = (run.read_info().get("export") or {}).get("files")
+    if noted is not None:
+        path = run.asset_dir / noted.get("glb", "")
+        return path if path.is_file() else None
     files = sorted(run.asset_dir.glob("*.glb"))
     return files[0] if files else None
 

@@ -102,6 +102,16 @@ def test_an_asset_is_found_only_where_there_is_one(duck, tmp_path):
     assert asset_glb(create_run(tmp_path, prompt="x", method="m", seed=0, info={})) is None
 
 
+def test_a_glb_that_the_last_export_did_not_write_is_not_the_asset(tmp_path):
+    run = create_run(tmp_path, prompt="x", method="m", seed=0, info={})
+    (run.asset_dir / "asset.glb").write_bytes(b"older")
+    assert asset_glb(run) == run.asset_dir / "asset.glb", "nothing is noted"
+    run.update_info({"export": {"files": {"obj": "asset.obj"}}})
+    assert asset_glb(run) is None
+    run.update_info({"export": {"files": {"glb": "asset.glb", "obj": "asset.obj"}}})
+    assert asset_glb(run) == run.asset_dir / "asset.glb"
+
+
 @pytest.mark.parametrize("arguments", [{}, {"runs": ["a"], "prior": Path("b")}])
 def test_eval_wants_either_runs_or_a_prior(arguments):
     with pytest.raises(ConfigError, match="expected run folders, or --prior"):
