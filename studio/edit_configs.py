@@ -44,7 +44,10 @@ class EditConfig:
     """What to change, as an order such as "make it blue", for rules with a model that edits."""
     box: BoxConfig | None = None
     """The part of the scene that is shown to the guidance, such as the box of one object, as large
-    as a scene of its own; all else stays. Empty for everything."""
+    as a scene of its own. Empty for everything."""
+    keep: float = 10_000.0
+    """Weight of staying as it was outside of the box, in density and colour at points of the
+    scene; without effect where there is no box."""
     field: FieldConfig | MeshFileConfig | None = None
     """Settings of the run's field, or of a mesh's colours; filled in from the run."""
     mesh: GridTetsConfig | None = None

@@ -12,9 +12,9 @@ from guidance.schedules import value_at
 from renderers.mesh_regularizers import laplacian_loss, normal_consistency_loss
 from renderers.outputs import RenderOutput
 from renderers.regularizers import compute_regularizers, needs_normals
-from studio.configs import LossesConfig
+from studio.configs import LossesConfig, SceneConfig
 
-__all__ = ["active_weights", "wants_normals", "weighted_losses"]
+__all__ = ["active_weights", "used_losses", "wants_normals", "weighted_losses"]
 
 GIVEN = ("guidance", "autoencoder", "reconstruction")
 """Terms that are made before the losses are summed; all others are made of the render here."""
@@ -34,6 +34,15 @@ def active_weights(config: LossesConfig, fraction: float) -> dict[str, float]:
     return {name: weight for name, weight in weights.items() if weight != 0.0}
 
 
+def used_losses(scene: SceneConfig) -> list[str]:
+    """Loss terms that have a weight anywhere in the scene, guidance first."""
+    names = vars(scene.stages[0].losses)
+    used = [
+        name for name in names if any(vars(stage.losses)[name] != 0.0 for stage in scene.stages)
+    ]
+    return [*used, "kept"] if scene.edit and scene.edit.box else used
+
+
 def wants_normals(config: LossesConfig, fraction: float) -> bool:
     """Whether a regulariser of this step reads normals."""
     return needs_normals(active_weights(config, fraction))
@@ -46,6 +55,7 @@ def weighted_losses(
     fraction: float,
     *,
     reconstruction_loss: Tensor | None = None,
+    kept_loss: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Every term times its weight; their sum is the loss.
 
@@ -55,6 +65,7 @@ def weighted_losses(
         guided: what the rule made of it.
         fraction: where in the stage we are, 0..1.
         reconstruction_loss: distance to a subject's views, for stages that have one.
+        kept_loss: what changed outside of the part that is edited, weighted; None without a part.
     """
     weights = active_weights(config, fraction)
     of_mesh = {name: MESH_PENALTIES[name](output) for name in weights if name in MESH_PENALTIES}
@@ -65,4 +76,6 @@ def weighted_losses(
         terms["autoencoder"] = unread * guided.read_back()
     if reconstruction_loss is not None:
         terms["reconstruction"] = value_at(config.reconstruction, fraction) * reconstruction_loss
+    if kept_loss is not None:
+        terms["kept"] = kept_loss
     return terms | {name: weights[name] * penalties[name] for name in weights}

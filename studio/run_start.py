@@ -25,6 +25,7 @@ from renderers.cameras import Cameras
 from renderers.errors import ShapeError
 from renderers.materials import Shading
 from renderers.outputs import RenderOutput
+from renderers.volume_renderer import VolumeRenderer
 from studio.checkpoints import list_checkpoints, load_latest, save_checkpoint
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
@@ -36,6 +37,9 @@ from studio.scene_parts import SceneRenderer, hand_over
 from studio.stages import Stage, load_stage
 
 __all__ = ["OriginalScene", "RunStart", "copy_run"]
+
+POINTS = 4096
+"""Points of each kind at which a scene is held outside of the part that is edited."""
 
 
 class RunStart:
@@ -54,7 +58,8 @@ class RunStart:
             CheckpointError: the run to edit has no checkpoint that can be read.
             StorageError: the copy cannot be written.
         """
-        self.box, kept = scene.edit.box, RunFolder(run.start_dir)
+        self.box, self.keep = scene.edit.box, scene.edit.keep
+        kept = RunFolder(run.start_dir)
         if not list_checkpoints(kept.checkpoints_dir):
             check_edit(scene.edit)
             copy_run(open_run(scene.edit.run), kept)
@@ -76,6 +81,43 @@ class RunStart:
         alike = stage.config.background == self.background
         for particle in stage.particles:
             hand_over(self.renderer, particle, same_background=alike)
+
+    def change_outside(self, edited: VolumeRenderer, step: int) -> Float[Tensor, ""] | None:
+        """Weighted change of the scene outside of the part that is edited; None without a part.
+
+        The network behind the hash grid is shared by all places: an object that turns green would
+        take the others along. At random points, half of them where the original holds matter,
+
+            keep * mean((a' - a)^2 + a |c' - c|^2 / 3),   a = 1 - exp(-sigma step)
+
+        with the opacity of one step of the renderer and the colour, before and after.
+
+        Args:
+            edited: the scene as it is.
+            step: the number of the step, from which the points are drawn.
+        """
+        if self.box is None:
+            return None
+        x = self._points_outside(step)
+        before, now = self.renderer.field.query(x), edited.field.query(x)
+        length = self.renderer.occupancy.step_size
+        old, new = (-torch.expm1(-length * one.sigma) for one in (before, now))
+        color = (now.albedo - before.albedo).square().mean(dim=-1)
+        return self.keep * ((new - old).square() + old * color).mean()
+
+    def _points_outside(self, step: int) -> Float[Tensor, "n 3"]:
+        """Points outside of the box, half of them in occupied cells of the original."""
+        grid, draw = self.renderer.occupancy, torch.Generator().manual_seed(step)
+        center, size = torch.tensor(self.box.center), torch.tensor(self.box.size)
+        inside = grid.cells_within(torch.stack([center - 0.5 * size, center + 0.5 * size])[None])
+        cells = [found.nonzero().cpu() for found in (~inside, ~inside & grid.binary)]
+        corners = [
+            found[torch.randint(len(found), (POINTS,), generator=draw)]
+            for found in cells
+            if len(found)
+        ]
+        places = torch.cat(corners) + torch.rand(len(corners) * POINTS, 3, generator=draw)
+        return (places * (2.0 * grid.radius / grid.resolution) - grid.radius).to(grid.values)
 
 
 class OriginalScene:

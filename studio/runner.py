@@ -41,7 +41,7 @@ from studio.guards import (
     check_parameters,
 )
 from studio.guided_images import guided_images
-from studio.losses import wants_normals, weighted_losses
+from studio.losses import used_losses, wants_normals, weighted_losses
 from studio.metrics_log import MetricsLog
 from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
@@ -194,8 +194,9 @@ class Runner:
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
         compared = self.subject.compare(stage, renderer) if self.subject else None
+        kept = self.start.change_outside(renderer, number) if self.start else None
         losses = weighted_losses(
-            config.losses, output, guided, fraction, reconstruction_loss=compared
+            config.losses, output, guided, fraction, reconstruction_loss=compared, kept_loss=kept
         )
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):
@@ -382,15 +383,7 @@ class Runner:
 
     def _loss_columns(self) -> list[str]:
         """Names of all loss terms of the scene, so that every row of the metrics has the same."""
-        return [f"loss_{name}" for name in _used_losses(self.scene)]
-
-
-def _used_losses(scene: SceneConfig) -> list[str]:
-    """Loss terms that have a weight anywhere in the scene, guidance first."""
-    names = vars(scene.stages[0].losses)
-    return [
-        name for name in names if any(vars(stage.losses)[name] != 0.0 for stage in scene.stages)
-    ]
+        return [f"loss_{name}" for name in used_losses(self.scene)]
 
 
 def _status(error: BaseException) -> str:

@@ -106,6 +106,27 @@ def test_an_edit_of_a_part_shows_and_compares_that_part_alone(
     assert first["samples"] < whole.step()["samples"]
 
 
+def test_an_edit_of_a_part_keeps_what_is_outside_of_it(tiny_scene, source, edit_model, tmp_path):
+    box = "edit.box={center: [0.1, 0.0, 0.0], size: [0.4, 0.2, 0.6]"
+    x = torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) - 0.5
+    outside = ((x - torch.tensor([0.1, 0.0, 0.0])).abs() > torch.tensor([0.2, 0.1, 0.3])).any(dim=1)
+    before = load_stage(source).field
+    change = {}
+    for keep in (0.0, 1e6):
+        out = tmp_path / str(keep)
+        scene, run = edited(
+            tiny_scene, out, source, "sds", edit_model, f"{box}}}", f"edit.keep={keep}"
+        )
+        runner = Runner(scene, run)
+        assert runner.start.change_outside(runner.stage.renderer, 1) == 0.0, "nothing changed yet"
+        row = runner.optimise()
+        assert (row["loss_kept"] > 0.0) == (keep > 0.0)
+        after = load_stage(run).field
+        difference = (after.albedo(x) - before.albedo(x)).abs()
+        change[keep] = difference[outside].mean()
+    assert change[1e6] < 0.5 * change[0.0]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
