@@ -108,7 +108,7 @@ class Cameras:
     def around(
         self, center: Float[Tensor, " 3"], scale: float, within: Float[Tensor, "2 3"]
     ) -> Cameras:
-        """The same views of a part of the scene instead of all of it.
+        """The same views of a part of the scene instead of all of it; their labels stay.
 
         Args:
             center: what stands in the place of the origin.

@@ -53,6 +53,11 @@ class EditConfig:
     mesh: GridTetsConfig | None = None
     """Settings of the run's mesh, if it ended with one; filled in from the run."""
 
+    def __post_init__(self) -> None:
+        """Refuse a weight below 0."""
+        if not self.keep >= 0.0:
+            raise ValueError(f"edit.keep is {self.keep} - expected 0 or more.")
+
     @property
     def shape(self) -> FieldConfig | GridTetsConfig | MeshFileConfig | None:
         """Settings of what the run ended with; None before it is opened."""

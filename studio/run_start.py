@@ -99,6 +99,8 @@ class RunStart:
         if self.box is None:
             return None
         x = self._points_outside(step)
+        if not len(x):  # the box holds the whole scene
+            return None
         before, now = self.renderer.field.query(x), edited.field.query(x)
         length = self.renderer.occupancy.step_size
         old, new = (-torch.expm1(-length * one.sigma) for one in (before, now))
@@ -110,13 +112,13 @@ class RunStart:
         grid, draw = self.renderer.occupancy, torch.Generator().manual_seed(step)
         center, size = torch.tensor(self.box.center), torch.tensor(self.box.size)
         inside = grid.cells_within(torch.stack([center - 0.5 * size, center + 0.5 * size])[None])
-        cells = [found.nonzero().cpu() for found in (~inside, ~inside & grid.binary)]
-        corners = [
-            found[torch.randint(len(found), (POINTS,), generator=draw)]
-            for found in cells
-            if len(found)
-        ]
-        places = torch.cat(corners) + torch.rand(len(corners) * POINTS, 3, generator=draw)
+        corners = [torch.zeros(0, 3)]
+        for found in (~inside, ~inside & grid.binary):
+            cells = found.nonzero().cpu()
+            if len(cells):
+                corners.append(cells[torch.randint(len(cells), (POINTS,), generator=draw)])
+        corner = torch.cat(corners)
+        places = corner + torch.rand(corner.shape, generator=draw)
         return (places * (2.0 * grid.radius / grid.resolution) - grid.radius).to(grid.values)
 
 

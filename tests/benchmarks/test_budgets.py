@@ -114,6 +114,11 @@ def test_rows_of_regions_are_averages_over_close_ups():
     assert stage_rows(scene, 0) == views * (0.25 * 2 + 0.75 * 6)
 
 
+def test_rows_of_objects_in_turn_are_those_of_one_guided_set_a_step():
+    scene = load_scene("pocket-objects").config
+    assert scene_rows(scene) == 2 * scene.stages[0].steps * 4
+
+
 @pytest.fixture(scope="module")
 def source(tiny_scene, tmp_path_factory):  # noqa: F811
     """A finished run to edit."""

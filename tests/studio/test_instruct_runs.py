@@ -127,14 +127,24 @@ def test_an_edit_of_a_part_keeps_what_is_outside_of_it(tiny_scene, source, edit_
     assert change[1e6] < 0.5 * change[0.0]
 
 
+def test_a_part_that_holds_the_whole_scene_leaves_nothing_to_keep(
+    tiny_scene, source, edit_model, tmp_path
+):
+    box = "edit.box={center: [0.0, 0.0, 0.0], size: [3.0, 3.0, 3.0]}"
+    runner = Runner(*edited(tiny_scene, tmp_path, source, "sds", edit_model, box))
+    assert runner.start.change_outside(runner.stage.renderer, 1) is None
+    assert runner.step()["loss_kept"] == 0.0
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
         ("stages.0.renderer={kind: mesh}", "edit.box shows a part of the scene alone"),
         ("stages.0.guidance={kind: layout_multiview}", "and edit.box one part of the scene alone"),
+        ("edit.keep=-1", r"edit\.keep is -1\.0 - expected 0 or more"),
     ],
 )
-def test_a_part_that_cannot_be_shown_alone_is_refused(
+def test_a_part_that_does_not_fit_is_refused(
     more, message, tiny_scene, source, edit_model, tmp_path
 ):
     box = "edit.box={center: [0.0, 0.0, 0.0], size: [0.4, 0.4, 0.4]}"
