@@ -6,6 +6,7 @@ than the crease angle, so that the edges of a box stay hard and a ball stays rou
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,8 @@ __all__ = ["FlatMesh", "corner_normals", "flatten"]
 NORMAL_STEP = 1e-3
 # Share of the neighbours in a face's orientation: 10 degrees on a box, all of it on a sliver.
 NEIGHBOUR_WEIGHT = 0.1
+PAIRS = 1 << 22
+"""Pairs of corners that are compared at a time; bounds the memory."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,14 @@ def corner_normals(mesh: Triangles, *, crease_deg: float) -> Float[np.ndarray, "
         _unit(area + NEIGHBOUR_WEIGHT * _neighbour_sum(mesh, area)), 3, axis=0
     )  # [3f, 3]
     weighted = np.repeat(area, 3, axis=0) * corner_angles(mesh).reshape(-1, 1)
-    first, second = _corner_pairs(vertex, len(mesh.v_pos))
-    cosine = np.einsum("pi,pi->p", orientation[first], orientation[second])
-    close = cosine > np.cos(np.radians(crease_deg))
-    first, second = first[close], second[close]
-    total = np.stack(
-        [np.bincount(first, weights=weighted[second, i], minlength=len(vertex)) for i in range(3)],
-        axis=-1,
-    )
+    total, least = np.zeros_like(weighted), np.cos(np.radians(crease_deg))
+    for first, second in _corner_pairs(vertex, len(mesh.v_pos)):
+        cosine = np.einsum("pi,pi->p", orientation[first], orientation[second])
+        close = cosine > least
+        start, end = first[0], first[-1] + 1
+        rows, parts = first[close] - start, weighted[second[close]]
+        for i in range(3):
+            total[start:end, i] += np.bincount(rows, parts[:, i], minlength=end - start)
     defined = np.linalg.norm(total, axis=-1, keepdims=True) > 0.0
     return _unit(np.where(defined, total, orientation)).reshape(-1, 3, 3)
 
@@ -120,12 +123,20 @@ def _neighbour_sum(mesh: Triangles, area: Float[np.ndarray, "f 3"]) -> Float[np.
     return (over_edge[edge] - per_corner).reshape(-1, 3, 3).sum(axis=1)
 
 
-def _corner_pairs(vertex: np.ndarray, n_vertices: int) -> tuple[np.ndarray, np.ndarray]:
-    """All ordered pairs of corners that share a vertex, each corner with itself included."""
+def _corner_pairs(vertex: np.ndarray, n_vertices: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All ordered pairs of corners that share a vertex, each corner with itself included.
+
+    They come in parts of about ``PAIRS``, by the first corner: a vertex of n faces has n^2 pairs,
+    and a cone's tip may have thousands.
+    """
     order = np.argsort(vertex, kind="stable")
     counts = np.bincount(vertex, minlength=n_vertices)
     starts = np.cumsum(counts) - counts
     repeats = counts[vertex]
-    first = np.repeat(np.arange(len(vertex)), repeats)
-    offset = np.arange(len(first)) - np.repeat(np.cumsum(repeats) - repeats, repeats)
-    return first, order[starts[vertex[first]] + offset]
+    before = np.cumsum(repeats) - repeats
+    part = before // PAIRS
+    for corners in np.split(np.arange(len(vertex)), np.flatnonzero(np.diff(part)) + 1):
+        here = repeats[corners]
+        first = np.repeat(corners, here)
+        offset = np.arange(len(first)) - np.repeat(np.cumsum(here) - here, here)
+        yield first, order[starts[vertex[first]] + offset]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import trimesh
 
+from studio.export import shading
 from studio.export.cleanup import repair
 from studio.export.shading import corner_normals, flatten
 from studio.export.simplify import decimate
@@ -49,6 +50,15 @@ def test_normals_have_unit_length_even_at_cancelling_faces():
     mesh = Triangles.of(v_pos, np.array([[0, 1, 2], [0, 2, 1]]))
     normals = corner_normals(mesh, crease_deg=180.0)
     np.testing.assert_allclose(np.linalg.norm(normals, axis=-1), 1.0)
+
+
+@pytest.mark.parametrize("pairs", [1, 7, 50])
+def test_normals_are_the_same_whatever_the_number_of_pairs_at_a_time(pairs, monkeypatch):
+    cone = trimesh.creation.cone(0.5, 1.0, sections=40)
+    mesh = Triangles.of(cone.vertices, cone.faces)
+    whole = corner_normals(mesh, crease_deg=40.0)
+    monkeypatch.setattr(shading, "PAIRS", pairs)
+    assert np.array_equal(corner_normals(mesh, crease_deg=40.0), whole)
 
 
 def test_decimated_ball_has_no_stray_normals():
