@@ -40,7 +40,7 @@ from studio.guards import (
     check_losses,
     check_parameters,
 )
-from studio.guided_images import guided_images
+from studio.guided_images import guided_images, opacity_by_background
 from studio.losses import used_losses, wants_normals, weighted_losses
 from studio.metrics_log import MetricsLog
 from studio.optimizers import set_learning_rates
@@ -191,6 +191,8 @@ class Runner:
         self.prior.see_cameras(cameras)
         self.guidance.look(output, cameras)
         images = guided_images(output, config.guide_on)
+        if config.opacity_by == "background":
+            images = opacity_by_background(images, output, config.background)
         guided = self.guidance(images, cameras, fraction=fraction, generator=draw["guidance"])
         self.guidance_watchdog.check(int(guided.non_finite), step=number)
         compared = self.subject.compare(stage, renderer) if self.subject else None

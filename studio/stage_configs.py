@@ -165,6 +165,11 @@ class StageConfig:
     guide_on: Literal["color", "normals"] = "color"
     """What the guidance sees: the render, or its normals as colours, 0.5 n + 0.5 in world axes,
     over the same background (ProlificDreamer's geometry stage, arXiv 2305.16213)."""
+    opacity_by: Literal["color", "background"] = "color"
+    """What the guidance moves opacity by. color: the plain gradient, which opens a hole where a
+    detail shall get a colour nearer to the average background than what is there. background:
+    whether the guidance's wish follows the random background; ours, for backgrounds of kind random.
+    """
     geometry: Literal["free", "fixed"] = "free"
     """fixed trains the colours of a mesh and leaves its shape alone."""
     particles: int = 1

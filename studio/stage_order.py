@@ -63,6 +63,11 @@ def stage_problems(
         if isinstance(stage.guidance, DeltaEditConfig) and edit is None:
             fits.append("guidance: delta_edit edits a finished run - expected edit.run.")
         fits += _view_problems(stage, stage.prior or prior) + _part_problems(stage, edit)
+        if stage.opacity_by == "background" and stage.background.kind != "random":
+            fits.append(
+                "opacity_by: background needs a random one - expected background.kind=random, got "
+                f"{stage.background.kind}."
+            )
         problems += [f"{where}.{text}" for text in fits]
     return problems
 
