@@ -7,7 +7,7 @@ from typing import Literal
 
 from guidance.multiview_configs import MultiViewConfig
 
-__all__ = ["LayoutMultiViewConfig"]
+__all__ = ["OF_SETS", "LayoutMultiViewConfig"]
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,7 @@ class LayoutMultiViewConfig:
             raise ValueError(f"object_radius is {self.object_radius} - expected more than 0.")
         if not self.margin >= 1.0:
             raise ValueError(f"margin is {self.margin} - expected at least 1, in boxes.")
+
+
+OF_SETS = MultiViewConfig | LayoutMultiViewConfig
+"""Rules whose prior sees all views of a set at once."""

@@ -12,8 +12,7 @@ from typing import Literal
 
 from guidance.configs import DirectionalPromptsConfig, PlainPromptsConfig, ViewPromptsConfig
 from guidance.debiasing_configs import DebiasConfig
-from guidance.layout_multiview_configs import LayoutMultiViewConfig
-from guidance.multiview_configs import MultiViewConfig
+from guidance.layout_multiview_configs import OF_SETS
 from guidance.rule_configs import GuidanceConfig
 from image_tools.configs import PocketPriorConfig, PriorConfig
 from renderers.configs import FieldConfig
@@ -49,9 +48,6 @@ __all__ = [
     "StageConfig",
     "StageFieldConfig",
 ]
-
-OF_SETS = MultiViewConfig | LayoutMultiViewConfig
-"""Rules whose prior sees all views of a set at once."""
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
-from guidance.layout_multiview_configs import LayoutMultiViewConfig
-from guidance.multiview_configs import MultiViewConfig
+from guidance.layout_multiview_configs import OF_SETS, LayoutMultiViewConfig
 from image_tools.configs import (
     MVDreamPriorConfig,
     PersonalizedPriorConfig,
@@ -193,7 +192,7 @@ def _part_problems(stage: StageConfig, edit: EditConfig | None) -> list[str]:
 
 def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
     """Whether a prior of several views gets the views it knows."""
-    if not isinstance(stage.guidance, MultiViewConfig | LayoutMultiViewConfig):
+    if not isinstance(stage.guidance, OF_SETS):
         return []
     problems, kind = [], stage.guidance.kind
     if isinstance(prior, ReferencedPriorConfig):

@@ -136,6 +136,8 @@ def _corner_pairs(vertex: np.ndarray, n_vertices: int) -> Iterator[tuple[np.ndar
     before = np.cumsum(repeats) - repeats
     part = before // PAIRS
     for corners in np.split(np.arange(len(vertex)), np.flatnonzero(np.diff(part)) + 1):
+        if not len(corners):  # no faces
+            return
         here = repeats[corners]
         first = np.repeat(corners, here)
         offset = np.arange(len(first)) - np.repeat(np.cumsum(here) - here, here)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from guidance.layout_multiview_configs import LayoutMultiViewConfig
-from guidance.multiview_configs import MultiViewConfig
+from guidance.layout_multiview_configs import OF_SETS
 from image_tools.configs import DiffusersPriorConfig, PocketPriorConfig, PriorConfig
 from image_tools.personalization.dreambooth_configs import DreamBoothConfig
 from studio.errors import ConfigError
@@ -176,7 +175,7 @@ def _stage_problems(subject: DreamBooth3DConfig, stage: StageConfig, index: int)
     if stage.subject is None:
         return problems
     is_plain = isinstance(stage.subject, PlainSubjectConfig)
-    if isinstance(stage.guidance, MultiViewConfig | LayoutMultiViewConfig) and not is_plain:
+    if isinstance(stage.guidance, OF_SETS) and not is_plain:
         problems.append(
             "subject: multiview guidance combines predictions by itself - expected {kind: plain}."
         )
