@@ -182,9 +182,11 @@ class GlobalAdapter(nn.Module):
         self.settings = settings
         width, middle, wide = settings.width, 2 * settings.width, settings.tokens * settings.width
         self.norm1 = nn.LayerNorm(width)
-        self.ff1 = FeedForward(width, middle, mult=4, dropout=DROPOUTS[0], activation_fn="geglu")
+        inner = int(settings.expansion * width), int(settings.expansion * middle)
+        options = {"activation_fn": "geglu"}
+        self.ff1 = FeedForward(width, middle, inner_dim=inner[0], dropout=DROPOUTS[0], **options)
         self.norm2 = nn.LayerNorm(middle)
-        self.ff2 = FeedForward(middle, wide, mult=4, dropout=DROPOUTS[1], activation_fn="geglu")
+        self.ff2 = FeedForward(middle, wide, inner_dim=inner[1], dropout=DROPOUTS[1], **options)
 
     def forward(self, content: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         """Tokens of embeddings, which are not normalised."""

@@ -45,6 +45,16 @@ class GlobalAdapterSettings:
     """Width of the image embedding and of the text's tokens, which must be equal."""
     tokens: int = 4
     """Tokens appended to the text."""
+    expansion: float = 4.0
+    """Width inside of a feed-forward layer, as a factor of its input's."""
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be built."""
+        if self.tokens < 1 or int(self.expansion * self.width) < 1:
+            raise ValueError(
+                f"tokens is {self.tokens}, expansion {self.expansion} of width {self.width} - "
+                "expected at least one token and one channel."
+            )
 
 
 @dataclass(frozen=True)

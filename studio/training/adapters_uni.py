@@ -90,9 +90,10 @@ class UniRecipe:
     )
     """Shape of the local adapter."""
     content: GlobalAdapterSettings = field(
-        default_factory=lambda: GlobalAdapterSettings(width=384, tokens=2)
+        default_factory=lambda: GlobalAdapterSettings(width=384, tokens=2, expansion=0.25)
     )
-    """Shape of the global adapter; its width is that of the text and of the embedding."""
+    """Shape of the global adapter; its width is that of the text and of the embedding. With the
+    authors' expansion of 4 it would weigh as much as three of these denoisers."""
     dropout: UniDropoutConfig = field(default_factory=UniDropoutConfig)
     """What is hidden from the adapters, and of the prompt."""
     batch_size: int = 16
