@@ -199,7 +199,7 @@ def _measure_appearance(bench: Bench, count: int) -> Found:
         source, ours = guided(
             bench,
             prompt,
-            CopyAppearanceConfig(case.words(), weight=1.0),
+            CopyAppearanceConfig(case.words()),
             number=case.number,
             reference=(goal.prompt, case.number + OTHER_NOISE),
         )

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.text_to_3d.budgets import scene_rows
-from studio.config import dump
+from benchmarks.text_to_3d.grid import grid
+from benchmarks.text_to_3d.kept import SCHEMA, Kept, Key, scene_settings
 from studio.evaluation.comparison import (
     Pair,
     Result,
@@ -27,19 +27,13 @@ from studio.evaluation.comparison import (
     plain_summary,
     systems_of,
 )
-from studio.evaluation.suite import is_held_out_prompt
-from studio.run_folder import RunFolder, write_atomic
+from studio.evaluation.suite import SUITE, is_held_out_prompt
+from studio.run_folder import write_atomic
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from benchmarks.text_to_3d.run_suite import Cell
 
-SCHEMA = "text_to_3d/3"
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh", "xatlas")
-PANEL = 72  # pixels of one view in the grid
-VIEWS = 4
-COLUMNS = 4  # of the grid of a single system
 EQUAL = 0.05
 """Budgets of denoiser evaluations that differ by more than this share are told."""
 PAIRS = (
@@ -58,41 +52,44 @@ PAIRS = (
 
 
 def write_results(
-    options: argparse.Namespace, results: Sequence[tuple[Cell, Result]]
+    options: argparse.Namespace,
+    results: Sequence[tuple[Cell, Result]],
+    kept: Mapping[Key, Kept],
 ) -> tuple[list[Path], str]:
-    """Write the three files; returns their paths and the Markdown."""
+    """Write the three files, keeping what earlier ones say; their paths, and the Markdown."""
     from studio.previews import save_png
 
     plain = [result for _, result in results]
-    document = document_of(options, results)
+    document = document_of(options, results, kept)
     text = page(options.name, document, plain)
     folder = options.results
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"text_to_3d--{options.name}.{kind}" for kind in ("json", "md", "png")]
     write_atomic(paths[0], json.dumps(document, indent=1) + "\n")
     write_atomic(paths[1], text)
-    picture = grid(plain)
+    picture = grid(plain, {key: k.strip for key, k in kept.items() if k.strip is not None})
     if picture is not None:
         save_png(paths[2], picture, {"command": document["command"]})
     return [path for path in paths if path.exists()], text
 
 
 def document_of(
-    options: argparse.Namespace, results: Sequence[tuple[Cell, Result]]
+    options: argparse.Namespace,
+    results: Sequence[tuple[Cell, Result]],
+    kept: Mapping[Key, Kept],
 ) -> dict[str, Any]:
     """Everything about the comparison, as JSON values."""
     plain = [result for _, result in results]
     configs = {cell.system: cell.job.config() for cell, _ in results}
-    scenes = {system: dump(config) for system, config in configs.items()}
-    for scene in scenes.values():
-        for key in ("prompt", "seed"):
-            scene.pop(key)
+    here = machine()
+    gone = [_key(result) for result in plain if result.run is None]
+    processors = {key: kept[key].processor for key in gone if key in kept}
     return {
         "schema": SCHEMA,
-        "command": shlex.join(["python", "-m", "benchmarks.text_to_3d.run_suite", *sys.argv[1:]]),
+        "command": command_of(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
         "commit": commit(),
-        "machine": machine(),
+        "machine": here,
         "workers": options.workers,
         "priors": priors_of(plain),
         "budgets": {system: scene_rows(config) for system, config in configs.items()},
@@ -110,11 +107,26 @@ def document_of(
                 **asdict(result),
                 "held_out": cell.item.held_out,
                 "run": result.run and os.path.relpath(result.run, options.runs),
+                "processor": processors.get(_key(result), here["processor"]),
             }
             for cell, result in results
         ],
-        "scenes": scenes,
+        "scenes": {system: scene_settings(config) for system, config in configs.items()},
     }
+
+
+def _key(result: Result) -> Key:
+    return result.system, result.prompt, result.seed
+
+
+def command_of(arguments: Sequence[str]) -> str:
+    """The command that makes the whole comparison, without how long one call may take."""
+    kept, skip = [], False
+    for text in arguments:
+        if not skip and not text.startswith("--minutes"):
+            kept.append(text)
+        skip = text == "--minutes"
+    return shlex.join(["python", "-m", "benchmarks.text_to_3d.run_suite", *kept])
 
 
 def priors_of(results: Sequence[Result]) -> dict[str, list[str]]:
@@ -153,13 +165,32 @@ def budget_notes(budgets: dict[str, int]) -> list[str]:
     return notes
 
 
+def machine_note(document: dict[str, Any]) -> str:
+    """What the assets were made on."""
+    names = sorted({row["processor"] for row in document["assets"]})
+    note = f"{' and '.join(names)}, {document['workers']} run(s) at a time."
+    if len(names) > 1:
+        note += " The seconds are of different machines and compare nothing."
+    return note
+
+
+def coverage_note(document: dict[str, Any]) -> str:
+    """How much of the suite there is."""
+    rows = document["assets"]
+    counts = {key: len({row[key] for row in rows}) for key in ("system", "prompt", "seed")}
+    whole = counts["system"] * counts["prompt"] * counts["seed"]
+    note = f"{counts['prompt']} of the {len(SUITE)} prompts, {counts['seed']} seed(s)"
+    return f"{note}, {len(rows)} assets" + (f" of {whole}." if len(rows) < whole else ".")
+
+
 def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
     """The Markdown file."""
-    machine_words = f"{document['machine']['processor']}, {document['workers']} run(s) at a time"
     notes = [
         f"`{document['command']}`",
-        f"{document['date']}, {machine_words}. Means with 95 % intervals: seeds are averaged for "
-        "each prompt, and prompts are drawn with replacement. A failed run counts as wrong.",
+        f"{document['date']}, {machine_note(document)} Means with 95 % intervals: seeds are "
+        "averaged for each prompt, and prompts are drawn with replacement. A failed run counts as "
+        "wrong.",
+        coverage_note(document),
         *budget_notes(document["budgets"]),
     ]
     mixed = mixed_priors(document)
@@ -167,65 +198,6 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
         notes.append(f"**The weights of the prior of {', '.join(mixed)} changed on the way.**")
     heading = "\n\n".join([f"# Text to 3D: {name}", *notes])
     return heading + "\n\n" + comparison_markdown(results, is_held_out_prompt, PAIRS)
-
-
-def grid(results: Sequence[Result]) -> Tensor | None:
-    """Four views of every asset: rows are prompts, columns systems; the first seed of each.
-
-    The prompts of a single system stand in several columns. The bar under an asset is green when
-    the judge names kind and colour in most of its views. A run that failed leaves a word, one that
-    had no turn yet a grey field.
-    """
-    from studio.evaluation.sheets import comparison_sheet
-
-    systems = systems_of(results)
-    prompts = list(dict.fromkeys(result.prompt for result in results))
-    first = {(r.prompt, r.system): r for r in reversed(results)}
-    strips, right = [], []
-    for prompt in prompts:
-        found = [first.get((prompt, system)) for system in systems]
-        strips.append([asset_strip(result) for result in found])
-        right.append([bool(r and (r.value("both_accuracy") or 0.0) > 0.5) for r in found])
-    if not _shows_any(strips):
-        return None
-    labels = [prompt + (" (held out)" if is_held_out_prompt(prompt) else "") for prompt in prompts]
-    height = math.ceil(len(prompts) / COLUMNS) if len(systems) == 1 else len(prompts)
-    parts = [slice(start, start + height) for start in range(0, len(prompts), height)]
-    if not all(_shows_any(strips[part]) for part in parts):
-        parts = [slice(None)]
-    return side_by_side(
-        [
-            comparison_sheet(strips[part], rows=labels[part], columns=systems, right=right[part])
-            for part in parts
-        ]
-    )
-
-
-def _shows_any(strips: Sequence[Sequence[Tensor | str | None]]) -> bool:
-    return any(hasattr(strip, "shape") for row in strips for strip in row)
-
-
-def side_by_side(sheets: Sequence[Tensor]) -> Tensor:
-    """Pictures ``[h, w, 3]`` from left to right, white below shorter ones."""
-    import torch
-    from torch.nn import functional
-
-    height = max(len(sheet) for sheet in sheets)
-    below = [(0, 0, 0, 0, 0, height - len(sheet)) for sheet in sheets]
-    return torch.cat([functional.pad(s, pad, value=1.0) for s, pad in zip(sheets, below)], dim=1)
-
-
-def asset_strip(result: Result | None) -> Tensor | str | None:
-    """Views of an asset side by side; how it ended if there is none; None if it was never made."""
-    from studio.evaluation.assets import asset_glb
-    from studio.evaluation.sheets import filmstrip
-    from studio.evaluation.views import eval_cameras, normalized, render_mesh
-    from studio.export.read import load_asset
-
-    glb = asset_glb(RunFolder(result.run)) if result and result.run else None
-    if glb is None:
-        return result and result.status
-    return filmstrip(render_mesh(normalized(load_asset(glb)), eval_cameras(VIEWS, size=PANEL)).rgb)
 
 
 # --- where it was measured ------------------------------------------------------------------------

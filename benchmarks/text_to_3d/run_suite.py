@@ -11,7 +11,8 @@ The same call goes on where an earlier one stopped, on any day; more prompts, se
 be added, and a system whose settings changed is made anew. Assets are made prompt by prompt, so
 that an unfinished comparison still compares like with like. Results go to
 ``benchmarks/results/text_to_3d--NAME.{json,md,png}``; runs that have not had their turn are left
-out of them, runs that failed count as wrong.
+out of them, runs that failed count as wrong. What stands there of systems with the same settings is
+kept where its run folders are gone (``kept``): the files are enough to go on from.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.suites import add_run_options, tell
 from benchmarks.text_to_3d.budgets import scaled
+from benchmarks.text_to_3d.kept import Kept, Key, read_kept
 from benchmarks.text_to_3d.results import write_results
 from studio.batch import BatchConfig, Job, Outcome, only_one, run_jobs
 from studio.config import load_scene
@@ -33,6 +35,7 @@ from studio.errors import ConfigError, StudioError
 from studio.evaluation.comparison import Result, result_of
 from studio.evaluation.suite import SUITE, SuitePrompt, chosen
 from studio.progress import format_seconds, say
+from studio.resuming import find_run
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SYSTEMS = Path(__file__).resolve().parent / "systems"
@@ -46,6 +49,11 @@ class Cell:
     seed: int
     item: SuitePrompt
     job: Job
+
+    @property
+    def key(self) -> Key:
+        """What it is called in result files."""
+        return self.system, self.item.prompt, self.seed
 
 
 def parser() -> argparse.ArgumentParser:
@@ -182,6 +190,27 @@ def make(cells: Sequence[Cell], batch: BatchConfig, lock: int | None) -> list[tu
     return [(cell, found.get(cell.job, none)) for cell, none in zip(cells, waiting)]
 
 
+def split(
+    cells: Sequence[Cell], kept: Mapping[Key, Kept], *, retry: bool
+) -> tuple[list[Cell], list[tuple[Cell, Result]]]:
+    """What is to be made or read from its run, and results whose runs are gone.
+
+    Args:
+        cells: all.
+        kept: of the result file.
+        retry: whether what failed is made again.
+    """
+    todo, found = [], []
+    for cell in cells:
+        old = kept.get(cell.key)
+        stands = old is not None and not (retry and old.result.status != "done")
+        if stands and find_run(cell.job.out, cell.job.config()) is None:
+            found.append((cell, old.result))
+        else:
+            todo.append(cell)
+    return todo, found
+
+
 def measured(outcomes: Sequence[tuple[Cell, Outcome]], *, again: bool) -> list[tuple[Cell, Result]]:
     """The result of each asset that had its turn, measured now if it was not before."""
     judge, found = None, []
@@ -216,15 +245,18 @@ def main() -> None:
             minutes=options.minutes,
             retry=options.retry,
         )
+        systems = {cell.system: cell.job.config() for cell in reversed(cells)}
         with only_one(options.runs) as lock:
-            outcomes = make(cells, batch, lock)
-            results = measured(outcomes, again=options.measure_again)
+            kept = read_kept(options.results, options.name, systems)
+            todo, old = split(cells, kept, retry=options.retry)
+            results = [*old, *measured(make(todo, batch, lock), again=options.measure_again)]
             if not results:
                 raise SystemExit("nothing is finished yet; go on with the same command")
             # The first system is the base, also when its first asset had no turn yet.
-            order = list(dict.fromkeys(cell.system for cell in cells))
-            results.sort(key=lambda pair: order.index(pair[0].system))
-            paths, table = write_results(options, results)
+            order = {cell.key: number for number, cell in enumerate(cells)}
+            first = list(dict.fromkeys(cell.system for cell in cells))
+            results.sort(key=lambda pair: (first.index(pair[0].system), order[pair[0].key]))
+            paths, table = write_results(options, results, kept)
     except StudioError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(error.exit_code)

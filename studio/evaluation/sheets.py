@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["comparison_sheet", "filmstrip", "judged_sheet"]
+__all__ = ["comparison_cells", "comparison_sheet", "filmstrip", "judged_sheet"]
 
 GAP = 3
 COLUMN_GAP = 12
@@ -99,6 +99,42 @@ def comparison_sheet(
         spaced = [part for image in line for part in (gap.expand(len(image), -1, -1), image)][1:]
         joined.append(torch.cat(spaced, dim=1))
     return torch.nn.functional.pad(torch.cat(joined), (0, 0, GAP, GAP, GAP, GAP), value=1.0)
+
+
+def comparison_cells(
+    sheet: Float[Tensor, "height width 3"], *, rows: int, columns: int, size: tuple[int, int]
+) -> list[list[Float[Tensor, "h w 3"]]]:
+    """The fields of a sheet of :func:`comparison_sheet`, row by row; grey ones among them.
+
+    Args:
+        sheet: as it was made, or read from its file.
+        rows: how many.
+        columns: how many.
+        size: height and width of an image.
+
+    Raises:
+        ValueError: the sheet is not of that shape.
+    """
+    height, width = size
+    step = LINE_HEIGHT + height + GAP
+    blocks = -(-rows // HEADINGS_EVERY)
+    expected = (
+        2 * GAP + rows * step + blocks * (LINE_HEIGHT + 2),
+        2 * GAP + columns * (width + COLUMN_GAP) - COLUMN_GAP,
+        3,
+    )
+    if tuple(sheet.shape) != expected:
+        raise ValueError(
+            f"the sheet is {tuple(sheet.shape)} - expected {expected}, {rows} rows and {columns} "
+            f"columns of images {height} high and {width} wide."
+        )
+    found = []
+    for row in range(rows):
+        above = (row // HEADINGS_EVERY + 1) * (LINE_HEIGHT + 2)
+        top = GAP + above + row * step + LINE_HEIGHT
+        lefts = [GAP + column * (width + COLUMN_GAP) for column in range(columns)]
+        found.append([sheet[top : top + height, left : left + width] for left in lefts])
+    return found
 
 
 def _field(cell: Tensor | str | None, size: tuple[int, int]) -> Float[Tensor, "h w 3"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,15 @@ from PIL import Image
 
 from benchmarks.text_to_3d import run_suite
 from benchmarks.text_to_3d.budgets import scene_rows
-from benchmarks.text_to_3d.results import PAIRS, budget_notes, mixed_priors, page
+from benchmarks.text_to_3d.kept import SCHEMA, read_kept, scene_settings
+from benchmarks.text_to_3d.results import (
+    PAIRS,
+    budget_notes,
+    coverage_note,
+    machine_note,
+    mixed_priors,
+    page,
+)
 from studio.config import dump_yaml, load_scene
 from studio.errors import ConfigError
 from studio.evaluation.comparison import Result
@@ -22,6 +31,8 @@ from studio.export.gltf import glb_bytes
 from studio.export.shading import FlatMesh
 from studio.run_folder import create_run, write_atomic
 
+MADE = {"command": "x", "date": "y", "workers": 1, "assets": []}
+"""How a comparison was made, which the tables of a page do not depend on."""
 FIGURES = {"kind_accuracy": 0.75, "color_accuracy": 1.0, "both_accuracy": 0.75, "janus": 0.25}
 
 
@@ -189,12 +200,104 @@ def test_the_first_system_is_the_base_although_another_is_ahead(tiny_scene, tmp_
     assert "Difference to tiny" in (tmp_path / "text_to_3d--x.md").read_text()
 
 
+def without_runs(tiny_scene, tmp_path, monkeypatch, *arguments: str) -> dict:
+    """What the result file says after a second call that makes nothing."""
+    shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+    with pytest.raises(SystemExit):
+        call(
+            monkeypatch,
+            *("--name", "x", "--systems", f"{tiny_scene},demo", "--limit", "3", *arguments),
+            *("--runs", str(tmp_path / "runs"), "--results", str(tmp_path), "--minutes", "1e-9"),
+        )
+    return json.loads((tmp_path / "text_to_3d--x.json").read_text())
+
+
+def test_figures_and_pictures_are_kept_where_the_runs_are_gone(tiny_scene, tmp_path, monkeypatch):
+    prompts = [item.prompt for item in chosen(3)]
+    finished(tiny_scene, tmp_path / "runs" / "tiny", prompts[0])
+    finished(tiny_scene, tmp_path / "runs" / "tiny", prompts[2], status="failed")
+    systems = ("--systems", f"{tiny_scene},demo", "--limit", "3", "--minutes", "1e-9")
+    with pytest.raises(SystemExit):
+        call(
+            monkeypatch,
+            *("--name", "x", *systems),
+            *("--runs", str(tmp_path / "runs"), "--results", str(tmp_path)),
+        )
+    path = tmp_path / "text_to_3d--x.json"
+    before = json.loads(path.read_text())
+    assert all(row["processor"] == before["machine"]["processor"] for row in before["assets"])
+    for row in before["assets"]:
+        row["processor"] = "an abacus"
+    path.write_text(json.dumps(before))
+    after = without_runs(tiny_scene, tmp_path, monkeypatch)
+    assert after["assets"] == [{**row, "run": None} for row in before["assets"]]
+    assert [row["status"] for row in after["assets"]] == ["done", "failed"]
+    assert "an abacus" in path.with_suffix(".md").read_text()
+    assert "--minutes" not in after["command"]
+
+
+def test_a_system_with_other_settings_is_not_kept_nor_what_failed_if_it_is_tried_again(
+    tiny_scene, tmp_path, monkeypatch
+):
+    prompts = [item.prompt for item in chosen(2)]
+    finished(tiny_scene, tmp_path / "runs" / "tiny", prompts[0])
+    finished(tiny_scene, tmp_path / "runs" / "tiny", prompts[1], status="failed")
+    with pytest.raises(SystemExit):
+        call(
+            monkeypatch,
+            *("--name", "x", "--systems", str(tiny_scene), "--limit", "3", "--minutes", "1e-9"),
+            *("--runs", str(tmp_path / "runs"), "--results", str(tmp_path)),
+        )
+    again = without_runs(tiny_scene, tmp_path, monkeypatch, "--retry")
+    assert [row["status"] for row in again["assets"]] == ["done"]
+    tiny_scene.write_text(tiny_scene.read_text(encoding="utf-8") + "negative_prompt: fog\n")
+    scene = load_scene(tiny_scene, [f"prompt={prompts[0]}", "seed=0"]).config
+    assert not read_kept(tmp_path, "x", {"tiny": scene})
+
+
+def test_options_that_are_new_since_have_their_defaults(tiny_scene, tmp_path):
+    scene = load_scene(tiny_scene, [f"prompt={chosen(1)[0].prompt}", "seed=0"]).config
+    settings = json.loads(json.dumps(scene_settings(scene)))
+    del settings["negative_prompt"]
+    row = {"system": "tiny", "prompt": scene.prompt, "seed": 0, "status": "done"}
+    document = {"schema": SCHEMA, "scenes": {"tiny": settings}, "assets": [row]}
+    document["machine"] = {"processor": "an abacus"}
+    path = tmp_path / "text_to_3d--x.json"
+    path.write_text(json.dumps(document))
+    (kept,) = read_kept(tmp_path, "x", {"tiny": replace(scene, seed=5)}).values()
+    assert (kept.processor, kept.strip) == ("an abacus", None)
+    assert not read_kept(tmp_path, "x", {"tiny": replace(scene, negative_prompt="fog")})
+    document["scenes"]["tiny"]["unheard_of"] = 1
+    path.write_text(json.dumps(document))
+    assert not read_kept(tmp_path, "x", {"tiny": scene})
+
+
+def test_a_damaged_result_file_is_told_and_left_alone(tiny_scene, tmp_path):
+    path = tmp_path / "text_to_3d--x.json"
+    path.write_text('{"schema": "text_to_3d/3", "scenes"')
+    with pytest.raises(ConfigError, match=r"x\.json: .* expected a result file .* Move it away"):
+        read_kept(tmp_path, "x", {"tiny": load_scene(tiny_scene).config})
+    assert path.read_text().endswith('"scenes"')
+
+
+def test_how_much_of_the_suite_there_is_and_where_it_was_made_is_told():
+    rows = [
+        {"system": system, "prompt": "a red duck", "seed": 0, "processor": name}
+        for system, name in (("a", "slow"), ("b", "fast"))
+    ]
+    document = MADE | {"assets": [*rows, {**rows[0], "seed": 1}]}
+    assert coverage_note(document) == "1 of the 32 prompts, 2 seed(s), 3 assets of 4."
+    assert "fast and slow" in machine_note(document)
+    assert "compare nothing" in machine_note(document)
+    assert "compare nothing" not in machine_note(MADE | {"assets": rows[:1]})
+    assert coverage_note(MADE | {"assets": rows}).endswith("2 assets.")
+
+
 def test_a_change_of_weights_is_told():
     """Within a system, and between systems that name the same prior; others may differ."""
     pocket, other = {"kind": "pocket"}, {"kind": "pocket_mv"}
     scenes = {"a": {"prior": pocket}, "b": {"prior": pocket}, "c": {"prior": other}}
-    document = {"command": "x", "date": "y", "machine": {"processor": "z"}, "workers": 1}
-    document |= {
+    document = MADE | {
         "budgets": {"a": 1},
         "scenes": scenes,
         "priors": {"a": ["1"], "b": ["1"], "c": ["2"]},
@@ -216,8 +319,7 @@ def test_unequal_budgets_are_told(more, told):
 
 def test_questions_are_answered_by_pairs_that_are_there():
     """Each asks for a difference; without both systems it is left out."""
-    document = {"command": "x", "date": "y", "machine": {"processor": "z"}, "workers": 1}
-    document |= {"budgets": {"a": 1}, "scenes": {}, "priors": {}}
+    document = MADE | {"budgets": {"a": 1}, "scenes": {}, "priors": {}}
     mesh, _ = PAIRS
     prompts = [item.prompt for item in chosen(6)]
     costs = {mesh.to: {"denoiser_evaluations": 2080}, mesh.system: {"denoiser_evaluations": 3200}}

@@ -13,6 +13,7 @@ from studio.evaluation.sheets import (
     LINE_HEIGHT,
     RIGHT,
     WRONG,
+    comparison_cells,
     comparison_sheet,
     filmstrip,
     judged_sheet,
@@ -105,3 +106,21 @@ def test_a_word_stands_where_an_image_is_missing():
     assert (field(None)[:16] == GREY).all()
     assert field("failed")[:16].min() < 0.5
     assert (field("failed")[16:] == 1.0).all(), "no bar"
+
+
+@pytest.mark.parametrize("rows", [1, HEADINGS_EVERY, 2 * HEADINGS_EVERY + 1])
+def test_the_fields_of_a_comparison_come_back(rows):
+    images = torch.rand(rows, 2, 16, 60, 3)
+    sheet = comparison_sheet(
+        [list(row) for row in images],
+        rows=["x"] * rows,
+        columns=["a", "b"],
+        right=[[True, False]] * rows,
+    )
+    cells = comparison_cells(sheet, rows=rows, columns=2, size=(16, 60))
+    assert torch.equal(torch.stack([torch.stack(row) for row in cells]), images)
+
+
+def test_a_sheet_of_another_shape_has_no_such_fields():
+    with pytest.raises(ValueError, match=r"expected \(51, 138, 3\), 1 rows and 2 columns"):
+        comparison_cells(torch.rand(50, 138, 3), rows=1, columns=2, size=(16, 60))
