@@ -5,6 +5,8 @@ says it by halves, the whole prompt counting a part in both. The judge reads wha
 half. ``bound`` is the share of objects whose kind and colour are right, ``colors`` the colour
 alone, and ``colors_of_halves`` the colour of what lies left and right of the middle, also where the
 things have grown together. What the judge says of true renders is the most that can be reached.
+``colors_by_region_alone`` are those of another image, whose whole prompt names no colours: only the
+regions can bring them.
 
 Three and four things stand in as many columns. The prior was trained on images of one and of two.
 """
@@ -23,14 +25,15 @@ from benchmarks.editing.oracles import Seen, columns, halves, read_objects, silh
 from image_tools.control.regional import RegionalPrior
 from image_tools.control.regional_configs import RegionalConfig, RegionConfig, RegionMode
 from image_tools.diffusion.sampling import sample_images
-from scenes.toybox.captions import plain_caption
+from scenes.toybox.captions import plain_caption, with_article
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
 
-__all__ = ["REGION_ROWS"]
+__all__ = ["REGION_ROWS", "without_colors"]
 
-BASE_RATIO = 0.2
-"""Share of the whole prompt in each region; the things are of different kinds."""
+BASE_RATIO = 0.6
+"""Share of the whole prompt in each region. Found for pocket on cases of another seed: with less,
+halves grow together, for each half's prompt asks for a thing that fills the image."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +45,13 @@ class _Regions:
     def measure(self, bench: Bench, count: int) -> Found:
         """Things and colours in their halves."""
         cases = pair_cases(count, seed=bench.seed)
-        plain = bench.images([case.prompt for case in cases], [case.number for case in cases])
-        found = Found(("true render", "plain prompt", "by region"))
-        for case, alone in zip(cases, plain, strict=True):
-            ours = _regional(bench, case, self.mode)
+        numbers = [case.number for case in cases]
+        plain = bench.images([case.prompt for case in cases], numbers)
+        untold = bench.images([without_colors(case) for case in cases], numbers)
+        found = Found(("true render", "plain prompt", "by region", "no colours told", "by region"))
+        for case, alone, dull in zip(cases, plain, untold, strict=True):
+            ours = _regional(bench, case, case.prompt, self.mode)
+            tinted = _regional(bench, case, without_colors(case), self.mode)
             true = render(case, size=bench.prior.image_size).rgb
             images = (ours, alone, true)
             reads = [read_objects(bench.judge, image, halves(image)) for image in images]
@@ -57,11 +63,15 @@ class _Regions:
                         _share(case, read_objects(bench.judge, i, _middle(i)), Seen.has_color)
                         for i in images[:2]
                     ),
+                    "colors_by_region_alone": tuple(
+                        _share(case, read_objects(bench.judge, i, halves(i)), Seen.has_color)
+                        for i in (tinted, dull)
+                    ),
                     "bound_in_renders": _share(case, reads[2], Seen.shows),
                 }
             )
             is_good = _share(case, reads[0], Seen.shows) == 1.0
-            found.show(case.prompt, [true, alone, ours], is_good)
+            found.show(case.prompt, [true, alone, ours, dull, tinted], is_good)
         return found
 
 
@@ -77,7 +87,7 @@ class _Columns:
         plain = bench.images([case.prompt for case in cases], [case.number for case in cases])
         found = Found(("true render", "plain prompt", "by region"))
         for case, alone in zip(cases, plain, strict=True):
-            ours = _regional(bench, case, "attn_crop")
+            ours = _regional(bench, case, case.prompt, "attn_crop")
             true = render(case, size=bench.prior.image_size)
             reads = [
                 read_objects(bench.judge, image, columns(image, self.things))
@@ -96,8 +106,17 @@ class _Columns:
         return found
 
 
-def _regional(bench: Bench, case: Case, mode: RegionMode) -> Float[Tensor, "h w 3"]:
-    """The things of a case from left to right, each told to its column."""
+def without_colors(case: Case) -> str:
+    """A case's prompt that leaves its colours to be told by region."""
+    prompt = case.prompt
+    for spec in case.scene.objects:
+        before, after = prompt.split(f"{with_article(spec.color)} ", 1)
+        prompt = before + with_article(after)
+    return prompt
+
+
+def _regional(bench: Bench, case: Case, whole: str, mode: RegionMode) -> Float[Tensor, "h w 3"]:
+    """The things of a case from left to right, each told to its column, beside a whole prompt."""
     phrases = [plain_caption(SceneSpec((spec,))) for spec in case.scene.objects]
     plan = RegionalConfig(
         ",".join("1" for _ in phrases),
@@ -107,7 +126,7 @@ def _regional(bench: Bench, case: Case, mode: RegionMode) -> Float[Tensor, "h w 
     )
     (image,) = sample_images(
         RegionalPrior(bench.prior, plan),
-        [case.prompt],
+        [whole],
         generators=bench.generators([case.number]),
         config=bench.sampler,
     )
@@ -139,7 +158,7 @@ REGION_ROWS = (
             f"Two things side by side, each told to its half, mode {mode}.",
             _PLAIN,
             _Regions(mode).measure,
-            {"bound": Target(0.8)},
+            {"bound": Target(0.8), "colors_by_region_alone": Target(0.6)},
         )
         for mode in ("attn_crop", "attn_resize", "latent")
     ),

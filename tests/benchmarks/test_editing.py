@@ -26,6 +26,7 @@ from benchmarks.editing.oracles import (
     silhouette,
 )
 from benchmarks.editing.pointing import Shown, maps_at
+from benchmarks.editing.regions import without_colors
 from benchmarks.editing.regression import rank_of_means, slope_and_fit
 from benchmarks.editing.results import read_entries
 from image_tools.configs import DdimConfig, PocketPriorConfig
@@ -80,6 +81,17 @@ def test_more_cases_keep_the_ones_before_and_are_trained_combinations():
         first, second = case.scene.objects
         assert first.kind != second.kind
         assert second.color not in (first.color, case.other_color)
+
+
+def test_colours_are_left_out_of_a_prompt_and_articles_follow():
+    for case in pair_cases(40, seed=0):
+        told, left = case.prompt, without_colors(case)
+        assert not set(left.split()) & {*COLOR_NAMES}
+        assert [w for w in told.split() if w not in ("a", "an", *COLOR_NAMES)] == [
+            w for w in left.split() if w not in ("a", "an")
+        ]
+    prompts = map(without_colors, pair_cases(40, seed=0))
+    assert "an apple left of a turtle" in prompts
 
 
 def test_silhouettes_and_halves_are_the_true_ones_of_renders():

@@ -164,3 +164,18 @@ def _settings_of(file) -> str:
 
     with safe_open(file, framework="pt") as opened:
         return opened.metadata()["local_adapter"]
+
+
+def test_a_slim_global_adapter_comes_back_as_slim(prior, tmp_path):
+    """Its width inside is a setting of the file; the authors' factor is 4."""
+    settings = GlobalAdapterSettings(width=24, tokens=2, expansion=0.25)
+    content = GlobalAdapter(settings).eval()
+    assert content.ff1.net[2].weight.shape == (48, 6)
+    assert content.ff2.net[2].weight.shape == (48, 12)
+    write_uni(tmp_path / "slim.safetensors", None, content)
+    _, read = read_uni(tmp_path / "slim.safetensors", prior.unet)
+    looks = torch.rand(2, 24)
+    assert read.settings == settings
+    assert torch.equal(read(looks), content(looks))
+    with pytest.raises(ValueError, match=r"expansion 0.01 of width 24 - expected at least one"):
+        GlobalAdapterSettings(width=24, expansion=0.01)
