@@ -45,11 +45,14 @@ from image_tools.diffusion.parametrization import (
     classifier_free_guidance,
 )
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.recomputation import recomputed_with_operations
 from renderers.errors import StudioError
 
 __all__ = ["Critic", "LoraCritic", "training_target"]
 
 FUSED_DEVICES = {"cpu", "cuda"}
+PATIENCE = 20
+"""Updates in a row whose gradient may not be finite; float16 finds its scale in a few."""
 
 
 class Critic(Protocol):
@@ -116,6 +119,7 @@ class LoraCritic:
             named = self.camera_embedding.named_parameters()
             self.parameters |= {f"class_embedding.{name}": value for name, value in named}
         self.updates = 0
+        self._half_scale, self._lost = 1.0, 0
         self._optimizer = torch.optim.AdamW(
             list(self.parameters.values()),
             lr=config.learning_rate,
@@ -124,7 +128,8 @@ class LoraCritic:
             fused=self.host.device.type in FUSED_DEVICES,
         )
         if config.checkpointing:
-            self.host.unet.enable_gradient_checkpointing()
+            unet = self.host.unet
+            unet.enable_gradient_checkpointing(recomputed_with_operations(unet))
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:
         """Prompts as the critic's own text encoder reads them."""
@@ -179,7 +184,11 @@ class LoraCritic:
 
         Returns:
             The mean squared error in the denoiser's own parametrisation, before the update. An
-            update whose gradient is not finite is left out.
+            update whose gradient is not finite is left out, and in float16 the next one is scaled
+            by half as much.
+
+        Raises:
+            StudioError: no gradient was finite for a long time.
         """
         latents = latents.detach().float()
         if t is None:
@@ -199,14 +208,15 @@ class LoraCritic:
         return float(loss.detach())
 
     def state(self) -> dict[str, Tensor]:
-        """Weights, AdamW's moments as ``name/exp_avg`` and so on, and the number of updates."""
+        """Weights, AdamW's moments as ``name/exp_avg`` and so on, and what is counted."""
         moments = {
             f"{name}/{key}": value
             for name, parameter in self.parameters.items()
             for key, value in self._optimizer.state.get(parameter, {}).items()
         }
         weights = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        return {**weights, **moments, "updates": torch.tensor(self.updates)}
+        counts = {"updates": self.updates, "half_scale": self._half_scale, "lost": self._lost}
+        return {**weights, **moments, **{k: torch.tensor(v) for k, v in counts.items()}}
 
     @torch.no_grad()
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
@@ -225,6 +235,8 @@ class LoraCritic:
                 )
             parameter.copy_(saved)
         self.updates = int(tensors["updates"])
+        self._half_scale = float(tensors.get("half_scale", 1.0))
+        self._lost = int(tensors.get("lost", 0))
         self._optimizer.state.clear()
         for name, parameter in self.parameters.items():
             prefix = f"{name}/"
@@ -283,15 +295,19 @@ class LoraCritic:
         return camera.masked_fill(dropped[:, None], 0.0)
 
     def _loss_scale(self, output: Tensor) -> float:
-        """float16 flushes the gradient of a mean over many numbers to zero; that of a sum fits."""
-        return float(output.numel()) if self.host.dtype == torch.float16 else 1.0
+        """float16 flushes the gradient of a mean over many numbers to zero; that of a sum fits, or
+        that of a part of it if a sum was once too large."""
+        is_half = self.host.dtype == torch.float16
+        return self._half_scale * output.numel() if is_half else 1.0
 
     def _update(self, loss: Tensor, *, scale: float) -> None:
         """Only the critic's own parameters are differentiated."""
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(loss * scale, parameters)
         if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            self._lose(loss)
             return
+        self._lost = 0
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient / scale
         self.updates += 1
@@ -300,6 +316,18 @@ class LoraCritic:
             group["lr"] = warm * self.config.learning_rate
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
+
+    def _lose(self, loss: Tensor) -> None:
+        """Leave an update out, and end when there are only such ones."""
+        self._lost += 1
+        if self.host.dtype == torch.float16:
+            self._half_scale *= 0.5
+        if self._lost >= PATIENCE:
+            raise StudioError(
+                f"The critic's gradient was not finite {self._lost} times in a row, at a loss of "
+                f"{float(loss.detach()):g} - expected a critic that learns. Try prior.memory.dtype "
+                "bfloat16 or float32, or a lower guidance.critic.learning_rate."
+            )
 
 
 def training_target(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from guidance.critic_configs import CriticConfig
@@ -27,20 +27,26 @@ class DreamFlowConfig:
     Published: 0.2, 0.1, 0.0 by stage."""
     timesteps: int = 800
     """Number N of timesteps, evenly spaced and falling. A stage of k N steps spends k batches of
-    views on each. Ours: 800, 300, 300 by stage."""
+    views on each, shared by its particles; one with fewer steps has fewer, larger ones. Ours: 800,
+    300, 300 by stage."""
     guidance_scale: ScheduleValue = 7.5
     """s in eps_u + s (eps_c - eps_u) of the prior; the critic has none. Ours."""
     guidance_rescale: float = 0.0
     """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
     step_norm: Literal["raw", "unit"] = "raw"
     """raw weighs the difference of the predictions by the Euler step in sigma / alpha, which falls
-    by orders of magnitude over a stage; unit leaves that weight out. Ours."""
+    by orders of magnitude over a stage, and losses beside it should fall as well; unit leaves that
+    weight out. Ours."""
     grad_clip: ScheduleValue | None = None
     """Largest absolute value of each entry of the latent gradient; empty does not clip."""
     consistency: ScheduleValue = 1.0
     """Factor of the subjects' consistency_scale (w_con), for a prior with consistency guidance."""
     critic: CriticConfig = field(default_factory=CriticConfig)
     """The model of the renders. It learns at the timestep of the flow. Ours: as for VSD."""
+
+    def within(self, steps: int) -> DreamFlowConfig:
+        """The same flow in as many steps of a particle as there are: one skipped would be lost."""
+        return replace(self, timesteps=max(1, min(self.timesteps, steps)))
 
     def __post_init__(self) -> None:
         """Refuse a schedule that does not fall, and a scale, clip value or factor below 0."""

@@ -128,7 +128,6 @@ class OriginalScene:
     def __init__(self, renderer: SceneRenderer) -> None:
         """Show ``renderer``, which nothing trains."""
         self.renderer = renderer
-        renderer.set_fraction(1.0)
         self._background: Tensor | None = None
         self._shading: Shading | None = None
         self._jitter: torch.Generator | None = None

@@ -168,7 +168,7 @@ class Runner:
         turn, evaluated = stage.turn, self.prior.denoiser_evaluations
         renderer = stage.particles[turn]
         set_learning_rates(stage.optimizer, config.optimizer, fraction)
-        renderer.set_fraction(fraction)
+        stage.open_levels(renderer)
         if self.subject:
             self.subject.set_fraction(stage.index, fraction)
         renderer.update_occupancy(stage.step // len(stage.particles), draw["occupancy"])

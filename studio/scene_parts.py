@@ -12,6 +12,7 @@ from guidance.base import GuidanceRule
 from guidance.build import build_guidance
 from guidance.configs import PlainPromptsConfig
 from guidance.debiasing import debias_prompt
+from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.original import Original, OriginalViews
 from guidance.prompts import ViewPrompts, build_view_prompts
@@ -90,8 +91,11 @@ def build_rule(
         dataset = dataset_views(stage.guidance, stage.cameras)
         if scene.edit and scene.edit.box:
             dataset = around_box(dataset, scene.edit.box)
+    rule = stage.guidance
+    if isinstance(rule, DreamFlowConfig):
+        rule = rule.within(stage.steps // stage.particles)
     return build_guidance(
-        stage.guidance,
+        rule,
         prior,
         prompts,
         seed=seed.initial_seed(),

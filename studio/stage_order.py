@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from guidance.control_sds_configs import ControlSDSConfig
+from guidance.critic_configs import VSDConfig
 from guidance.delta_edit_configs import DeltaEditConfig
+from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.layout_multiview_configs import OF_SETS, LayoutMultiViewConfig
 from image_tools.configs import (
@@ -21,6 +24,8 @@ from studio.stage_configs import PreviousFieldConfig, StageConfig
 
 __all__ = ["stage_problems"]
 
+SEVERAL_VIEWS = PocketMultiViewPriorConfig | MVDreamPriorConfig
+"""Priors of sets of views."""
 OF_SAMPLES = ("orient", "z_variance", "eikonal")
 """Losses that read samples along rays, which only a volume has."""
 OF_MESHES = ("normal_consistency", "laplacian")
@@ -62,6 +67,7 @@ def stage_problems(
         if isinstance(stage.guidance, DeltaEditConfig) and edit is None:
             fits.append("guidance: delta_edit edits a finished run - expected edit.run.")
         fits += _view_problems(stage, stage.prior or prior) + _part_problems(stage, edit)
+        fits += _critic_problems(stage, stage.prior or prior)
         if stage.opacity_by == "background" and stage.background.kind != "random":
             fits.append(
                 "opacity_by: background needs a random one - expected background.kind=random, got "
@@ -190,6 +196,27 @@ def _part_problems(stage: StageConfig, edit: EditConfig | None) -> list[str]:
     return problems
 
 
+def _critic_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
+    """A critic sees single images with cameras, which a prior of several views takes for sets."""
+    rule = stage.guidance.rule if isinstance(stage.guidance, ControlSDSConfig) else stage.guidance
+    if not isinstance(rule, VSDConfig | DreamFlowConfig):
+        return []
+    priors = {"prior": prior, "guidance.critic.prior": rule.critic.prior}
+    return [
+        f"{key}: {rule.kind} has a critic of single images - expected a prior of single images, "
+        f"such as pocket or diffusers, got {plain.kind}; or guidance.kind=multiview."
+        for key, found in priors.items()
+        if isinstance(plain := _innermost(found), SEVERAL_VIEWS)
+    ]
+
+
+def _innermost(prior: PriorConfig | None) -> PriorConfig | None:
+    """The model under references and a subject."""
+    while isinstance(prior, ReferencedPriorConfig | PersonalizedPriorConfig):
+        prior = prior.base
+    return prior
+
+
 def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
     """Whether a prior of several views gets the views it knows."""
     if not isinstance(stage.guidance, OF_SETS):
@@ -204,7 +231,7 @@ def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
                 "rule, such as sds or vsd."
             )
         prior = prior.base
-    if not isinstance(prior, PocketMultiViewPriorConfig | MVDreamPriorConfig):
+    if not isinstance(prior, SEVERAL_VIEWS):
         problems.append(
             f"guidance: {kind} asks a prior of several views - expected a prior of kind "
             f"pocket_mv or mvdream, got {prior.kind}."

@@ -30,6 +30,7 @@ from studio.optimizers import build_optimizer, load_optimizer, optimizer_tensors
 from studio.progress import say
 from studio.run_folder import RunFolder
 from studio.scene_parts import SceneRenderer, build_renderer, hand_over
+from studio.stage_configs import PreviousFieldConfig
 
 __all__ = ["GENERATORS", "LoadedStage", "Stage", "build_stage", "load_stage", "rule_tensors"]
 
@@ -79,6 +80,15 @@ class Stage:
     def fraction(self) -> float:
         """How far the stage is, 0 to 1."""
         return self.step / self.config.steps
+
+    def open_levels(self, renderer: SceneRenderer) -> None:
+        """Open the hash grid's levels as far as the stage is.
+
+        What an earlier stage or run made keeps the levels that it had opened, or it would not be
+        what it was at the switch.
+        """
+        if not isinstance(self.config.field, PreviousFieldConfig):
+            renderer.set_fraction(self.fraction)
 
     def to_checkpoint(
         self,

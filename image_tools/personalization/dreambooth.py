@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from image_tools.diffusion.conditions import TextEmbedding, cat_embeddings
 from image_tools.diffusion.lora_apply import prior_modules
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing
 from image_tools.personalization.captioned import (
     CaptionedImages,
     cache_latents,
@@ -208,13 +209,10 @@ def _run(
     checkpointing: bool,
 ) -> bool:
     """Train, and leave nothing wanting gradients."""
-    if checkpointing:
-        prior.unet.enable_gradient_checkpointing()
     try:
-        return loop.run(loss, hooks)
+        with gradient_checkpointing([prior.unet], checkpointing):
+            return loop.run(loss, hooks)
     finally:
-        if checkpointing:
-            prior.unet.disable_gradient_checkpointing()
         for parameter in loop.parameters.values():
             parameter.requires_grad_(False)
             parameter.grad = None

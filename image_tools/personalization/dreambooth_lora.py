@@ -21,6 +21,7 @@ from torch import Tensor
 from image_tools.diffusion.lora_deltas import LoraFile
 from image_tools.diffusion.lora_files import LORA_WEIGHT_NAME, write_lora
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing
 from image_tools.personalization.captioned import CaptionedImages
 from image_tools.personalization.dreambooth import SubjectLoss, TrainingResult, identity_of
 from image_tools.personalization.dreambooth_configs import DreamBoothLoraConfig
@@ -87,13 +88,10 @@ def trained_lora(
     """A LoRA on the prior for the time of its training."""
     generator = batch_generator(config.loop.seed, DRAW)
     lora = TrainableLora(prior, config.lora, name=LORA_NAME, generator=generator, start=start)
-    if config.batch.checkpointing:
-        prior.unet.enable_gradient_checkpointing()
     try:
-        yield lora
+        with gradient_checkpointing([prior.unet], config.batch.checkpointing):
+            yield lora
     finally:
-        if config.batch.checkpointing:
-            prior.unet.disable_gradient_checkpointing()
         lora.detach()
 
 

@@ -20,8 +20,7 @@ layout of A1111 and ComfyUI, which it does not).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.stock_modules import gradient_checkpointing
 from image_tools.personalization.captioned import CaptionedImages, cache_latents, rows_of_batch
 from image_tools.personalization.denoising import denoising_errors, draw_noisy, min_snr_weights
 from image_tools.personalization.dreambooth import TextSource, TrainingResult, identity_of
@@ -117,7 +117,7 @@ def train_textual_inversion(
     identity = identity_of(config, prior, [photos])
     with (
         attach_tokens(prior, [first], fix_eos=config.fix_eos) as tokens,
-        _checkpointing(prior, config.batch.checkpointing),
+        gradient_checkpointing([prior.unet], config.batch.checkpointing),
     ):
         loss = TextualInversionLoss(prior, images, tokens, config)
         hooks = replace(hooks, after_step=_after_step(tokens, config, hooks))
@@ -167,18 +167,6 @@ def _run(
         files.append(loop.folder / WORD_FILE_NAME)
         write(files[-1])
     return TrainingResult(finished, loop.step, tuple(files))
-
-
-@contextmanager
-def _checkpointing(prior: DiffusionPrior, wanted: bool) -> Iterator[None]:
-    """Recompute the denoiser's activations for the time of the training."""
-    if wanted:
-        prior.unet.enable_gradient_checkpointing()
-    try:
-        yield
-    finally:
-        if wanted:
-            prior.unet.disable_gradient_checkpointing()
 
 
 def _step_file(folder: Path, step: int) -> Path:

@@ -111,7 +111,6 @@ def render_views(
 
     Grounds are those of evaluation, or colours where the views will be cut out onto colours.
     """
-    renderer.set_fraction(1.0)
     device = next(renderer.parameters()).device
     renders, masks = [], []
     seen: dict[ConditionView, list[Tensor]] = {kind: [] for kind in sees}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from guidance.critic import LoraCritic, training_target
+from guidance.critic import PATIENCE, LoraCritic, training_target
 from guidance.critic_configs import CriticConfig
 from image_tools.configs import DiffusersPriorConfig
+from image_tools.diffusion.attention import AttentionOperation, attention_operations
 from image_tools.diffusion.camera_embedding import CAMERA_WIDTH, camera_vector
 from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.modified import ModifiedPrior
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma, output_to_noise
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.errors import UnsupportedModel
@@ -247,7 +250,37 @@ def test_an_update_that_is_not_finite_is_left_out(prior):
     loss = critic.train_step(latents, text, _camera(), generator=_seeded())
     assert loss != loss
     after = critic.state()
-    assert all(torch.equal(after[name], value) for name, value in before.items())
+    assert all(torch.equal(after[n], value) for n, value in before.items() if n != "lost")
+    _train(critic, steps=1)
+    assert critic.state()["lost"] == 0
+
+
+def test_a_critic_that_never_learns_ends_with_a_reason(prior):
+    critic = _critic(prior)
+    text = critic.encode_prompt(["a duck"])
+    latents = torch.full_like(_latents(prior), float("nan"))
+
+    def step() -> None:
+        critic.train_step(latents, text, _camera(), generator=_seeded())
+
+    for _ in range(PATIENCE - 1):
+        step()
+    with pytest.raises(StudioError, match="not finite 20 times in a row, at a loss of nan"):
+        step()
+
+
+def test_half_precision_finds_a_scale_at_which_gradients_fit(tiny_pipelines):
+    """Too large a sum is inf in float16; each update that is lost halves the scale of the next."""
+    critic = _critic(load_folder(tiny_pipelines["sd1"], CPU, torch.float16))
+    critic._half_scale = 2.0**24
+    losses = _train(critic, steps=PATIENCE)
+    assert critic.updates > 0
+    found = float(critic.state()["half_scale"])
+    assert 0.0 < found < 2.0**24
+    assert critic.updates == PATIENCE - round(math.log2(2.0**24 / found))
+    assert all(torch.tensor(losses).isfinite())
+    critic.load_state({**critic.state(), "half_scale": torch.tensor(0.125)})
+    assert critic.state()["half_scale"] == 0.125
 
 
 def test_resume_is_bit_exact(tiny_pipelines, tmp_path):
@@ -297,6 +330,31 @@ def test_checkpointing_changes_nothing_but_memory(tiny_pipelines):
         torch.testing.assert_close(value, saving.parameters[name])
     saving.close()
     assert not priors[1].unet.is_gradient_checkpointing
+
+
+def test_checkpointing_recomputes_with_the_attention_that_the_prior_had(tiny_pipelines):
+    """The backward pass runs when a reference tool's operations are gone from the denoiser."""
+
+    class Flattened(AttentionOperation):
+        def applies_to(self, call):
+            return not call.layer.is_cross
+
+        def inputs(self, call, hidden, context):
+            return 0.5 * hidden, context
+
+    class Odd(ModifiedPrior):
+        def predict_output(self, latents, t, condition):
+            with attention_operations(self.unet, [Flattened()]):
+                return self.plain.predict_output(latents, t, condition)
+
+    priors = [Odd(load_folder(tiny_pipelines["pocket"], CPU)) for _ in range(2)]
+    plain, saving = _critic(priors[0]), _critic(priors[1], checkpointing=True)
+    without = _critic(load_folder(tiny_pipelines["pocket"], CPU))
+    losses = _train(plain)
+    assert losses != _train(without)
+    assert losses == pytest.approx(_train(saving), rel=1e-5)
+    for name, value in plain.parameters.items():
+        torch.testing.assert_close(value, saving.parameters[name])
 
 
 @pytest.mark.parametrize(("own", "second"), [("sd1", "sd2_v"), ("sd2_v", "sd1")])

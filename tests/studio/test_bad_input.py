@@ -151,6 +151,13 @@ CASES = [
         "pocket-dreamfusion",
         "stages.0.guidance.kind=multiview",
     ),
+    case(
+        "a critic on a prior of several views",
+        "run",
+        "pocket-prolificdreamer",
+        "stages.0.prior={kind: pocket_mv}",
+        "stages.1.guidance.critic.prior={kind: pocket_mv}",
+    ),
     case("no particles", "run", "demo", "stages.0.particles=0"),
     case("export of a particle that is not there", "run", "demo", "export.particle=2"),
     case(

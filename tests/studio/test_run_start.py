@@ -49,6 +49,57 @@ def test_edit_begins_with_the_field_the_run_ended_with(tiny_scene, source, tmp_p
     assert scene.field_of(0) == load_stage(source).config.field_of(0)
 
 
+BANDS = "stages.0.field.bands={start_levels: 1, start_fraction: 0.1, end_fraction: 1.0}"
+
+
+def colours_of(runner: Runner) -> torch.Tensor:
+    """The field at points of a box."""
+    points = torch.rand(64, 3, generator=torch.Generator().manual_seed(0)) * 1.6 - 0.8
+    samples = runner.stage.field.query(points)
+    return torch.cat([samples.sigma[:, None], samples.albedo], dim=1).detach()
+
+
+def test_an_edit_keeps_the_levels_that_the_run_had_opened(tiny_scene, tmp_path):
+    """Closing them again would change the scene, and a delta edit's zero would be none."""
+    scene, run = start(tiny_scene, tmp_path / "source", BANDS, "stages.0.steps=4")
+    first = Runner(scene, run)
+    first.optimise()
+    assert 0.0 < float(first.stage.field.level_mask.mean()) < 1.0
+    expected, mask = colours_of(first), first.stage.field.level_mask.clone()
+    second = Runner(*edited(tiny_scene, tmp_path / "edit", run))
+    assert second.scene.field_of(0).bands is not None
+    second.stage.open_levels(second.stage.renderer)
+    assert torch.equal(colours_of(second), expected)
+    copied = second.start.original.renderer.field
+    assert torch.equal(copied.level_mask, mask), "the frozen copy is what the run ended with"
+    second.step()
+    assert torch.equal(second.stage.field.level_mask, mask)
+
+
+def test_a_later_stage_keeps_the_levels_that_the_one_before_had_opened(tiny_scene, tmp_path):
+    path = tmp_path / "two.yaml"
+    text = tiny_scene.read_text(encoding="utf-8").replace("steps: 6", "steps: 3")
+    more = """  - name: detail
+    steps: 2
+    field: {kind: previous}
+    renderer: {samples_per_ray: 24, eval_samples_per_ray: 24, occupancy: {resolution: 12}}
+    cameras: {batch_size: 2, height: 12, width: 12, distance_range: [2.6, 3.2]}
+    guidance: {guidance_scale: 7.0}
+export:"""
+    path.write_text(text.replace("export:", more), encoding="utf-8")
+    runner = Runner(*start(path, tmp_path / "runs", BANDS))
+    for _ in range(3):
+        assert runner.has_next()
+        runner.step()
+    expected, mask = colours_of(runner), runner.stage.field.level_mask.clone()
+    assert runner.has_next()
+    assert runner.stage.config.name == "detail"
+    runner.stage.open_levels(runner.stage.renderer)
+    assert torch.equal(colours_of(runner), expected)
+    runner.step()
+    assert torch.equal(runner.stage.field.level_mask, mask)
+
+
 @pytest.mark.parametrize("guide_on", ["color", "normals"])
 def test_frozen_copy_shows_what_the_edit_begins_with_bit_for_bit(
     guide_on, tiny_scene, source, tmp_path
