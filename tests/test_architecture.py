@@ -22,7 +22,10 @@ ALLOWED = {
     "renderers": set(),
 }
 MAX_FILE_LINES = 400
-MAX_FUNCTION_LINES = 90
+MAX_FUNCTION_LINES = 45
+"""Of a function's body, without its docstring."""
+LONG_BY_INTENT = {"studio/runner.py: step"}
+"""The whole method, to be read from top to bottom in one place."""
 HEAVY = {
     *("torch", "numba", "scipy", "trimesh", "xatlas", "fast_simplification", "manifold3d"),
     *("diffusers", "transformers", "peft", "accelerate", "imageio", "safetensors", "tokenizers"),
@@ -252,9 +255,11 @@ def test_files_and_functions_stay_short() -> None:
         if lines > MAX_FILE_LINES:
             wrong.append(f"{path.relative_to(ROOT)} has {lines} lines")
         for node in functions(tree_of(path)):
-            length = (node.end_lineno or node.lineno) - node.lineno + 1
-            if length > MAX_FUNCTION_LINES:
-                wrong.append(f"{path.relative_to(ROOT)}: {node.name} has {length} lines")
+            body = node.body[1:] if ast.get_docstring(node) else node.body
+            length = (body[-1].end_lineno or 0) - body[0].lineno + 1 if body else 0
+            name = f"{path.relative_to(ROOT)}: {node.name}"
+            if length > MAX_FUNCTION_LINES and name not in LONG_BY_INTENT:
+                wrong.append(f"{name} has {length} lines")
     assert wrong == []
 
 
