@@ -13,7 +13,7 @@ of it the renders may be held at the original's,
     loss += keep / 2 sum over pixels (1 - M) |x - x_0|^2 / B.
 
 With ``attention`` the first prediction shares attention with the second, as in Prompt-to-Prompt.
-Words are then paired as in the prompts without words for views, which follow them.
+Words are then paired as in each view's texts (``delta_edit_words``).
 
     guidance = DeltaEditGuidance(DeltaEditConfig(), prior, prompts, original)
     guided = guidance(output.comp_rgb, cameras, fraction=0.3, generator=generator)
@@ -29,8 +29,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
-from guidance.delta_edit_configs import DeltaEditConfig, SharedAttentionConfig
+from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.delta_edit_mask import build_mask
+from guidance.delta_edit_words import ViewSharing
 from guidance.gradient import clip_gradient, gradient_loss, gradient_norm, replace_non_finite
 from guidance.noising import NoisyLatents, draw_noisy_latents
 from guidance.original import Original
@@ -44,8 +45,6 @@ from image_tools.editing.dds import (
     delta_denoising_gradient,
     shared_delta_denoising_gradient,
 )
-from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
-from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.errors import UnsupportedModel
 from renderers.cameras import Cameras
 
@@ -79,9 +78,7 @@ class DeltaEditGuidance(GuidanceRule):
         self.mask = build_mask(config.mask, prior, prompts, original)
         self.sharing = None
         if config.attention is not None:
-            self.sharing = _sharing(
-                config.attention, prior, original.prompts.prompt, prompts.prompt
-            )
+            self.sharing = ViewSharing(config.attention, prior, original.prompts, prompts)
 
     def __call__(
         self,
@@ -145,10 +142,9 @@ class DeltaEditGuidance(GuidanceRule):
                 self.prior, target, before, t=noisy.t, noise=noisy.noise, guidance_scale=scale
             )
         delta = torch.zeros_like(latents)
-        for value in noisy.t.unique():  # which attention is shared depends on the timestep
-            rows = (noisy.t == value).nonzero()[:, 0]
+        for rows, sharing in self.sharing.groups(cameras, noisy.t):
             delta[rows] = shared_delta_denoising_gradient(
-                self.sharing,
+                sharing,
                 _rows_of(target, rows),
                 _rows_of(before, rows),
                 t=noisy.t[rows],
@@ -156,19 +152,6 @@ class DeltaEditGuidance(GuidanceRule):
                 guidance_scale=scale,
             )
         return delta
-
-
-def _sharing(
-    config: SharedAttentionConfig, prior: DiffusionPrior, source: str, target: str
-) -> PromptToPromptPrior:
-    """A prior whose rows [source, target] share attention."""
-    edit = EditedPromptConfig(
-        target,
-        align=config.align,
-        cross_steps=(0.0, config.cross),
-        self_steps=(0.0, config.own),
-    )
-    return PromptToPromptPrior(prior, PromptToPromptConfig(source, (edit,)))
 
 
 def _rows_of(branch: DeltaBranch, rows: Tensor) -> DeltaBranch:

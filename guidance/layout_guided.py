@@ -6,8 +6,9 @@ are projected into each view, the nearest first:
     eps = eps_guided(z_t) + v sigma_t grad_z g(z_t, t),      g of ``layout_guided_energy``
 
 for the views with t of at least ``min_t``. The energy reads the attention of the conditional
-prediction to the words that name each object in the scene's prompt. The gradient is in float32,
-with g scaled by 1000 against underflow. It is SDS with prompts that know where things are, so the
+prediction to the words that name each object in the scene's prompt. Attention runs in the prior's
+own number format; its maps are made float32 before g is formed, and g is scaled by 1000 against
+underflow on the way back. It is SDS with prompts that know where things are, so the
 rule is ``SDSGuidance`` itself; views that are not moved are plain SDS bit for bit.
 
     prompts = LayoutPrompts(config, prior, prompts, objects)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from guidance.prompts import ViewPrompts
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.editing.align import tokenize_prompt, word_tokens
+from image_tools.editing.align import PromptTokens, WordsError, tokenize_prompt, word_tokens
+from image_tools.editing.phrases import phrase_starts
 from renderers.box_configs import BoxConfig
 from renderers.errors import StudioError
 
@@ -34,17 +35,28 @@ def object_tokens(
 ) -> tuple[tuple[int, ...], ...]:
     """Places of the tokens that name each object in the scene's prompt, its article left out.
 
+    Each object has an occurrence of its own, the first that is free. Longer phrases choose first,
+    so that in "a ball left of a red ball" the ball that is not red has the first noun alone.
+
     Args:
         prior: reads the prompt.
         scene: the scene's prompts.
         objects: each with a prompt that is a part of the scene's, such as "a red mushroom".
 
     Raises:
-        StudioError: an object's prompt is no part of the scene's, or views put words before it.
+        StudioError: an object's prompt is no part of the scene's or stands there less often than
+            objects are called so, or views put words before it.
     """
     check_word_places(scene)
     tokens = tokenize_prompt(prior.text.towers[0].tokenizer, scene.prompt)
-    return tuple(word_tokens(tokens, _without_article(item.prompts.prompt)) for item in objects)
+    phrases = [_without_article(item.prompts.prompt) for item in objects]
+    found: dict[int, tuple[int, ...]] = {}
+    taken: set[int] = set()
+    for number in sorted(range(len(phrases)), key=lambda k: -len(phrases[k].split())):
+        places = _free_places(tokens, phrases[number], taken)
+        taken |= set(places)
+        found[number] = _tokens_at(tokens, places, phrases[number])
+    return tuple(found[number] for number in range(len(phrases)))
 
 
 def check_word_places(prompts: ViewPrompts) -> None:
@@ -61,6 +73,32 @@ def check_word_places(prompts: ViewPrompts) -> None:
             f"view_prompts.words has '{moved[0]}', which puts words before the prompt - expected "
             "templates that begin with {prompt}, so that an object's words stay where they are."
         )
+
+
+def _free_places(prompt: PromptTokens, phrase: str, taken: set[int]) -> range:
+    """Numbers of a phrase's words where it first stands in words that no other phrase has."""
+    starts = phrase_starts(prompt.words, phrase)
+    if not starts:
+        word_tokens(prompt, phrase)  # says what is wrong with it
+    count = len(phrase.split())
+    for start in starts:
+        if not taken & set(range(start, start + count)):
+            return range(start, start + count)
+    raise WordsError(
+        f"'{phrase}' names other objects wherever it stands in the prompt '{prompt.text}' - "
+        "expected words of its own for each object. Name it once more in the scene's prompt, or "
+        "give the objects different prompts."
+    )
+
+
+def _tokens_at(prompt: PromptTokens, places: range, phrase: str) -> tuple[int, ...]:
+    found = tuple(token for place in places for token in prompt.tokens_of[place])
+    if not found:
+        raise WordsError(
+            f"'{phrase}' of the prompt '{prompt.text}' lies behind the {prompt.length} tokens that "
+            "the text encoder reads. Shorten the prompt, or move the words to the front."
+        )
+    return found
 
 
 def _without_article(prompt: str) -> str:

@@ -50,7 +50,7 @@ class AzimuthMix:
     """1 at ``near``, 0 at ``far``."""
 
 
-def wrap_deg(angle_deg: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def wrap_deg(angle_deg: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     """The same angle in -180..180, without 180 itself."""
     return (angle_deg + 180.0) % 360.0 - 180.0
 

@@ -175,6 +175,24 @@ def test_diffusers_and_transformers_are_imported_only_inside_functions() -> None
     assert wrong == []
 
 
+def attention_setters(tree: ast.AST) -> list[ast.Call]:
+    """Calls that replace how layers compute attention."""
+    names = {"set_attn_processor", "set_processor", "set_default_attn_processor"}
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    return [
+        call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr in names
+    ]
+
+
+def test_attention_is_replaced_in_one_place() -> None:
+    """Tools that each put their own processors in place would overwrite each other's."""
+    found = {
+        str(path.relative_to(ROOT)) for path in package_files() if attention_setters(tree_of(path))
+    }
+    assert found == {"image_tools/diffusion/attention.py"}
+    assert len(attention_setters(ast.parse("unet.set_attn_processor({})\nf(x.set_processor)"))) == 1
+
+
 def test_package_files_hold_only_a_docstring() -> None:
     """Importing a package must not load its modules."""
     wrong = []

@@ -158,7 +158,7 @@ REGION_ROWS = (
             f"Two things side by side, each told to its half, mode {mode}.",
             _PLAIN,
             _Regions(mode).measure,
-            {"bound": Target(0.8), "colors_by_region_alone": Target(0.6)},
+            {"bound": Target(0.8)},
         )
         for mode in ("attn_crop", "attn_resize", "latent")
     ),

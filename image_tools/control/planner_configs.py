@@ -18,7 +18,8 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RulePlannerConfig:
-    """Reads relations from the prompt: left of, right of, above, below, on top of, and."""
+    """Reads relations from the prompt: left of, right of, above, below, on top of, and. A comma or
+    "and" begins a thing only before a, an, the, another or a number."""
 
     kind: Literal["rule"] = "rule"
     base_ratio: float = 0.5

@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 # Where the thing after the words lies as seen from the thing before them: columns, rows.
-RELATIONS = {
+PLACES = {
     "left of": (1, 0),
     "right of": (-1, 0),
     "above": (0, 1),
@@ -57,13 +57,21 @@ RELATIONS = {
     "under": (0, -1),
     "next to": (1, 0),
     "beside": (1, 0),
-    "and": (1, 0),
-    ",": (1, 0),
 }
-_WORDS = "|".join(sorted(map(re.escape, RELATIONS), key=len, reverse=True))
-RELATION = re.compile(rf"\s*(?:(?<!\w)(?:to the |on the )?({_WORDS})(?!\w)|(,))\s*", re.IGNORECASE)
+LISTED = {"and": (1, 0), ",": (1, 0)}
+RELATIONS = PLACES | LISTED
+NUMBERS = "one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve"
+# How a thing in a list begins: 'black and white' and 'a teapot, side view' list no things.
+_THING = rf"(?:a|an|the|another|{NUMBERS}|\d+)(?!\w)"
+_PLACE = "|".join(sorted(map(re.escape, PLACES), key=len, reverse=True))
+RELATION = re.compile(
+    rf"\s*(?:,?\s*(?<!\w)(?:and )?(?:to the |on the )?({_PLACE})(?!\w)"
+    rf"|(?<!\w)(and)(?=[\s,]+{_THING})|(,)(?=\s*(?:and[\s,]+)?{_THING}))\s*",
+    re.IGNORECASE,
+)
 
-RATIO_LINE = re.compile(r"final split ratio\W*?([\d.,;\s]*\d)", re.IGNORECASE)
+# Blanks within a line: the next one may begin with a number of its own, as in a list.
+RATIO_LINE = re.compile(r"final split ratio\W*?([\d.,; \t]*\d)", re.IGNORECASE)
 PROMPT_LINE = re.compile(r"regional prompt\W*?(\w.*?)(?=\n\s*\n|\Z)", re.IGNORECASE | re.DOTALL)
 
 INSTRUCTIONS = """You plan pictures. Divide the picture that the user describes into rectangular \
@@ -102,6 +110,10 @@ class RulePlanner:
     def plan(self, prompt: str) -> RegionalConfig:
         """Regions on a grid. Each thing lies relative to the one before it.
 
+        A comma or "and" begins a thing only before an article, a number or "another". Other words
+        behind a comma stay in their thing's phrase ("a big, red ball left of a cube"); those that
+        end the prompt ("..., side view") are of the whole prompt, and of no region.
+
         Raises:
             PlanError: the prompt states no relation.
         """
@@ -109,7 +121,8 @@ class RulePlanner:
         if len(phrases) < 2:
             raise PlanError(
                 f"The prompt '{prompt}' states no relation between things - expected one of: "
-                f"{', '.join(RELATIONS)}. Say where things are, or write the plan into a file."
+                f"{', '.join(PLACES)}, or 'and' or a comma before 'a', 'the' or a number. Say "
+                "where things are, or write the plan into a file."
             )
         places = [(0, 0)]
         for column, row in moves:
@@ -297,18 +310,20 @@ def _phrases(prompt: str) -> tuple[list[str], list[tuple[int, int]]]:
     """What lies between relations, and the relations."""
     pieces = RELATION.split(prompt.strip())
     phrases, moves = [pieces[0]], []
-    for word, comma, phrase in zip(pieces[1::3], pieces[2::3], pieces[3::3], strict=True):
-        move = RELATIONS[(word or comma).lower()]
-        if not phrases[-1].strip(" ."):  # ", and": the second word says more
+    for place, also, comma, phrase in zip(*(pieces[k::4] for k in (1, 2, 3, 4)), strict=True):
+        move = RELATIONS[(place or also or comma).lower()]
+        if not phrases[-1].strip(" .,"):  # ", and": the second word says more
             phrases.pop()
             moves = moves[:-1] if phrases else moves
         if phrases:
             moves.append(move)
         phrases.append(phrase)
+    # How the picture is to look is said behind the last thing.
+    phrases[-1] = phrases[-1].split(",")[0]
     if not phrases[-1].strip(" .") and moves:
         phrases.pop()
         moves.pop()
-    return [phrase.strip(" .") for phrase in phrases], moves
+    return [phrase.strip(" .,") for phrase in phrases], moves
 
 
 def _plan_of(found: Any, path: Path) -> RegionalConfig:

@@ -13,7 +13,9 @@ in both halves of guidance. m_r are masks, resized by area to each layer. Three 
 
 The wrapped prior's embeddings hold the base prompt's tokens and then each region's, so samplers
 and guidance rules need not know of it. Tokens that adapters append behind them are seen by all
-regions. With beta 1 everywhere the prediction is the plain prior's bit for bit.
+regions. What runs beside the denoiser (ControlNets, Uni-ControlNet's local adapter) reads the base
+prompt and these tokens in the attention modes, and each region's own in mode latent. With beta 1
+everywhere the prediction is the plain prior's bit for bit.
 
     plan = RegionalConfig("1,1", (RegionConfig("a red ball"), RegionConfig("a blue cube")))
     prior = RegionalPrior(prior, plan)
@@ -24,7 +26,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -33,17 +34,20 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from image_tools.control.regional_configs import RegionalConfig, RegionRect, parse_ratio
-from image_tools.diffusion.attention import (
-    AttentionCall,
-    AttentionOperation,
-    attention_operations,
-)
+from image_tools.diffusion.additions import DenoiserCall
+from image_tools.diffusion.attention import AttentionCall, AttentionOperation
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
-from image_tools.diffusion.modified import ModifiedPrior, rows_of
+from image_tools.diffusion.modified import ModifiedPrior, WrappedPrior, rows_of
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.errors import ShapeError, check_shape
 
-__all__ = ["RegionalAttention", "RegionalPrior", "rect_masks", "region_weights"]
+__all__ = [
+    "RegionalAttention",
+    "RegionalPrior",
+    "latent_regions_of",
+    "rect_masks",
+    "region_weights",
+]
 
 # Shares are sums of fractions: 0.9 of 10 rows must not become 8.
 ROUNDING = 1e-6
@@ -90,17 +94,23 @@ class _Layout:
 
 
 class RegionalAttention(AttentionOperation):
-    """Splits the text into the base's and the regions', and composes what the layer answers."""
+    """Lets base and regions answer on their own in each layer, and composes what they say."""
 
-    def __init__(self, layout: _Layout, *, tokens: int, shrinks: bool) -> None:
-        """Act on contexts of ``tokens`` for base and each region, and adapters' tokens behind.
+    def __init__(
+        self,
+        layout: _Layout,
+        regions: Sequence[Float[Tensor, "rows tokens d"]],
+        *,
+        shrinks: bool,
+    ) -> None:
+        """Act on contexts of the base's tokens, and adapters' tokens behind them.
 
         Args:
             layout: where regions are.
-            tokens: length of one prompt.
+            regions: text of each region, as long as the base's.
             shrinks: whether answers are shrunk into their region instead of cut out.
         """
-        self.layout, self.tokens, self.shrinks = layout, tokens, shrinks
+        self.layout, self.regions, self.shrinks = layout, tuple(regions), shrinks
 
     def applies_to(self, call: AttentionCall) -> bool:
         """In attention to the text."""
@@ -110,26 +120,56 @@ class RegionalAttention(AttentionOperation):
         self, call: AttentionCall, hidden: Float[Tensor, "rows n c"], context: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """The image once for each prompt: all rows with the base, then all with each region."""
-        prompts = 1 + len(self.layout.base_ratios)
-        text, extra = context.split(
-            [prompts * self.tokens, context.shape[1] - prompts * self.tokens], dim=1
-        )
-        parts = [torch.cat([part, extra], dim=1) for part in text.split(self.tokens, dim=1)]
-        return hidden.repeat(prompts, 1, 1), torch.cat(parts)
+        extra = context[:, self.regions[0].shape[1] :]
+        told = [torch.cat([region.to(context), extra], dim=1) for region in self.regions]
+        return hidden.repeat(1 + len(told), 1, 1), torch.cat([context, *told])
 
     def output(
         self, call: AttentionCall, output: Float[Tensor, "all n c"]
     ) -> Float[Tensor, "rows n c"]:
         """Base and regions by their weights."""
         size = call.size
-        prompts = 1 + len(self.layout.base_ratios)
-        answers = output.unflatten(0, (prompts, -1))
+        answers = output.unflatten(0, (1 + len(self.regions), -1))
         rows = answers.shape[1]
         if self.shrinks:
             regions = _shrink_all(answers[1:], self.layout.masks_at(size, rows), size)
             answers = torch.cat([answers[:1], regions])
         weights = self.layout.weights(size, rows).to(output).transpose(0, 1)
         return (weights.flatten(2)[..., None] * answers).sum(dim=0)
+
+
+@dataclass(frozen=True)
+class _RegionalText:
+    """Takes the regions' text out of a denoiser call, and lets attention see it in its place.
+
+    It comes before all other additions: what they run beside the denoiser then sees one prompt.
+    """
+
+    layout: _Layout
+    tokens: int
+    """Length of one prompt."""
+    shrinks: bool
+    rows: int
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def expand(self, rows: int) -> _RegionalText:
+        """For so many rows."""
+        return replace(self, rows=rows)
+
+    def stack(self, others: Sequence[_RegionalText]) -> _RegionalText:
+        """More rows of the same regions."""
+        return replace(self, rows=self.rows + sum(len(other) for other in others))
+
+    def apply(self, call: DenoiserCall) -> DenoiserCall:
+        """The call with the base's tokens and those that adapters appended."""
+        lengths = [self.tokens] * (1 + len(self.layout.base_ratios))
+        appended = call.tokens.shape[1] - sum(lengths)
+        base, *regions, extra = call.tokens.split([*lengths, appended], dim=1)
+        operation = RegionalAttention(self.layout, regions, shrinks=self.shrinks)
+        told = replace(call, tokens=torch.cat([base, extra], dim=1))
+        return told.with_operations(operation)
 
 
 class RegionalPrior(ModifiedPrior):
@@ -191,19 +231,23 @@ class RegionalPrior(ModifiedPrior):
         ]
         return self._join(text, encoded)
 
+    @property
+    def is_latent(self) -> bool:
+        """Whether it blends predictions, each from a call of its own."""
+        return self.is_on and self.config.mode == "latent"
+
     def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
-        """The condition itself, which has the regions' text already.
+        """The condition, which has the regions' text already, and what makes attention see it.
 
         Raises:
-            ShapeError: if it does not.
+            ShapeError: if it has not.
         """
-        wanted = self._tokens * (1 + len(self.config.regions))
-        if self.is_on and condition.text.tokens.shape[1] != wanted:
-            raise ShapeError(
-                f"The text has {condition.text.tokens.shape[1]} tokens, expected {wanted} for "
-                f"{len(self.config.regions)} regions. Encode prompts with the regional prior."
-            )
-        return condition
+        if not self.is_on:
+            return condition
+        condition = self._with_regions(condition).expand(rows)
+        shrinks = self.config.mode == "attn_resize"
+        text = _RegionalText(self.layout, self._tokens, shrinks, rows)
+        return replace(condition, additions=(text, *condition.additions))
 
     def predict_output(
         self,
@@ -212,13 +256,12 @@ class RegionalPrior(ModifiedPrior):
         condition: Condition | TextEmbedding,
     ) -> Float[Tensor, "b c h w"]:
         """The denoiser's output with regions."""
-        if self.is_on and self.config.mode == "latent":
-            (parts,) = self._parts(condition, rows=len(latents))
-            return self._blended(
-                latents, [lambda c=c: self.plain.predict_output(latents, t, c) for c in parts]
-            )
-        with self._regional():
+        if not self.is_latent:
             return super().predict_output(latents, t, condition)
+        (parts,) = self._parts(condition)
+        return self._blended(
+            latents, [lambda c=c: self.plain.predict_output(latents, t, c) for c in parts]
+        )
 
     def guided_noise(
         self,
@@ -231,35 +274,34 @@ class RegionalPrior(ModifiedPrior):
         rescale: float = 0.0,
     ) -> Float[Tensor, "b c h w"]:
         """Guidance with regions in both of its halves."""
-        if self.is_on and self.config.mode == "latent":
-            pairs = zip(*self._parts(cond, uncond, rows=len(latents)), strict=True)
-
-            def guided(pair: tuple[Condition, Condition]) -> Tensor:
-                return self.plain.guided_noise(latents, t, *pair, guidance_scale, rescale=rescale)
-
-            return self._blended(latents, [lambda p=pair: guided(p) for pair in pairs])
-        with self._regional():
+        if not self.is_latent:
             return super().guided_noise(latents, t, cond, uncond, guidance_scale, rescale=rescale)
+        pairs = zip(*self._parts(cond, uncond), strict=True)
+
+        def guided(pair: tuple[Condition, Condition]) -> Tensor:
+            return self.plain.guided_noise(latents, t, *pair, guidance_scale, rescale=rescale)
+
+        return self._blended(latents, [lambda p=pair: guided(p) for pair in pairs])
 
     def _laid_out(self, masks: Tensor) -> _Layout:
         regions = f"{len(self.config.regions)} H W"
         check_shape("masks", masks, regions if masks.ndim == 3 else f"B {regions}")
         return replace(self.layout, masks=masks[None] if masks.ndim == 3 else masks)
 
-    def _regional(self) -> AbstractContextManager:
-        if not self.is_on:
-            return nullcontext()
-        shrinks = self.config.mode == "attn_resize"
-        operation = RegionalAttention(self.layout, tokens=self._tokens, shrinks=shrinks)
-        return attention_operations(self.unet, [operation])
+    def _with_regions(self, condition: Condition) -> Condition:
+        wanted = self._tokens * (1 + len(self.config.regions))
+        if condition.text.tokens.shape[1] != wanted:
+            raise ShapeError(
+                f"The text has {condition.text.tokens.shape[1]} tokens, expected {wanted} for "
+                f"{len(self.config.regions)} regions. Encode prompts with the regional prior."
+            )
+        return condition
 
-    def _parts(
-        self, *conditions: Condition | TextEmbedding, rows: int
-    ) -> tuple[list[Condition], ...]:
+    def _parts(self, *conditions: Condition | TextEmbedding) -> tuple[list[Condition], ...]:
         """For each condition, those of the base and of the regions alone."""
         parts = []
         for condition in map(as_condition, conditions):
-            told = self.modify(condition, rows, is_cond=True)
+            told = self._with_regions(condition)
             tokens = told.text.tokens.split(self._tokens, dim=1)
             parts.append([replace(told, text=replace(told.text, tokens=one)) for one in tokens])
         return tuple(parts)
@@ -277,6 +319,15 @@ class RegionalPrior(ModifiedPrior):
         """Side by side in their length; the pooled vector is the whole image's."""
         rows = torch.stack([each.tokens.flatten(0, 1) for each in regions])
         return replace(text, tokens=torch.cat([text.tokens, rows], dim=1))
+
+
+def latent_regions_of(prior: NoisePrior) -> RegionalPrior | None:
+    """Regions that blend predictions, in a prior or below whatever modifies it; None for none."""
+    while isinstance(prior, WrappedPrior):
+        if isinstance(prior, RegionalPrior) and prior.is_latent:
+            return prior
+        prior = prior.plain
+    return None
 
 
 def _resized(

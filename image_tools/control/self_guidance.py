@@ -3,9 +3,11 @@
     eps = eps_guided + v sigma_t grad_z g(z_t, t)                                    (Eq. 2)
 
 g compares where things are and what they look like (``self_guidance_terms``) with a reference: an
-image sampled before, or a real image, noised to the same timestep. The prior may be any; only the
-gradient with respect to the latents is computed, in float32 attention with g scaled by 1000
-against underflow. Steps that are off, and a scale of 0, are the plain prior bit for bit.
+image sampled before, or a real image, noised to the same timestep. The prior may be any whose
+conditional half is one call of the denoiser, so not regions in mode latent; only the gradient with
+respect to the latents is computed. Attention runs in the prior's own number format; its maps are
+made float32 before g is formed, and g is scaled by 1000 against underflow on the way back. Steps
+that are off, and a scale of 0, are the plain prior bit for bit.
 
 Deviation: guidance is of ``eps_u + s (eps_c - eps_u)``, the paper's s is one smaller.
 
@@ -26,6 +28,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from image_tools.control.regional import latent_regions_of
 from image_tools.control.self_guidance_configs import SelfGuidanceConfig
 from image_tools.control.self_guidance_terms import Observed, edit_terms, energy
 from image_tools.diffusion.attention import (
@@ -111,7 +114,17 @@ class _Watching(ModifiedPrior):
 
     @contextmanager
     def watching(self, step: int) -> Iterator[_Watcher]:
-        """Inside, denoiser calls are seen."""
+        """Inside, denoiser calls are seen.
+
+        Raises:
+            UnsupportedModel: the prior calls its denoiser for each region apart.
+        """
+        if latent_regions_of(self.plain) is not None:
+            raise UnsupportedModel(
+                "Self-guidance got regions of mode latent, which call the denoiser for each region "
+                "apart - expected one call, whose attention says where things are. Set the "
+                "regions' mode to attn_crop or attn_resize."
+            )
         watcher = _Watcher(self.config.levels)
         with attention_operations(self.unet, [watcher], step=step) as hub:
             hook = self._part.register_forward_hook(
@@ -210,7 +223,9 @@ class SelfGuidedPrior(_Watching):
         at = self.reference.at(step)
         device = images[0].features.device
         theirs = Observed(tuple(m.to(device) for m in at.maps), at.features.to(device))
-        return torch.stack([energy(self.terms, mine, theirs) for mine in images]).sum()
+        distance = self.config.distance
+        parts = [energy(self.terms, mine, theirs, distance=distance) for mine in images]
+        return torch.stack(parts).sum()
 
     def _weight(self, t: Tensor, latents: Tensor) -> Tensor | float:
         _, sigma = alpha_sigma(self.alphas_cumprod, t, latents)

@@ -19,6 +19,19 @@ __all__ = [
 Words = tuple[str | int, ...]
 
 
+def _check_named(words: Words) -> None:
+    """Refuse an edit of no thing: the mean over no words' maps is no number.
+
+    Raises:
+        ValueError: there are no words.
+    """
+    if not words:
+        raise ValueError(
+            "words is empty - expected at least one word of the prompt. Name the thing that is "
+            "edited."
+        )
+
+
 @dataclass(frozen=True)
 class MoveConfig:
     """Move a thing; everything else keeps its shape, and all keep their appearance."""
@@ -35,6 +48,10 @@ class MoveConfig:
     the prompt names one thing: its other words lie on that thing too, and hold it in place."""
     appearance_weight: float = 0.1
     """Of how everything looks; depends on the model's features."""
+
+    def __post_init__(self) -> None:
+        """Refuse no words."""
+        _check_named(self.words)
 
 
 @dataclass(frozen=True)
@@ -55,7 +72,8 @@ class ResizeConfig:
     """Of how everything looks."""
 
     def __post_init__(self) -> None:
-        """Refuse a size of nothing."""
+        """Refuse no words, and a size of nothing."""
+        _check_named(self.words)
         if self.scale <= 0.0:
             raise ValueError(f"scale is {self.scale} - expected a factor above 0.")
 
@@ -78,10 +96,15 @@ class CopyAppearanceConfig:
     words: Words
     """Words of the prompt that name the thing."""
     source_words: Words = ()
-    """Words of the reference's prompt; empty for the same words."""
+    """Words of the reference's prompt; empty for the same words, where a number is the word that
+    the reference's prompt has in its place."""
     kind: Literal["copy_appearance"] = "copy_appearance"
     weight: float = 0.1
     """Of the appearance; the reference code's 0.03 to 0.3, which depends on the features."""
+
+    def __post_init__(self) -> None:
+        """Refuse no words."""
+        _check_named(self.words)
 
 
 @dataclass(frozen=True)
@@ -91,10 +114,15 @@ class CopyLayoutConfig:
     words: Words
     """Words of the prompt that name the thing."""
     source_words: Words = ()
-    """Words of the reference's prompt; empty for the same words."""
+    """Words of the reference's prompt; empty for the same words, where a number is the word that
+    the reference's prompt has in its place."""
     kind: Literal["copy_layout"] = "copy_layout"
     weight: float = 1.0
     """Of the shape."""
+
+    def __post_init__(self) -> None:
+        """Refuse no words."""
+        _check_named(self.words)
 
 
 SelfGuidanceEdit = (
@@ -120,6 +148,9 @@ class SelfGuidanceStrengthConfig:
     1024 px: 2; Stable Diffusion: 1 and 2; pocket: 0 and 1."""
     features: str = "up_blocks.-1"
     """Part of the denoiser whose output is the appearance: a path, where -1 is the last."""
+    distance: Literal["l1", "l2"] = "l1"
+    """How image and reference are compared: by the mean of absolute differences (paper), or of
+    squared ones, which pull harder where much is wrong and want weights of their own."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""

@@ -5,9 +5,12 @@
     copy appearance   w1 |app_ref(k) - app(k)|
     copy layout, restyle   w0 |shape_ref - shape|
 
-as means over layers, places and channels, L1. A thing is one or several words; its map is the mean
-of its tokens' maps. Deviation: published code moves the reference's hard mask; here it is the soft
-shape, as the paper's formula has it, so that an edit that changes nothing has no gradient.
+as means over layers, places and channels, of absolute differences (L1) or of squared ones (L2). A
+thing is one or several words; its map is the mean of its tokens' maps. A word counts wherever it
+stands in either prompt; a number is one word of the image's prompt, and in the reference's prompt
+the word that is aligned with it. Deviation: published code moves the reference's hard mask; here it
+is the soft shape, as the paper's formula has it, so that an edit that changes nothing has no
+gradient.
 """
 
 from __future__ import annotations
@@ -35,6 +38,7 @@ from renderers.errors import ShapeError
 __all__ = ["Observed", "Term", "edit_terms", "energy"]
 
 Tokens = tuple[int, ...]
+Distance = Literal["l1", "l2"]
 
 
 @dataclass(frozen=True)
@@ -72,8 +76,16 @@ def edit_terms(
     return tuple(term for edit in edits for term in _terms(edit, prompt, reference))
 
 
-def energy(terms: Sequence[Term], mine: Observed, theirs: Observed) -> Float[Tensor, ""]:
+def energy(
+    terms: Sequence[Term], mine: Observed, theirs: Observed, *, distance: Distance = "l1"
+) -> Float[Tensor, ""]:
     """g, the weighted sum of all differences.
+
+    Args:
+        terms: of a list of edits.
+        mine: what the image's denoiser call showed.
+        theirs: what the reference's did.
+        distance: mean of absolute differences, or of squared ones.
 
     Raises:
         ShapeError: if image and reference have different sizes.
@@ -86,17 +98,17 @@ def energy(terms: Sequence[Term], mine: Observed, theirs: Observed) -> Float[Ten
         )
     total = mine.features.new_zeros(())
     for term in terms:
-        total = total + term.weight * _difference(term, mine, theirs)
+        total = total + term.weight * _difference(term, mine, theirs, distance)
     return total
 
 
-def _difference(term: Term, mine: Observed, theirs: Observed) -> Tensor:
+def _difference(term: Term, mine: Observed, theirs: Observed, distance: Distance) -> Tensor:
     if term.kind == "appearance":
         looks = [
             appearance(_thing(seen.maps[-1], tokens), seen.features)
             for seen, tokens in ((mine, term.mine), (theirs, term.theirs))
         ]
-        return (looks[0] - looks[1]).abs().mean()
+        return _mean(looks[0] - looks[1], distance)
     parts = []
     for own, other in zip(mine.maps, theirs.maps, strict=True):
         own, other = _thing(own, term.mine), _thing(other, term.theirs)
@@ -109,8 +121,12 @@ def _difference(term: Term, mine: Observed, theirs: Observed) -> Tensor:
             found, wanted = centroid(own), centroid(other) + other.new_tensor(term.shift)
         else:
             found, wanted = size(own), (size(other) * term.scale**2).clamp(max=1.0)
-        parts.append((found - wanted).abs().mean())
+        parts.append(_mean(found - wanted, distance))
     return torch.stack(parts).mean()
+
+
+def _mean(differences: Tensor, distance: Distance) -> Tensor:
+    return differences.abs().mean() if distance == "l1" else differences.square().mean()
 
 
 def _thing(maps: Float[Tensor, "length h w"], tokens: Tokens) -> Float[Tensor, "1 h w"]:
@@ -131,14 +147,17 @@ def _terms(edit: SelfGuidanceEdit, prompt: PromptTokens, reference: PromptTokens
             )
         return [Term("shape", *pair, edit.weight / len(kept)) for pair in kept]
     kinds = {CopyAppearanceConfig: "appearance", CopyLayoutConfig: "shape"}
-    theirs = _tokens(reference, edit.source_words or edit.words)
+    if edit.source_words:
+        theirs = _tokens(reference, edit.source_words)
+    else:
+        theirs = _counterparts(edit.words, prompt, reference)
     return [Term(kinds[type(edit)], _tokens(prompt, edit.words), theirs, edit.weight)]
 
 
 def _rearranging(
     edit: MoveConfig | ResizeConfig, prompt: PromptTokens, reference: PromptTokens
 ) -> list[Term]:
-    mine, theirs = _tokens(prompt, edit.words), _tokens(reference, edit.words)
+    mine, theirs = _tokens(prompt, edit.words), _counterparts(edit.words, prompt, reference)
     others = [p for p in _words_in_both(prompt, reference) if not set(p[0]) & set(mine)]
     if isinstance(edit, MoveConfig):
         own = [
@@ -158,6 +177,32 @@ def _rearranging(
 
 def _tokens(prompt: PromptTokens, words: Sequence[str | int]) -> Tokens:
     return tuple(t for word in words for t in word_tokens(prompt, word))
+
+
+def _counterparts(
+    words: Sequence[str | int], prompt: PromptTokens, reference: PromptTokens
+) -> Tokens:
+    """The reference's tokens of words that are named in the image's prompt.
+
+    Raises:
+        WordsError: a word is not in the reference's prompt, or the word at a place has no partner
+            there: counting in both prompts could name two different things.
+    """
+    positions, alphas = refinement_map(reference, prompt)
+    found: list[int] = []
+    for word in words:
+        if not isinstance(word, int):
+            found += word_tokens(reference, word)
+            continue
+        own = list(word_tokens(prompt, word))
+        if not alphas[own].all():
+            raise WordsError(
+                f"Word number {word} of the prompt '{prompt.text}' is '{prompt.words[word]}', "
+                f"which the reference's prompt '{reference.text}' does not have there - expected a "
+                "word that both have. Name words of both prompts, or for copies source_words."
+            )
+        found += positions[own].tolist()
+    return tuple(found)
 
 
 def _words_in_both(prompt: PromptTokens, reference: PromptTokens) -> list[tuple[Tokens, Tokens]]:

@@ -131,7 +131,8 @@ def replacement_map(source: PromptTokens, target: PromptTokens) -> Float[Tensor,
     keeps the sum of attention. Padding maps to padding.
 
     Raises:
-        WordsError: the prompts have different numbers of words.
+        WordsError: the prompts have different numbers of words, or a word of the source lies behind
+            the last token that is read and its target does not.
     """
     if len(source.words) != len(target.words):
         raise WordsError(
@@ -139,6 +140,7 @@ def replacement_map(source: PromptTokens, target: PromptTokens) -> Float[Tensor,
             f"{len(target.words)} - expected as many, to replace word by word. Write as many "
             "words, or use align: refine."
         )
+    _check_none_is_cut(source, target)
     mapping = torch.zeros(target.length, target.length)
     mapping[0, 0] = 1.0
     for theirs, ours in zip(source.tokens_of, target.tokens_of, strict=True):
@@ -190,6 +192,19 @@ def _align(source: tuple[int, ...], target: tuple[int, ...]) -> list[int]:
             i, j = i - 1, j - 1
             partners[j] = i
     return partners
+
+
+def _check_none_is_cut(source: PromptTokens, target: PromptTokens) -> None:
+    """A word without a source would get no attention at all."""
+    pairs = zip(source.tokens_of, target.tokens_of, strict=True)
+    for place, (theirs, ours) in enumerate(pairs):
+        if ours and not theirs:
+            raise WordsError(
+                f"'{target.words[place]}' of the prompt '{target.text}' takes the place of "
+                f"'{source.words[place]}' of '{source.text}', which lies behind the "
+                f"{source.length} tokens that the text encoder reads - expected it among them. "
+                "Shorten the source prompt, or use align: refine."
+            )
 
 
 def _places(prompt: PromptTokens, word: str) -> list[int]:

@@ -125,7 +125,7 @@ def edit_latents(
     config = config or DeltaDenoisingConfig()
     latents, total = target.latents, prior.alphas_cumprod.shape[0]
     low, high = (round(share * total) for share in config.t_range)
-    rate = config.learning_rate / (latents.shape[-2] * latents.shape[-1])
+    rate = config.step_size(tuple(latents.shape[-2:]))
     for _ in range(config.updates):
         drawn = torch.randint(low, max(high, low + 1), (1,), generator=generator)
         t = drawn.expand(len(latents)).to(latents.device)

@@ -161,7 +161,8 @@ class InvertedPrior(ModifiedPrior):
     """A prior whose guidance leads away from what an inversion found, step by step."""
 
     def __init__(self, plain: NoisePrior, inversion: Inversion) -> None:
-        """Wrap a prior; whatever negative prompt a sampler gives is replaced."""
+        """Wrap a prior; whatever negative prompt a sampler gives is replaced. Tokens that a tool
+        around this one has put behind it stay."""
         super().__init__(plain)
         self.inversion = inversion
         self.clock = StepClock(inversion.timesteps)
@@ -180,10 +181,15 @@ class InvertedPrior(ModifiedPrior):
         *,
         rescale: float = 0.0,
     ) -> Float[Tensor, "b c h w"]:
-        """Guidance with the step's own unconditional embedding."""
+        """Guidance with the step's own unconditional embedding.
+
+        Raises:
+            ShapeError: if the text is shorter than what was learned.
+        """
         learned = self.inversion.unconditions[self.clock.step(t)].to(latents.device)
         given = as_condition(uncond).expand(len(latents))
-        replaced = replace(given, text=learned.expand(len(latents)))
+        text = _with_first_tokens(given.text, learned.expand(len(latents)))
+        replaced = replace(given, text=text)
         return super().guided_noise(latents, t, cond, replaced, guidance_scale, rescale=rescale)
 
 
@@ -228,6 +234,18 @@ class _Problem:
     def _noise(self, condition: Condition) -> Tensor:
         t = torch.full((1,), self.step.t, device=self.latents.device)
         return self.prior.guided_noise(self.latents, t, condition, condition, 1.0)
+
+
+def _with_first_tokens(given: TextEmbedding, learned: TextEmbedding) -> TextEmbedding:
+    """What was learned, and behind it the tokens that only the given text has."""
+    length, found = learned.tokens.shape[1], given.tokens.shape[1]
+    if found < length:
+        raise ShapeError(
+            f"The negative prompt has {found} tokens and the inversion {length} - expected no "
+            "fewer. Encode prompts with the prior that was inverted."
+        )
+    behind = given.tokens[:, length:].to(learned.tokens)
+    return replace(learned, tokens=torch.cat([learned.tokens, behind], dim=1))
 
 
 def _check_path(path: Sequence[Tensor], steps: int) -> None:

@@ -6,6 +6,8 @@ make a mask for each prompt (arXiv 2208.01626, section 3.2):
     M = [ upsample(maxpool3x3(mean A)) / max > threshold ],   mask = M_source or M_edit
     z_edit <- z_source + mask (z_edit - z_source)
 
+Words to keep have masks S of their own, without pooling: mask and not (S_source or S_edit).
+
 Maps are those after the edit of attention, as in the published code, whose sums they match. State
 is kept by layer and step: a repeated call replaces its own maps.
 """
@@ -118,13 +120,14 @@ class LocalBlend:
         return blend_latents(lanes, masks).flatten(0, 1)
 
     def masks(self, step: int, size: tuple[int, int]) -> Bool[Tensor, "prompts b h w"]:
-        """Where each prompt's words are, by the maps until a step."""
+        """Where each prompt may differ from the source, by the maps until a step."""
         config = self.config
         words = self.operations[0].sum_until(step)
-        found = word_masks(words, size, threshold=config.threshold, pool=3)
+        found = _or_source(word_masks(words, size, threshold=config.threshold, pool=3))
         for recorder in self.operations[1:]:
             kept = recorder.sum_until(step)
-            found = found & ~word_masks(kept, size, threshold=config.keep_threshold, pool=1)
+            kept = word_masks(kept, size, threshold=config.keep_threshold, pool=1)
+            found = found & ~_or_source(kept)
         return found
 
 
@@ -141,7 +144,7 @@ def word_masks(
 def blend_latents(
     latents: Float[Tensor, "prompts b c h w"], masks: Bool[Tensor, "prompts b h w"]
 ) -> Float[Tensor, "prompts b c h w"]:
-    """Each edit inside of its mask or the source's, and the source elsewhere.
+    """Each edit inside of its mask, and the source elsewhere.
 
     A mask of one's own may be given in the place of ``LocalBlend.masks``.
 
@@ -154,8 +157,12 @@ def blend_latents(
             f"masks have shape {tuple(masks.shape)}, expected {wanted} for these latents. Resize "
             "them to the latents' rows and columns."
         )
-    union = (masks[:1] | masks)[:, :, None]
-    return torch.where(union, latents, latents[:1])
+    return torch.where(masks[:, :, None], latents, latents[:1])
+
+
+def _or_source(masks: Bool[Tensor, "prompts b h w"]) -> Bool[Tensor, "prompts b h w"]:
+    """Places of each prompt, and those of the source, which is first."""
+    return masks[:1] | masks
 
 
 def _factors(

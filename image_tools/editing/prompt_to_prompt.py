@@ -20,7 +20,7 @@ any sampler or guidance rule with its rows in the order [source, edit 1, ...] ge
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -93,6 +93,10 @@ class TokenEdit:
         """Whether self-attention is changed in a step."""
         start, end = (int(share * len(self.gate)) for share in self.config.self_steps)
         return start <= step < end
+
+    def shares_ever(self) -> bool:
+        """Whether attention is changed in any step."""
+        return any(self.shares_cross(k) or self.shares_self(k) for k in range(len(self.gate)))
 
 
 def token_edit(
@@ -193,9 +197,17 @@ class PromptToPromptPrior(ModifiedPrior):
         self.blend = None
         if config.blend is not None:
             self.blend = LocalBlend(config.blend, tokens, plain.unet, config.steps)
+        shares = any(edit.shares_ever() for edit in self.edits)
+        self.is_on = shares or self.blend is not None or mask is not None
 
     def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
-        """The condition with roles: which prompt each row belongs to."""
+        """The condition with roles: which prompt each row belongs to.
+
+        Raises:
+            ShapeError: if there are not as many rows for each prompt.
+        """
+        if not self.is_on:  # roles that a tool around this one gave stay as they are
+            return condition
         lanes = len(self.prompts)
         if rows % lanes:
             raise ShapeError(
@@ -239,6 +251,8 @@ class PromptToPromptPrior(ModifiedPrior):
         return latents if self.blend is None else self.blend(step, latents)
 
     def _sharing(self, t: Tensor) -> AbstractContextManager:
+        if not self.is_on:
+            return nullcontext()
         operations: list[AttentionOperation] = [PromptToPromptAttention(self.edits)]
         if self.blend is not None:
             operations += self.blend.operations

@@ -246,6 +246,7 @@ class _SelfGuided(_Editor):
             full_steps=strength.full_steps,
             alternating_steps=strength.alternating_steps,
             levels=strength.levels,
+            distance=strength.distance,
             features=strength.features,
         )
         SelfGuidedPrior(prior, self.tool, Reference(config.prompt))  # are the words there?

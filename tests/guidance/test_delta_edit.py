@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
 from guidance.build import build_guidance
-from guidance.configs import PerpNegPromptsConfig
+from guidance.configs import (
+    DirectionalPromptsConfig,
+    InterpolatedPromptsConfig,
+    PerpNegPromptsConfig,
+    PlainPromptsConfig,
+    ViewWordsConfig,
+)
 from guidance.delta_edit import kept_loss
 from guidance.delta_edit_configs import (
     BoxMaskConfig,
@@ -16,11 +24,15 @@ from guidance.delta_edit_configs import (
     WordMaskConfig,
 )
 from guidance.delta_edit_mask import build_mask, changed_tokens
-from guidance.noising import draw_noisy_latents
+from guidance.delta_edit_words import ViewSharing, texts_at
+from guidance.noising import draw_noisy_latents, noisy_latents
 from guidance.original import Original
 from guidance.prompts import build_view_prompts
 from guidance.sds import sds_weight
 from image_tools.diffusion.loading import load_folder
+from image_tools.editing.dds import DeltaBranch, shared_delta_denoising_gradient
+from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
+from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
 from image_tools.errors import UnsupportedModel
 from renderers.boxes import box_masks
 from renderers.errors import StudioError
@@ -28,6 +40,15 @@ from tests.guidance.layouts import LEFT, cameras, prompts_of, renders
 
 BEFORE, AFTER = "a red duck left of a mushroom", "a red fox left of a mushroom"
 MASKS = {"everywhere": EverywhereConfig(), "box": BoxMaskConfig(LEFT), "word": WordMaskConfig()}
+ALL_SHARED = SharedAttentionConfig(cross=1.0, own=1.0)
+
+
+@dataclass(frozen=True)
+class Angles:
+    """Views by their angles alone."""
+
+    azimuth_deg: torch.Tensor
+    elevation_deg: torch.Tensor
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +126,100 @@ def test_equal_scenes_and_prompts_that_share_attention_differ_by_rounding(prior)
     images = renders()
     sources = images.detach().clone()
     assert shared(prior, images, sources, BEFORE, cross=1.0, own=1.0).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (PlainPromptsConfig(), ["", "", "", "", ""]),
+        (
+            DirectionalPromptsConfig(),
+            [", front view", ", side view", ", back view", ", side view", ", overhead view"],
+        ),
+        (
+            DirectionalPromptsConfig(words=ViewWordsConfig(right="right of {prompt}")),
+            [", front view", ", side view", ", back view", "right of ", ", overhead view"],
+        ),
+        (
+            InterpolatedPromptsConfig(),
+            [", front view", ", side view", ", back view", ", side view", ", overhead view"],
+        ),
+    ],
+)
+def test_the_text_of_a_view_is_the_one_that_is_encoded_for_it(prior, kind, words):
+    """Told by its embedding, at angles where no two texts are mixed."""
+    prompts = build_view_prompts(kind, prior, "a duck")
+    around = Angles(torch.tensor([0.0, 90.0, 180.0, -90.0, 0.0]), torch.tensor([0.0] * 4 + [80.0]))
+    found = texts_at(prompts, around)
+    assert found == [f"{x}a duck" if x.endswith(" ") else f"a duck{x}" for x in words]
+    encoded = prior.encode_prompt(found)
+    torch.testing.assert_close(prompts.at(around).positive.tokens, encoded.tokens)
+
+
+def test_between_two_directions_the_nearer_one_tells_the_words(prior):
+    prompts = build_view_prompts(InterpolatedPromptsConfig(), prior, "a duck")
+    around = Angles(torch.tensor([30.0, 60.0, 120.0, 150.0]), torch.zeros(4))
+    assert [text.split()[-2] for text in texts_at(prompts, around)] == [
+        "front",
+        "side",
+        "side",
+        "back",
+    ]
+
+
+def test_words_for_views_share_attention_with_themselves_in_prompts_of_unlike_lengths(prior):
+    before, after = prompts_of(prior, "a duck"), prompts_of(prior, "a big duck")
+    sharing = ViewSharing(SharedAttentionConfig(), prior, before, after)
+    around = Angles(torch.tensor([0.0, 90.0]), torch.zeros(2))
+    for source, target in zip(texts_at(before, around), texts_at(after, around), strict=True):
+        (edit,) = sharing.between(source, target).edits
+        for word in source.split()[-2:]:
+            theirs, ours = tokens_of(prior, source, word), tokens_of(prior, target, word)
+            assert theirs != ours
+            assert edit.share[list(ours)].all()
+            assert edit.mapping[list(theirs), list(ours)].all()
+        end = len(prior.text.towers[0].tokenizer(target).input_ids) - 1
+        shift = len(tokens_of(prior, target, target)) - len(tokens_of(prior, source, source))
+        assert edit.mapping[end - shift, end] == 1.0
+
+
+def test_views_are_predicted_together_where_timestep_and_words_places_are_alike(prior):
+    """Words for the side that are as many tokens more in both prompts still move the end."""
+    longer = ViewWordsConfig(side="{prompt} seen from the side")
+    around = Angles(torch.tensor([0.0, 0.0, 90.0, 0.0]), torch.zeros(4))
+    t = torch.tensor([100, 300, 100, 100])
+    for kind, wanted in (
+        (PlainPromptsConfig(), [[0, 2, 3], [1]]),
+        (DirectionalPromptsConfig(words=longer), [[0, 3], [1], [2]]),
+    ):
+        before, after = (build_view_prompts(kind, prior, x) for x in ("a duck", "a big duck"))
+        sharing = ViewSharing(SharedAttentionConfig(), prior, before, after)
+        assert [rows.tolist() for rows, _ in sharing.groups(around, t)] == wanted
+
+
+def test_a_view_s_shared_difference_is_that_of_its_texts(prior):
+    images, sources, around = renders(), renders(seed=5).detach(), cameras()
+    delta = rule(prior, sources, "a red big fox left of a mushroom", attention=ALL_SHARED)
+    latents, source = prior.encode_images(images).detach(), prior.encode_images(sources)
+    t = torch.tensor([700, 700])
+    noisy = noisy_latents(prior, latents, t, generator=torch.Generator().manual_seed(2))
+    texts = zip(
+        texts_at(delta.original.prompts, around), texts_at(delta.prompts, around), strict=True
+    )
+    found = delta._delta(latents, source, noisy, around)
+    uncond = prior.encode_negative([""])
+    for row, (before, after) in enumerate(texts):
+        edit = EditedPromptConfig(after, cross_steps=(0.0, 1.0), self_steps=(0.0, 1.0))
+        one = slice(row, row + 1)
+        expected = shared_delta_denoising_gradient(
+            PromptToPromptPrior(prior, PromptToPromptConfig(before, (edit,))),
+            DeltaBranch(latents[one], prior.encode_prompt([after]), uncond),
+            DeltaBranch(source[one], prior.encode_prompt([before]), uncond),
+            t=t[one],
+            noise=noisy.noise[one],
+            guidance_scale=delta.config.guidance_scale,
+        )
+        torch.testing.assert_close(found[one], expected, atol=1e-4, rtol=1e-4)
 
 
 def test_outside_of_a_box_latents_are_left_alone(prior):

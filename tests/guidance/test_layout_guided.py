@@ -10,11 +10,12 @@ from guidance.configs import DirectionalPromptsConfig, ViewWordsConfig
 from guidance.layout_guided import LayoutPrompts
 from guidance.layout_guided_configs import LayoutGuidedConfig, LayoutTermsConfig
 from guidance.layout_guided_energy import WordAttention, layout_energy
-from guidance.layout_parts import object_tokens
+from guidance.layout_parts import LayoutObject, object_tokens
 from guidance.prompts import build_view_prompts
 from image_tools.diffusion.attention import attention_operations
 from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.parametrization import alpha_sigma
+from image_tools.editing.align import tokenize_prompt
 from image_tools.errors import UnsupportedModel
 from renderers.errors import StudioError
 from tests.guidance.layouts import (
@@ -155,6 +156,42 @@ def test_words_of_an_object_are_found_without_its_article(prior, objects):
     assert max(mushroom) == length - 2, "the prompt's last word"
     whole = objects_of(prior, red_duck=LEFT)
     assert object_tokens(prior, prompts_of(prior, SCENE), whole) == (duck,)
+
+
+@pytest.mark.parametrize(
+    ("scene", "phrases", "words"),
+    [
+        ("a duck left of a red duck", ["a duck", "a red duck"], [[1], [5, 6]]),
+        ("a duck left of a red duck", ["a red duck", "a duck"], [[5, 6], [1]]),
+        ("a red duck left of a duck", ["a duck", "a red duck"], [[6], [1, 2]]),
+        ("a duck left of a duck", ["a duck", "the duck"], [[1], [5]]),
+        ("a duck, a red duck, a big red duck", ["duck", "red duck", "big red duck"],
+         [[1], [3, 4], [6, 7, 8]]),
+        ("a red duck on a duck house", ["a red duck"], [[1, 2]]),
+    ],
+)  # fmt: skip
+def test_objects_with_a_noun_in_common_have_an_occurrence_each(prior, scene, phrases, words):
+    objects = [LayoutObject(LEFT, prompts_of(prior, phrase)) for phrase in phrases]
+    found = object_tokens(prior, prompts_of(prior, scene), objects)
+    prompt = tokenize_prompt(prior.text.towers[0].tokenizer, scene)
+    expected = [tuple(t for word in own for t in prompt.tokens_of[word]) for own in words]
+    assert found == tuple(expected)
+
+
+def test_more_objects_than_occurrences_are_refused(prior):
+    objects = [LayoutObject(box, prompts_of(prior, "a duck")) for box in (LEFT, RIGHT)]
+    with pytest.raises(StudioError, match=r"'duck' names other objects wherever it stands"):
+        object_tokens(prior, prompts_of(prior, "a duck on grass"), objects)
+    part = [LayoutObject(LEFT, prompts_of(prior, text)) for text in ("a duck", "a red duck")]
+    with pytest.raises(StudioError, match=r"Name it once more in the scene's prompt"):
+        object_tokens(prior, prompts_of(prior, SCENE), part)
+
+
+def test_words_behind_what_the_encoder_reads_are_refused(prior):
+    length = prior.text.towers[0].tokenizer.model_max_length
+    far = prompts_of(prior, " ".join(["red"] * length) + " duck")
+    with pytest.raises(StudioError, match=r"'duck' .* lies behind the \d+ tokens"):
+        object_tokens(prior, far, [LayoutObject(LEFT, prompts_of(prior, "a duck"))])
 
 
 def test_words_that_are_not_there_and_templates_that_move_them_are_refused(prior, objects):

@@ -55,7 +55,6 @@ from tests.image_tools.random_loras import random_lora
 
 __all__ = [
     "ATTACHED",
-    "INSIDE_OTHERS",
     "ON_BARE_PRIORS",
     "OUTER",
     "OUTER_BY_ADDITION",
@@ -237,15 +236,5 @@ OUTER: tuple[Tool, ...] = (
     pictures_beside_words,
     *OUTER_BY_ADDITION,
 )
-INSIDE_OTHERS: dict[Tool, Tool] = {
-    self_guidance: edits,
-    style_reference: edits,
-    regions: inversion,
-    regions_resized: inversion,
-    regions_latent: inversion,
-    uni: inversion,
-}
-"""Tools that act only inside of another one: edits count rows and name their roles, and inversion
-replaces text that others have lengthened."""
 ATTACHED: tuple[Tool, ...] = (lora, subject, words)
 ON_BARE_PRIORS: tuple[Tool, ...] = (instructions, consistency)

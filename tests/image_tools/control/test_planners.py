@@ -13,7 +13,7 @@ from image_tools.control.planner_configs import (
     FilePlannerConfig,
     RulePlannerConfig,
 )
-from image_tools.control.planners import PlanError, build_planner
+from image_tools.control.planners import PlanError, build_planner, read_answer
 from renderers.errors import StudioError
 
 GOOD = (
@@ -103,7 +103,42 @@ def test_rules_place_things_by_their_relations(prompt, ratio, prompts):
         assert regions == prompts
 
 
-@pytest.mark.parametrize("prompt", ["a red ball", "", "a sandy understanding"])
+@pytest.mark.parametrize(
+    ("prompt", "prompts"),
+    [
+        (
+            "a red mushroom left of a blue teapot, side view",
+            ["a red mushroom", "a blue teapot"],
+        ),
+        ("a dog next to a cat, 3D render, oil on canvas", ["a dog", "a cat"]),
+        ("a black and white cat left of a dog", ["a black and white cat", "a dog"]),
+        ("a dog left of a black and white cat", ["a dog", "a black and white cat"]),
+        ("a big, red ball left of a cube", ["a big, red ball", "a cube"]),
+        ("salt and pepper left of the mug", ["salt and pepper", "the mug"]),
+        ("red ball left of blue cube", ["red ball", "blue cube"]),
+        ("two dogs, 3 cats and the cow", ["two dogs", "3 cats", "the cow"]),
+        ("a dog And another dog", ["a dog", "another dog"]),
+        ("a dog, and, a cat", ["a dog", "a cat"]),
+        ("a dog, left of a cat", ["a dog", "a cat"]),
+        ("a dog and left of a cat", ["a dog", "a cat"]),
+        ("a hand, an island", ["a hand", "an island"]),
+    ],
+)
+def test_rules_list_things_and_leave_words_about_them_where_they_are(prompt, prompts):
+    assert by_rule(prompt) == (",".join("1" * len(prompts)), prompts)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a red ball",
+        "",
+        "a sandy understanding",
+        "a black and white cat",
+        "a red ball, side view",
+        "a dog left of , ",
+    ],
+)
 def test_rules_refuse_prompts_without_relations(prompt):
     with pytest.raises(PlanError, match="states no relation between things"):
         by_rule(prompt)
@@ -168,6 +203,22 @@ def test_without_a_key_none_is_sent(monkeypatch):
     with Server(GOOD) as server:
         server.planner(api_key_variable="MY_KEY").plan("a kite")
     assert "Authorization" not in server.asked[0][1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "ratio"),
+    [
+        ("Final split ratio: 1,1\n\n2. Regional Prompt: a dog BREAK a cat", "1,1"),
+        ("1. Final split ratio: 1,1\n2. Regional Prompt: a dog BREAK a cat", "1,1"),
+        ("Final split ratio:\n1, 2\n\nRegional Prompt:\na dog BREAK a cat", "1, 2"),
+        ("Final split ratio:\t1,1 ;\t2,1\n\nRegional Prompt: a dog BREAK a cat", "1,1 ; 2,1"),
+        ("**Final split ratio**: `1.5;1`\n3\n**Regional Prompt**: a dog BREAK a cat", "1.5;1"),
+    ],
+)
+def test_an_answer_s_ratio_ends_with_its_line(answer, ratio):
+    plan = read_answer(answer, base_ratio=0.5)
+    assert plan.ratio == ratio
+    assert [region.prompt for region in plan.regions] == ["a dog", "a cat"]
 
 
 @pytest.mark.parametrize(

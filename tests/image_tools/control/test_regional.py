@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.control.regional import RegionalPrior, rect_masks, region_weights
 from image_tools.control.regional_configs import RegionalConfig, RegionConfig, parse_ratio
+from image_tools.control.uni_controlnet import UniControlledPrior
 from image_tools.diffusion.attention import AttentionHub, AttentionOperation
 from image_tools.diffusion.conditions import as_condition
 from image_tools.diffusion.loading import load_folder
@@ -17,7 +19,14 @@ from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
+from image_tools.personalization.consistency import ConsistencyPrior, Student
 from renderers.errors import ShapeError
+from tests.image_tools.control.tiny_controls import (
+    condition_images,
+    tiny_controlnet,
+    tiny_global_adapter,
+    tiny_local_adapter,
+)
 
 SIZES = [(8, 8), (8, 4), (5, 7)]
 MODES = ["attn_crop", "attn_resize", "latent"]
@@ -205,6 +214,73 @@ def test_tokens_that_an_adapter_appends_are_seen_by_base_and_regions(small):
         found, expected = guided(prior), guided(small)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
     assert (found - without).abs().max() > 1e-3
+
+
+def controls(plain):
+    """Tools that run a network of their own beside the denoiser, as functions of a prior."""
+    images, content = condition_images(plain), tiny_global_adapter(plain)
+    net, adapter = tiny_controlnet(plain), tiny_local_adapter(plain)
+    width = content.settings.width
+    seen = torch.randn(1, width, generator=torch.Generator().manual_seed(4))
+    maps = {"edge": images}
+    return {
+        "controlnet": lambda prior: ControlledPrior(prior, [Control(net, images)]),
+        "uni": lambda prior: UniControlledPrior(prior, adapter, maps=maps),
+        "uni with content": lambda prior: UniControlledPrior(
+            prior, adapter, content, maps=maps, embedding=seen
+        ),
+    }
+
+
+@pytest.mark.parametrize("mode", ["attn_crop", "latent"])
+@pytest.mark.parametrize(
+    ("tool", "is_inside"),
+    [
+        ("controlnet", True),
+        ("controlnet", False),
+        ("uni", True),
+        ("uni", False),
+        ("uni with content", True),
+    ],
+)
+def test_with_the_base_s_prompt_in_every_region_it_is_the_control_alone(
+    small, tool, is_inside, mode
+):
+    """ControlNets and local adapters read one prompt and what adapters appended, no regions."""
+    regions, controlled = plan(BASE, BASE, base_ratio=0.3, mode=mode), controls(small)[tool]
+    if is_inside:
+        prior = RegionalPrior(controlled(small), regions)
+    else:
+        prior = controlled(RegionalPrior(small, regions))
+    alone = guided(controlled(small), negative="a cat")
+    torch.testing.assert_close(guided(prior, negative="a cat"), alone, atol=1e-4, rtol=1e-4)
+    assert (alone - guided(small, negative="a cat")).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("mode", ["attn_crop", "attn_resize"])
+def test_controls_read_the_base_s_prompt_whatever_the_regions_show(small, mode):
+    seen = []
+    net = tiny_controlnet(small)
+    net.register_forward_pre_hook(
+        lambda _module, _given, named: seen.append(named["encoder_hidden_states"]), with_kwargs=True
+    )
+    control = Control(net, condition_images(small))
+    regional = RegionalPrior(small, plan(LEFT, RIGHT, mode=mode))
+    inside = guided(RegionalPrior(ControlledPrior(small, [control]), regional.config))
+    around = guided(ControlledPrior(regional, [control]))
+    assert torch.equal(inside, around)
+    told = [small.encode_negative([""]), small.encode_prompt([BASE])]
+    expected = torch.cat([text.tokens.expand(2, -1, -1) for text in told])
+    assert [torch.equal(tokens, expected) for tokens in seen] == [True, True]
+
+
+def test_regions_of_each_way_of_reading_a_subject_are_those_of_its_own(small):
+    """Text that lies side by side in its width is cut there before it is cut into regions."""
+    student = ConsistencyPrior(small, [Student(loras={})])
+    prior = RegionalPrior(student, plan(LEFT, RIGHT, base_ratio=0.3))
+    expected = guided(RegionalPrior(small, plan(LEFT, RIGHT, base_ratio=0.3)))
+    torch.testing.assert_close(guided(prior), expected, atol=2e-4, rtol=0)
 
 
 def test_negative_prompts_of_regions_and_a_common_prompt(small):

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
+from image_tools.control.controlnet import ControlledPrior
+from image_tools.control.image_properties import shape
 from image_tools.control.regional import RegionalPrior
 from image_tools.control.regional_configs import RegionalConfig, RegionConfig
 from image_tools.control.self_guidance import (
@@ -28,7 +30,7 @@ from image_tools.control.self_guidance_configs import (
 from image_tools.control.self_guidance_terms import Observed, edit_terms, energy
 from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.protocol import NoisePrior
-from image_tools.diffusion.sampling import sample_images
+from image_tools.diffusion.sampling import ddim_step, ddim_steps, sample_images
 from image_tools.editing.align import tokenize_prompt
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
@@ -92,13 +94,13 @@ def reference_at(plain, wanted, z) -> Reference:
     return recorder.reference
 
 
-def energy_at(prior, z):
+def energy_at(prior, z, *, step=0):
     """g as the prior sees it, with a graph."""
-    with prior.watching(0) as watcher:
-        t = torch.tensor([prior.clock.timesteps[0]] * len(z))
+    with prior.watching(step) as watcher:
+        t = torch.tensor([prior.clock.timesteps[step]] * len(z))
         cond = prior.modify(_condition(prior), len(z), is_cond=True)
         prior.plain.guided_noise(z, t, cond, cond, 1.0)
-    return prior.energy(watcher.observed(), 0)
+    return prior.energy(watcher.observed(), step)
 
 
 def _condition(prior):
@@ -182,6 +184,23 @@ def test_a_step_along_the_gradient_lowers_the_energy(small):
         assert energy_at(prior, z - 0.02 * gradient / gradient.norm()) < value
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("distance", ["l1", "l2"])
+@pytest.mark.parametrize("name", list(EDITS))
+def test_a_guided_step_of_the_sampler_ends_with_less_energy_than_a_plain_one(plain, name, distance):
+    """Summed over four images: the next step looks at another timestep than the gradient's."""
+    wanted = config(EDITS[name], scale=20.0, distance=distance)
+    start = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(7))
+    step = ddim_steps(plain, STEPS)[0]
+    guided = SelfGuidedPrior(plain, wanted, recorded(plain, wanted, seed=5))
+    ends = [
+        ddim_step(start, first_call(prior, start), step, eta=0.0, noise=None)
+        for prior in (guided, SelfGuidedPrior(plain, replace(wanted, scale=0.0), guided.reference))
+    ]
+    with_guidance, without = (energy_at(guided, end, step=1).item() for end in ends)
+    assert with_guidance < without
+
+
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("sigma_weight", ["none", "sigma", "one_minus_alpha_bar"])
 def test_the_prediction_is_guidance_plus_the_weighted_gradient(small, rows, sigma_weight):
@@ -225,6 +244,23 @@ def test_it_composes_with_regions_in_either_order(small):
         assert set(prior.reference.steps) == {0, 1}
 
 
+def test_regions_that_call_the_denoiser_one_by_one_are_refused(small):
+    """Off, it may stand around them."""
+    both = (RegionConfig("a red duck"), RegionConfig("a cat"))
+    regional = RegionalPrior(small, RegionalConfig("1,1", both, mode="latent"))
+    reference = reference_at(small, config(), latents())
+    wanted = r"got regions of mode latent, .* Set the regions' mode to attn_crop or attn_resize"
+    for prior in (
+        ReferenceRecorder(regional, config()),
+        SelfGuidedPrior(regional, config(), reference),
+        SelfGuidedPrior(ControlledPrior(regional, []), config(), reference),
+    ):
+        with pytest.raises(UnsupportedModel, match=wanted):
+            first_call(prior, latents())
+    off = SelfGuidedPrior(regional, config(scale=0.0), reference)
+    assert torch.equal(sampled(off), sampled(regional))
+
+
 def test_terms_of_a_move_hold_everything_else():
     prompt = tokenize_prompt(bert_tokenizer(), "a red crocodile and a cat")
     edit = MoveConfig(("crocodile",), (0.5, 0.0), weight=2.0, keep_weight=1.0)
@@ -251,6 +287,38 @@ def test_terms_follow_words_into_another_prompt():
     assert (term.mine, term.theirs) == ((2,), (3,))
     with pytest.raises(StudioError, match="Restyle keeps none"):
         edit_terms([RestyleConfig(("big",))], prompt, reference)
+
+
+def test_a_number_is_the_same_word_in_both_prompts():
+    tokenizer = bert_tokenizer()
+    prompt = tokenize_prompt(tokenizer, "a big red cat and a cat")
+    reference = tokenize_prompt(tokenizer, "a red cat and a cat")
+    for edit in (CopyLayoutConfig((3,)), CopyAppearanceConfig((3,)), MoveConfig((3,), (0.1, 0.0))):
+        term = edit_terms([edit], prompt, reference)[0]
+        assert (term.mine, term.theirs) == ((4,), (3,))
+    (term,) = edit_terms([CopyLayoutConfig((3,), (5,))], prompt, reference)
+    assert (term.mine, term.theirs) == ((4,), (6,))
+    (term,) = edit_terms([CopyLayoutConfig(("cat",))], prompt, reference)
+    assert (term.mine, term.theirs) == ((4, 7), (3, 6))
+    for edit in (CopyLayoutConfig((1,)), ResizeConfig((1,), 2.0)):
+        with pytest.raises(
+            StudioError, match=r"number 1 .* is 'big', which the reference's prompt"
+        ):
+            edit_terms([edit], prompt, reference)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda: MoveConfig((), (0.1, 0.0)),
+        lambda: ResizeConfig((), 2.0),
+        lambda: CopyAppearanceConfig(()),
+        lambda: CopyLayoutConfig((), ("cat",)),
+    ],
+)
+def test_edits_of_no_words_are_refused(edit):
+    with pytest.raises(ValueError, match="words is empty - expected at least one word"):
+        edit()
 
 
 def test_what_does_not_fit_is_refused(small):
@@ -284,3 +352,22 @@ def test_energies_add_up():
     torch.testing.assert_close(both, parts[0] + parts[1])
     twice = energy(edit_terms([replace(edits[0], weight=2.0)], prompt, prompt), *seen)
     torch.testing.assert_close(twice, 2.0 * parts[0])
+
+
+def test_distances_are_means_of_absolute_or_of_squared_differences():
+    prompt = tokenize_prompt(bert_tokenizer(), "a red cat")
+    maps = [torch.rand(24, 6, 6, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    seen = [Observed((m,), m[:5]) for m in maps]
+    (cat,) = prompt.tokens_of[2]
+    difference = shape(maps[0][cat][None]) - shape(maps[1][cat][None])
+    terms = edit_terms([CopyLayoutConfig(("cat",), weight=3.0)], prompt, prompt)
+    assert torch.equal(energy(terms, *seen), 3.0 * difference.abs().mean())
+    assert torch.equal(energy(terms, *seen, distance="l1"), energy(terms, *seen))
+    squared = energy(terms, *seen, distance="l2")
+    torch.testing.assert_close(squared, 3.0 * difference.square().mean())
+    every = [*EDITS.values(), CopyAppearanceConfig(("cat",))]
+    prompt = tokenize_prompt(bert_tokenizer(), PROMPT)
+    for edit in every:
+        terms = edit_terms([edit], prompt, prompt)
+        found = [energy(terms, *seen, distance=name) for name in ("l1", "l2")]
+        assert 0.0 < found[1] < found[0]

@@ -116,6 +116,20 @@ def test_swapping_needs_as_many_words(tokens):
         replacement_map(tokens("a cat sits"), tokens("a red cat sits"))
 
 
+@pytest.mark.parametrize("tokenizer", [clip_tokenizer, bert_tokenizer])
+def test_a_word_whose_source_is_cut_off_is_refused_and_one_that_is_cut_itself_is_not(tokenizer):
+    """Five tokens are read, of them three words of one token each."""
+    long, short = (tokenize_prompt(tokenizer(5), x) for x in ("a crocodile cat", "a red cat"))
+    assert long.tokens_of == ((1,), (2, 3), ())
+    with pytest.raises(StudioError, match=r"'cat' of the prompt 'a red cat' takes the place of"):
+        replacement_map(long, short)
+    mapping = replacement_map(short, long)
+    torch.testing.assert_close(mapping[2, 2:4], torch.tensor([0.5, 0.5]))
+    assert (mapping.sum(dim=0) > 0).all()
+    _, shares = refinement_map(long, short)
+    assert not shares[3], "refine lets it keep attention of its own"
+
+
 def test_inserted_words_are_new_and_the_others_keep_their_maps(tokens):
     positions, alphas = refinement_map(tokens("a cat sits"), tokens("a red zqx cat sits"))
     assert alphas[:9].tolist() == [1, 1, 0, 0, 0, 0, 1, 1, 1]

@@ -97,6 +97,27 @@ def test_descent_edits_only_what_the_prompts_tell_apart(prior):
     assert not torch.equal(edited, source.latents)
 
 
+@pytest.mark.parametrize("size", [(64, 64), (16, 16), (8, 6)])
+def test_steps_on_each_latent_are_those_published_for_512_pixels_whatever_the_size(size):
+    assert DeltaDenoisingConfig().step_size(size) == 0.1 * 2000.0 / (64 * 64)
+    assert DeltaDenoisingConfig(learning_rate=200.0).step_size((64, 64)) == 200.0 / 64**2
+    by_rule = DeltaDenoisingConfig(learning_rate=12.0).step_size(size)
+    assert by_rule == 12.0 / (size[0] * size[1])
+
+
+def test_one_update_is_a_step_down_the_gradient(prior):
+    source, target = branch(prior, "a duck"), branch(prior, "a red duck")
+    moved = {}
+    for rate in (None, 48.0):  # of 8 x 6 latents, the latter takes steps of 1 g
+        config = DeltaDenoisingConfig(updates=1, learning_rate=rate)
+        generator = torch.Generator().manual_seed(4)
+        edited = edit_latents(prior, target, source, generator=generator, config=config)
+        moved[rate] = edited - source.latents
+    expected = 200.0 / 64**2 * moved[48.0]
+    assert expected.abs().max() > 1e-4
+    torch.testing.assert_close(moved[None], expected, atol=1e-6, rtol=1e-3)
+
+
 def test_latents_of_two_sizes_are_refused(prior):
     wide = replace(branch(prior, "a duck"), latents=torch.zeros(2, 4, 8, 8))
     with pytest.raises(ShapeError, match="expected one and the same"):

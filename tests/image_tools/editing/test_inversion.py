@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from image_tools.editing.editing_configs import (
     PromptToPromptConfig,
 )
 from image_tools.editing.inversion import (
+    Inversion,
     InvertedPrior,
     inverse_ddim_step,
     invert_latents,
@@ -135,6 +137,81 @@ def test_null_text_follows_the_path_more_closely(prior):
     tokens = [text.tokens for text in inversion.unconditions]
     assert len(tokens) == 4
     assert not any(torch.equal(one, uncond.tokens) for one in tokens)
+
+
+class CountedAdam(torch.optim.Adam):
+    """Adam that keeps what it was made with and how often it stepped."""
+
+    made: ClassVar[list[CountedAdam]] = []
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr=lr)
+        self.rate, self.updates = lr, 0
+        self.made.append(self)
+
+    def step(self):
+        self.updates += 1
+        super().step()
+
+
+@pytest.fixture
+def optimizers(monkeypatch):
+    monkeypatch.setattr(CountedAdam, "made", [])
+    monkeypatch.setattr(torch.optim, "Adam", CountedAdam)
+    return CountedAdam.made
+
+
+@pytest.mark.parametrize(
+    ("tolerance", "growth", "updates"),
+    [
+        (-1.0, 0.0, [3, 3, 3, 3]),  # no error is below 0
+        (1e6, 0.0, [1, 1, 1, 1]),  # the error is looked at before an update and acts after it
+        (-1.0, 4e6, [3, 1, 1, 1]),  # grows by the share of the steps that are done
+        (-1e6, 3e6, [3, 3, 1, 1]),
+    ],
+)
+def test_rates_fall_to_half_and_a_step_ends_early_by_its_own_tolerance(
+    tiny_pipelines, optimizers, tolerance, growth, updates
+):
+    prior = load_folder(tiny_pipelines["sd1"], torch.device("cpu"))
+    cond, uncond = texts(prior)
+    path = invert_latents(prior, clean(), cond, steps=4)
+    config = NullTextConfig(
+        steps=4, inner_steps=3, tolerance=tolerance, tolerance_growth=growth, learning_rate=0.02
+    )
+    null_text_inversion(prior, path, cond, uncond, config)
+    assert [one.rate for one in optimizers] == pytest.approx([0.02, 0.0175, 0.015, 0.0125])
+    assert [one.updates for one in optimizers] == updates
+
+
+def test_defaults_at_50_steps_are_the_published_ones():
+    """Rates 1e-2 (1 - i / 100), until the error is below 1e-5 + 2e-5 i, for step i."""
+    config = NullTextConfig()
+    assert (config.steps, config.inner_steps, config.learning_rate) == (50, 10, 1e-2)
+    assert (config.tolerance, config.tolerance_growth / config.steps) == (1e-5, 2e-5)
+
+
+def test_tokens_that_a_tool_around_it_appended_stay_behind_the_learned_ones(prior):
+    """The denoiser is told the learned text and them, not the negative prompt."""
+    cond, uncond = texts(prior)
+    learned = prior.encode_negative(["a red mushroom"])
+    steps = ddim_steps(prior, 3)
+    found = Inversion(clean(), (learned,) * 3, tuple(step.t for step in steps))
+    extra = torch.randn(1, 2, cond.tokens.shape[2], generator=torch.Generator().manual_seed(3))
+
+    def longer(text):
+        return replace(text, tokens=torch.cat([text.tokens, extra], dim=1))
+
+    t = torch.tensor([found.timesteps[1]])
+    with torch.no_grad():
+        given = InvertedPrior(prior, found).guided_noise(
+            clean(), t, longer(cond), longer(uncond), 5.0
+        )
+        wanted = prior.guided_noise(clean(), t, longer(cond), longer(learned), 5.0)
+        assert torch.equal(given, wanted)
+        lengthened = replace(found, unconditions=(longer(learned),) * 3)
+        with pytest.raises(ShapeError, match=r"The negative prompt has .* the inversion"):
+            InvertedPrior(prior, lengthened).guided_noise(clean(), t, cond, uncond, 5.0)
 
 
 def test_nothing_is_learned_where_the_tolerance_is_met_and_guidance_is_off(prior):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -12,6 +15,7 @@ from image_tools.editing.editing_configs import (
     EditedPromptConfig,
     LocalBlendConfig,
     PromptToPromptConfig,
+    WordWeightConfig,
 )
 from image_tools.editing.local_blend import WordMapRecorder, blend_latents, word_masks
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
@@ -51,15 +55,62 @@ def test_masks_are_pooled_enlarged_and_cut_at_a_share_of_their_maximum():
     assert word_masks(maps, (8, 6), threshold=0.3, pool=1)[1, 0].sum() == 4 - 1 - 1
 
 
-def test_edits_get_their_own_and_the_source_s_places():
+def test_edits_keep_latents_inside_of_their_masks_alone():
     latents = torch.arange(3.0).reshape(3, 1, 1, 1, 1).expand(3, 1, 2, 1, 4)
-    masks = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]], dtype=torch.bool)
+    masks = torch.tensor([[1, 0, 0, 0], [0, 1, 0, 0], [1, 0, 1, 0]], dtype=torch.bool)
     found = blend_latents(latents, masks[:, None, None])
     assert found[0].eq(0).all()
-    assert found[1, 0, 0, 0].tolist() == [1, 1, 0, 0]
+    assert found[1, 0, 0, 0].tolist() == [0, 1, 0, 0]
     assert found[2, 0, 1, 0].tolist() == [2, 0, 2, 0]
     with pytest.raises(ShapeError, match="masks have shape"):
         blend_latents(latents, masks[:, None])
+
+
+def test_edits_may_act_where_both_prompts_words_are_less_where_either_s_words_to_keep_are(plain):
+    """All cases of two places: (M_source or M_edit) and not (S_source or S_edit)."""
+    config = blend(keep_words=(("red",), ("red",)), threshold=0.5, keep_threshold=0.5)
+    prior = PromptToPromptPrior(
+        plain, PromptToPromptConfig("a red duck", (EDIT,), config, steps=STEPS)
+    )
+    table = list(itertools.product([False, True], repeat=4))
+    # Places are 4 columns apart: the words' maps are widened by one on each side.
+    seen = torch.zeros(4, 1, 4 * len(table))
+    seen[:, 0, ::4] = torch.tensor(table).T.float()
+    for recorder, maps in zip(prior.blend.operations, seen.split(2), strict=True):
+        recorder.maps[0, 0] = maps[:, None]
+    size = tuple(seen.shape[1:])
+    found = prior.blend.masks(0, size)[:, 0, 0, ::4]
+    wanted = [(m_0 or m_p) and not (s_0 or s_p) for m_0, m_p, s_0, s_p in table]
+    assert found[1].tolist() == wanted
+    latents = torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, *size)
+    blended = prior.blend(0, latents)[:, 0, 0, ::4]
+    assert blended[1].bool().tolist() == wanted
+    assert not blended[0].any()
+
+
+def test_recorded_maps_are_those_after_the_edit_of_attention(plain):
+    """The edit's word takes over its source's map, times its weight."""
+    edit = EditedPromptConfig(
+        "a red mushroom",
+        align="replace",
+        cross_steps=(0.0, 1.0),
+        word_weights=(WordWeightConfig("mushroom", 3.0),),
+    )
+    found = {}
+    for name, shares in (("edited", (0.0, 1.0)), ("own", (0.0, 0.0))):
+        wanted = replace(edit, cross_steps=shares)
+        prior = PromptToPromptPrior(
+            plain, PromptToPromptConfig("a red duck", (wanted,), blend(), steps=STEPS)
+        )
+        latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor([prior.clock.timesteps[0]] * 2)
+        with torch.no_grad():
+            prior.predict_noise(latents, t, prior.encode_prompt(prior.prompts))
+        found[name] = prior.blend.operations[0].sum_until(0)
+    source, edited = found["edited"]
+    torch.testing.assert_close(edited, 3.0 * source)
+    torch.testing.assert_close(found["own"][0], source)
+    assert (found["own"][1] - edited).abs().max() > 1e-3
 
 
 def test_recorded_maps_are_means_over_heads_of_sums_over_words():

@@ -12,10 +12,13 @@ from image_tools.diffusion.attention import (
     AttentionCall,
     AttentionHub,
     AttentionLayer,
+    AttentionOperation,
     BatchLayout,
+    attention_operations,
 )
-from image_tools.diffusion.conditions import as_condition
+from image_tools.diffusion.conditions import Condition, as_condition
 from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.align import (
@@ -26,6 +29,7 @@ from image_tools.editing.align import (
 )
 from image_tools.editing.editing_configs import (
     EditedPromptConfig,
+    LocalBlendConfig,
     PromptToPromptConfig,
     WordStepsConfig,
     WordWeightConfig,
@@ -74,6 +78,39 @@ def edited(plain, wanted, *, seeds=(0,)):
 
 def call(layer, step, roles=ROLES):
     return AttentionCall(layer, BatchLayout(roles=roles, step=step), (4, 3))
+
+
+class SeenPrior(WrappedPrior):
+    """A prior that keeps the attention probabilities of each layer, after the edits around it."""
+
+    def __init__(self, plain):
+        super().__init__(plain)
+        self.seen: dict[str, torch.Tensor] = {}
+
+    def guided_noise(self, *given, **settings):
+        with attention_operations(self.unet, [Keeper(self.seen)]):
+            return self.plain.guided_noise(*given, **settings)
+
+
+class Keeper(AttentionOperation):
+    def __init__(self, seen):
+        self.seen = seen
+
+    def needs_probabilities(self, call):
+        return True
+
+    def probabilities(self, call, probabilities):
+        self.seen[call.layer.name] = probabilities
+        return probabilities
+
+
+@torch.no_grad()
+def noise_of(prior, *, scale, target=TARGET, seed=2):
+    """Predictions for a source and an edit that begin with different latents."""
+    latents = [torch.randn(1, 4, 8, 8, generator=generators((s,))[0]) for s in (1, seed)]
+    t = torch.tensor([751, 751])
+    cond, uncond = prior.encode_prompt([SOURCE, target]), prior.encode_negative([""])
+    return prior.guided_noise(torch.cat(latents), t, cond, uncond.expand(2), scale)
 
 
 def tokens(text):
@@ -145,6 +182,18 @@ def test_self_attention_is_the_source_s_in_early_steps_and_small_layers():
     assert not attention.applies_to(call(OWN, None))
 
 
+def test_self_attention_counts_steps_and_attention_to_text_one_more():
+    """0.8 of 4 steps is 3, of one more 4, as published."""
+    wanted = edit(cross=(0.0, 0.8), own=(0.0, 0.8), word_steps=(WordStepsConfig("red", 0.0, 0.6),))
+    attention = sharing("a red cat", "a red duck", replace(wanted, prompt="a red duck"))
+    found = {x: [attention.applies_to(call(x, step)) for step in range(4)] for x in (OWN, CROSS)}
+    assert found[OWN] == [True, True, True, False]
+    assert found[CROSS] == [True, True, True, True]
+    (shared,) = attention.edits
+    assert shared.gate[:, 2].tolist() == [1, 1, 1, 0]
+    assert shared.gate[:, 3].tolist() == [1, 1, 1, 1]
+
+
 def test_tokens_that_an_adapter_appended_are_left_alone():
     given = maps(m=28)
     attention = sharing("a cat", "a duck", edit(align="replace"))
@@ -182,16 +231,73 @@ def test_gradients_of_a_layer_in_the_hub_are_those_of_finite_differences():
     assert source > 0, "the words in common have the source's"
 
 
-def test_equal_prompts_give_equal_images(plain):
+def test_equal_prompts_give_equal_images_until_a_word_of_the_edit_weighs_more(plain):
     images = edited(plain, config(edit(SOURCE)), seeds=(0, 1))
     assert images.shape[:2] == (2, 2)
     torch.testing.assert_close(images[1], images[0], atol=1e-4, rtol=0)
+    louder = edit(SOURCE, word_weights=(WordWeightConfig("duck", 5.0),))
+    weighed = edited(plain, config(louder), seeds=(0, 1))
+    torch.testing.assert_close(weighed[0], images[0], atol=1e-4, rtol=0)
+    assert (weighed[1] - images[1]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_where_all_is_shared_the_edit_attends_as_its_source_and_no_other_row_does(plain, scale):
+    """Other latents and another word: without sharing, no layer attends alike."""
+    inside, seen = SeenPrior(plain), {}
+    for name, steps in (("shared", ALWAYS), ("apart", NEVER)):
+        prior = PromptToPromptPrior(inside, config(edit(cross=steps, own=steps, align="replace")))
+        noise_of(prior, scale=scale)
+        seen[name] = dict(inside.seen)
+    assert len(seen["shared"]) == len(AttentionHub(plain.unet).layers)
+    for name, maps in seen["shared"].items():
+        *unconditional, source, edited = maps  # by rows
+        is_cross = name.endswith("attn2")
+        wanted = source @ prior.edits[0].mapping if is_cross else source
+        torch.testing.assert_close(edited, wanted)
+        assert (seen["apart"][name][-1] - wanted).abs().max() > 1e-4, name
+        if unconditional:
+            assert not torch.equal(*unconditional), name
+
+
+@pytest.mark.parametrize("scale", [1.0, 5.0])
+def test_the_source_row_is_bit_for_bit_what_it_is_without_edits(plain, scale):
+    """With guidance and without. Both compute probabilities, as fused attention rounds apart."""
+    alone = noise_of(SeenPrior(plain), scale=scale)
+    wanted = config(edit(word_weights=(WordWeightConfig("mushroom", 3.0),)))
+    found = noise_of(PromptToPromptPrior(SeenPrior(plain), wanted), scale=scale)
+    assert torch.equal(found[0], alone[0])
+    assert (found[1] - alone[1]).abs().max() > 1e-4
+    other = config(edit("a duck"))
+    again = noise_of(
+        PromptToPromptPrior(SeenPrior(plain), other), scale=scale, target="a duck", seed=3
+    )
+    assert torch.equal(again[0], alone[0])
 
 
 def test_shared_never_is_independent_sampling_bit_for_bit(plain):
     images = edited(plain, config(edit(cross=NEVER, own=NEVER)))
     alone = sample_images(plain, [SOURCE, TARGET], generators=generators((0, 0)), config=SAMPLER)
     assert torch.equal(images[:, 0], alone)
+
+
+def test_roles_are_named_only_where_something_acts(plain):
+    told = Condition(plain.encode_prompt([SOURCE]), roles=("cond",))
+    off = edit(cross=NEVER, own=NEVER)
+    late, never = (
+        replace(off, word_steps=(WordStepsConfig("mushroom", share, 1.0),)) for share in (0.6, 0.9)
+    )
+    for wanted in (off, never):
+        assert PromptToPromptPrior(plain, config(wanted)).modify(told, 3, is_cond=True) is told
+    everywhere = torch.ones(8, 8, dtype=torch.bool)
+    blend = LocalBlendConfig((("duck",), ("mushroom",)), level=0)
+    for prior in (
+        PromptToPromptPrior(plain, config(late)),
+        PromptToPromptPrior(plain, config(edit(cross=NEVER, own=(0.0, 0.3)))),
+        PromptToPromptPrior(plain, config(off), mask=everywhere),
+        PromptToPromptPrior(plain, config(off, blend=blend)),
+    ):
+        assert prior.modify(told, 2, is_cond=True).roles == ("cond:0", "cond:1")
 
 
 def test_the_source_image_does_not_depend_on_its_edits_and_the_edit_does_on_it(plain):
