@@ -129,8 +129,17 @@ def _from_cache(
     except (LocalEntryNotFoundError, HFValidationError):
         return None, f"{place} (not there)"
     folder = Path(path)
-    is_complete = (folder / "model_index.json").is_file() and any(folder.glob("unet/*.safe*"))
-    return (folder, place) if is_complete else (None, f"{place} (incomplete)")
+    found = (path for pattern in _weight_patterns("unet", variant) for path in folder.glob(pattern))
+    if (folder / "model_index.json").is_file() and any(found):
+        return folder, place
+    return None, f"{place} ({f'no variant {variant}' if variant else 'incomplete'})"
+
+
+def _weight_patterns(part: str, variant: str | None) -> list[str]:
+    """Names that a part's weights may have: one file, or several, of old and new numbering."""
+    middle = f".{variant}" if variant else ""
+    ends = (middle, f"{middle}-*-of-*", f"-*-of-*{middle}")
+    return [f"{part}/{stem}{end}.safetensors" for stem in WEIGHT_STEMS for end in ends]
 
 
 def _from_hub(
@@ -140,14 +149,12 @@ def _from_hub(
 
     if not hub_allowed():
         return None, "the hub (not asked: HF_HUB_OFFLINE is set)"
-    names = [f"{stem}.{variant}" if variant else stem for stem in WEIGHT_STEMS]
-    weights = [f"*/{n}{end}" for n in names for end in (".safetensors", "-*-of-*.safetensors")]
     try:
         path = snapshot_download(
             model,
             revision=revision,
             cache_dir=cache_dir,
-            allow_patterns=[*HUB_SETTINGS, *weights],
+            allow_patterns=[*HUB_SETTINGS, *_weight_patterns("*", variant)],
             ignore_patterns=list(HUB_IGNORED),
         )
     # The hub client raises a dozen unrelated types for "not there" and "not reachable".

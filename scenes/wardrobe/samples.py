@@ -142,11 +142,6 @@ class Pairs:
         """
         return self._places(self.worn, self.wardrobe.garment)
 
-    @property
-    def correspondence_other(self) -> Float[Tensor, "b h w 2"]:
-        """The same of the second garment."""
-        return self._places(self.worn_other, self.wardrobe.other)
-
     def _places(self, buffers: Buffers, garments: Garments) -> Tensor:
         shown = _shows(buffers, self.wardrobe.target) & buffers.is_front
         row = torch.arange(len(shown), device=shown.device)[:, None, None].expand_as(shown)

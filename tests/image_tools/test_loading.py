@@ -61,6 +61,16 @@ def test_hugging_face_cache_is_used_without_a_network(sd1, tmp_path):
     shutil.copytree(sd1, repository / "snapshots" / "abc123")
     found = find_model_folder("someone/tiny", role="prior", cache_dir=tmp_path / "cache")
     assert found == repository / "snapshots" / "abc123"
+    with pytest.raises(WeightsMissing, match="no variant fp16"):
+        find_model_folder(
+            "someone/tiny", role="prior", cache_dir=tmp_path / "cache", variant="fp16"
+        )
+    for name in ("model.fp16-00001-of-00002", "diffusion_pytorch_model-00001-of-00002.fp16"):
+        (found / UNET).with_name(f"{name}.safetensors").write_bytes(b"")
+        assert found == find_model_folder(
+            "someone/tiny", role="prior", cache_dir=tmp_path / "cache", variant="fp16"
+        )
+        (found / UNET).with_name(f"{name}.safetensors").unlink()
     (found / UNET).unlink()
     with pytest.raises(WeightsMissing, match="incomplete"):
         find_model_folder("someone/tiny", role="prior", cache_dir=tmp_path / "cache")
