@@ -55,8 +55,12 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[test]'
 	@touch $@
 
+# The prompt goes through the environment, as it was typed: pasted into the recipe, its quotes,
+# dollars and backticks would be read by make and by the shell.
+unexport PROMPT
+demo: export DEMO_PROMPT = $(value PROMPT)
 demo: $(STAMP) ## Make a 3D asset with the shipped models; PROMPT="a blue duck" changes it.
-	$(BIN)/studio run demo $(if $(PROMPT),--prompt "$(PROMPT)") $(ARGS)
+	$(BIN)/studio run demo $(if $(value PROMPT),--prompt "$$DEMO_PROMPT") $(ARGS)
 
 test: $(STAMP) ## Run the tests, without the slow and the GPU ones.
 	$(TEST_ENV) $(BIN)/python -m pytest -n $(WORKERS) $(ARGS)

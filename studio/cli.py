@@ -1,13 +1,11 @@
 """The `studio` command: verbs, their options, and exit codes. Bodies are in ``studio.commands``.
 
 Nothing heavy is imported before a verb needs it. Results go to stdout, everything else to stderr;
-an error is one clear line and one exit code (see ``studio.errors``).
+an error is one clear line and one exit code (see ``studio.errors`` and ``studio.usage``).
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,15 +13,17 @@ from typing import Annotated
 
 import typer
 
-from studio.errors import StudioError
 from studio.lora_cli import lora_app
+from studio.options import Device, Json, RunArgument, RunsArgument, What
+from studio.usage import START, VerbGroup, print_version, run_app
 
 __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="studio",
+    cls=VerbGroup,
     help="Text in, 3D asset out.",
-    epilog='Start with: studio run "a small blue teapot"',
+    epilog=START,
     add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -31,11 +31,15 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-Device = Annotated[
-    str | None, typer.Option(help="auto, cpu, cuda, cuda:1 or mps.", show_default=False)
-]
-RunArgument = Annotated[Path, typer.Argument(help="Run folder.", show_default=False)]
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """What every verb shares: nothing but the version."""
 
 
 def verb(name: str) -> Callable[[Callable], Callable]:
@@ -76,7 +80,7 @@ def run(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a 3D asset from a prompt or a scene file."""
+    """Make a 3D asset, pictures or a try-on, or learn a subject."""
     from studio.commands import run as command
 
     flags = {"prompt": prompt, "steps": steps, "seed": seed, "device": device}
@@ -119,7 +123,7 @@ def sweep(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="List the runs only.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make a scene with several values of some settings, and compare."""
+    """Make a scene with several values, and compare the results."""
     from studio.batch import BatchConfig
     from studio.commands import sweep as command
 
@@ -139,7 +143,10 @@ def sweep(
 @verb("new")
 def new(
     name: Annotated[
-        str | None, typer.Argument(help="Preset; without it all are listed.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="NAME", help="Preset; without it all are listed.", show_default=False
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -152,7 +159,8 @@ def new(
 @verb("explain")
 def explain(
     key: Annotated[
-        str | None, typer.Argument(help="Such as guidance_scale or stages.cameras.")
+        str | None,
+        typer.Argument(metavar="KEY", help="Such as guidance_scale or stages.cameras."),
     ] = None,
     schema: Annotated[
         bool, typer.Option("--schema", help="Print the JSON Schema of scene files.")
@@ -180,9 +188,7 @@ def doctor(
 
 @verb("eval")
 def evaluate(
-    runs: Annotated[
-        list[Path] | None, typer.Argument(help="Run folders.", show_default=False)
-    ] = None,
+    runs: RunsArgument = None,
     prior: Annotated[
         Path | None, typer.Option(help="Evaluate this prior instead, a diffusers folder.")
     ] = None,
@@ -198,10 +204,10 @@ def evaluate(
 
 @verb("train")
 def train(
-    what: Annotated[
-        str, typer.Argument(help="pocket, pocket-*, judge or image-text.", show_default=False)
-    ],
-    out: Annotated[Path, typer.Option(help="Folder or .safetensors file of the weights.")] = ...,
+    what: What,
+    out: Annotated[
+        Path, typer.Option(help="Folder of the weights; of judge and image-text the file.")
+    ] = ...,
     preset: Annotated[str, typer.Option(help="cpu (hours) or gpu (minutes).")] = "cpu",
     work: Annotated[Path | None, typer.Option(help="Folder of data and checkpoints.")] = None,
     text_source: Annotated[
@@ -353,7 +359,9 @@ def render(
 
 @verb("view")
 def view(
-    path: Annotated[Path, typer.Argument(help="Run folder or GLB file.", show_default=False)],
+    path: Annotated[
+        Path, typer.Argument(metavar="RUN", help="A run folder or GLB file.", show_default=False)
+    ],
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.")] = 7007,
     as_json: Json = False,
 ) -> None:
@@ -365,7 +373,7 @@ def view(
 
 @verb("report")
 def report(
-    paths: Annotated[list[Path], typer.Argument(help="Run folders.", show_default=False)],
+    paths: RunsArgument = ...,
     out: Annotated[Path | None, typer.Option(help="The file.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -380,20 +388,7 @@ app.add_typer(lora_app, name="lora")
 
 def main() -> None:
     """Entry point of the `studio` command."""
-    try:
-        app()
-    except StudioError as error:
-        if "--json" in sys.argv:
-            problem = {"error": type(error).__name__, "message": str(error)}
-            sys.stdout.write(json.dumps({**problem, "exit_code": error.exit_code}) + "\n")
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("error: interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:  # `studio explain | head`
-        sys.stderr.close()
-        sys.exit(0)
+    run_app(app)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,14 @@ from typing import Annotated
 
 import typer
 
+from studio.options import Json
+from studio.usage import VerbGroup
+
 __all__ = ["lora_app"]
 
 lora_app = typer.Typer(
     name="lora",
+    cls=VerbGroup,
     help="Look at, convert, merge and extract LoRA files.",
     no_args_is_help=True,
     rich_markup_mode=None,
@@ -35,12 +39,11 @@ Dtype = Annotated[
     str | None, typer.Option(help="float32, float16 or bfloat16.", show_default=False)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace a file that is there.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @lora_app.command("inspect")
 def inspect(path: FileArgument, as_json: Json = False) -> None:
-    """Say what a file holds: layout, base model, ranks, alphas, strength."""
+    """Say what a file holds: layout, base model, ranks, strength."""
     from studio.commands import lora as command
 
     command.inspect(path, as_json=as_json)

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from studio.config import differences, dump, validate
+from studio.config import Change, differences, dump, validate
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
 from studio.run_folder import RunFolder, slug
 from studio.scene_file import read_yaml
 
-__all__ = ["FREE_ON_RESUME", "changed_keys", "find_run", "is_resumable", "scene_of"]
+__all__ = [
+    "FREE_ON_RESUME",
+    "changed_keys",
+    "changes_of",
+    "find_run",
+    "is_resumable",
+    "scene_of",
+]
 
 FREE_ON_RESUME = ("device", "export", "saving")
 """Keys that may differ when a run goes on: they do not change what is optimised."""
@@ -33,13 +40,18 @@ def scene_of(run: RunFolder) -> SceneConfig:
     return validate(SceneConfig, tree, where=str(run.resolved_path))
 
 
-def changed_keys(before: SceneConfig, after: SceneConfig) -> list[str]:
-    """Keys in which two scenes differ, without those that may differ when a run goes on."""
+def changes_of(before: SceneConfig, after: SceneConfig) -> list[Change]:
+    """What differs between two scenes, without what may differ when a run goes on."""
     return [
-        change.key
+        change
         for change in differences(dump(before), dump(after))
         if change.key.split(".")[0] not in FREE_ON_RESUME
     ]
+
+
+def changed_keys(before: SceneConfig, after: SceneConfig) -> list[str]:
+    """The keys of these changes."""
+    return [change.key for change in changes_of(before, after)]
 
 
 def is_resumable(run: RunFolder) -> bool:

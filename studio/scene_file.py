@@ -13,7 +13,7 @@ from typing import Any, get_origin
 
 import yaml
 
-from studio.config_types import child_type, hints_of, pick_member
+from studio.config_types import child_type, hints_of, members, pick_member
 from studio.errors import ConfigError
 
 __all__ = [
@@ -31,6 +31,11 @@ __all__ = [
 PRESETS = Path(__file__).resolve().parent.parent / "scenes" / "presets"
 POCKET_METHODS = PRESETS / "personalize"
 """Settings of each method of personalization for the pocket prior."""
+SECTIONS = {
+    "subject": ("task dreambooth3d", "dreambooth3d-dco"),
+    "edit": ("scenes that edit a finished run", "pocket-delta-edit"),
+}
+"""What needs a section that other scenes do without, and a preset that has it."""
 MAX_BYTES = 1_000_000  # a scene is a page of text; more is the wrong file
 MAX_BASES = 8
 
@@ -227,6 +232,8 @@ def _find_entry(node: Any, tp: Any, part: str, path: str) -> str | int:
         have = "an empty list" if not node else f"0 to {len(node) - 1}"
         named = f" or a name ({', '.join(map(str, names))})" if any(names) else ""
         raise ConfigError(f"{where}{part}: no such entry - expected an index, {have}{named}.")
+    if node is None and members(tp):
+        raise ConfigError(f"{where}{part}: {_absent(path, part)}")
     if not isinstance(node, dict):
         raise ConfigError(f"{where}{part}: no such key - {path} is a single value, {node!r}.")
     if get_origin(tp) is dict:
@@ -237,3 +244,15 @@ def _find_entry(node: Any, tp: Any, part: str, path: str) -> str | int:
         hint = did_you_mean(part, known) or f" Known keys: {', '.join(known)}."
         raise ConfigError(f"{where}{part}: unknown key.{hint}")
     return part
+
+
+def _absent(path: str, part: str) -> str:
+    """What to do about a key of a section that the scene does without."""
+    if path in SECTIONS:
+        what, preset = SECTIONS[path]
+        return f"this scene has no {path}, which belongs to {what} - begin with preset {preset}."
+    keys = ".".join(name for name in path.split(".") if not name.isdigit())
+    return (
+        f"this scene leaves {path} empty (null) - expected the section as a whole, such as "
+        f"{path}='{{{part}: …}}'. Its keys: studio explain {keys}"
+    )

@@ -1,15 +1,34 @@
-"""Ctrl-C as a wish: a run ends the step it is in, saves, and stops."""
+"""Ctrl-C as a wish: a run ends the step it is in, saves, and stops.
+
+SIGTERM, which job queues and `kill` send, means the same; outside of the steps it ends a run as
+Ctrl-C does there, so that the run is listed and says how to go on.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from studio.progress import say
 
-__all__ = ["StopRequest"]
+__all__ = ["StopRequest", "terminate_as_interrupt"]
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt in the block, if this is the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class StopRequest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 from image_tools.errors import WeightsMissing
@@ -33,7 +34,7 @@ def pocket_folder(folder: Path | None = None) -> Path:
         raise WeightsMissing(
             f"Weights for the pocket prior are missing: no model_index.json in '{folder}'. "
             "Expected the model that ships with this package; install the package again, "
-            "or train one with: studio train pocket."
+            f"or train one with: studio train pocket --out {shlex.quote(str(folder))}"
         )
     return folder
 
@@ -49,7 +50,7 @@ def pocket_mv_folder(folder: Path | None = None) -> Path:
         raise WeightsMissing(
             f"Weights for the pocket_mv prior are missing: no unet/config.json in '{folder}'. "
             "Expected the model that ships with this package; install the package again, "
-            "or train one with: studio train pocket-mv."
+            f"or train one with: studio train pocket-mv --out {shlex.quote(str(folder))}"
         )
     return folder
 
@@ -70,10 +71,11 @@ def adapter_path(name: str, *, role: str) -> Path:
         path = WEIGHTS / name
     if not path.exists():
         place = "" if str(path) == name else f", nor at '{path}'"
-        remedy = f"train it with: studio train {name}" if is_name else "correct the path"
+        training = f"train it with: studio train {name} --out {shlex.quote(str(path))}"
+        remedy = training if is_name else "correct the path."
         raise WeightsMissing(
             f"Weights for the {role} are missing: '{name}' is not there{place}. Expected "
-            f"a file, or a folder in diffusers layout; {remedy}."
+            f"a file, or a folder in diffusers layout; {remedy}"
         )
     return path
 

@@ -15,7 +15,7 @@ from studio.config import Scene, dump_yaml
 from studio.progress import say
 from studio.run_folder import SUBFOLDERS, RunFolder, create_run, storage_errors, write_atomic
 
-__all__ = ["begin_run", "tell_changes"]
+__all__ = ["begin_run", "short", "tell_changes"]
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh")
 
@@ -49,13 +49,13 @@ def begin_run(scene: Scene, out: Path, *, folders: Sequence[str] = SUBFOLDERS) -
 def tell_changes(scene: Scene) -> None:
     """The difference from the preset, one line each, on stderr."""
     for change in scene.changes:
-        say(f"  {change.key}: {_short(change.old)} -> {_short(change.new)}")
+        say(f"  {change.key}: {short(change.old)} -> {short(change.new)}")
 
 
-def _short(value: Any) -> str:
+def short(value: Any, limit: int = 100) -> str:
     """A value on one line."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 100 else text[:99] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _version(package: str) -> str | None:

@@ -7,6 +7,7 @@ what can be said without the truth. A prior is sampled and its gates are printed
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -91,6 +92,9 @@ def _evaluate_runs(paths: list[Path], as_json: bool) -> None:
         sys.stdout.write(json.dumps(rows) + "\n")
         return
     sys.stdout.write(runs_table(results) + "\n" + LEGEND + "\n")
+    for folder, metrics in zip(folders, found, strict=True):
+        if metrics.source == "field" and metrics.kind is not None:
+            sys.stdout.write(_without_asset(folder))
     for metrics in found:
         if metrics.kind is None:
             sys.stdout.write("\n" + _without_truth(metrics) + "\n")
@@ -111,6 +115,15 @@ def evaluate_and_note(run: RunFolder, judge: Judge) -> AssetMetrics:
     if run.report_path.is_file():
         write_report(run)
     return metrics
+
+
+def _without_asset(run: RunFolder) -> str:
+    """Why figures of the shape are absent, and how they are had."""
+    path = shlex.quote(str(run.path))
+    return (
+        f"no iou, no chamfer: {run.path} has no GLB, whose surface they compare; write it with: "
+        f"studio export {path} --format glb\n"
+    )
 
 
 def _without_truth(metrics: AssetMetrics) -> str:
@@ -160,12 +173,12 @@ def _measure_images(
 ) -> tuple[str, dict, str, torch.Tensor]:
     """Fingerprint, figures, table and contact sheet of a text-to-image prior."""
     from image_tools.diffusion.loading import load_folder
-    from studio.evaluation.image_text import IMAGE_TEXT_WEIGHTS, load_image_text
+    from studio.evaluation.image_text import IMAGE_TEXT_WEIGHTS, load_image_text, training_command
     from studio.evaluation.priors import PriorEvalConfig, evaluate_prior
 
     scorer = load_image_text() if IMAGE_TEXT_WEIGHTS.exists() else None
     if scorer is None:
-        say("Names of real objects are not ranked: make the score with studio train image-text.")
+        say(f"Names of real objects are not ranked: make the score with {training_command()}")
     prior = load_folder(path, device)
     config = PriorEvalConfig(samples=samples)
     report = evaluate_prior(prior, judge, config, scorer=scorer, log=say)

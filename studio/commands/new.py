@@ -7,8 +7,8 @@ import re
 import sys
 from itertools import takewhile
 
-from studio.config import load_task
 from studio.errors import ConfigError
+from studio.preset_list import GROUPS
 from studio.scene_file import did_you_mean, preset_names, preset_path
 
 __all__ = ["run"]
@@ -35,14 +35,16 @@ def run(name: str | None, *, as_json: bool = False) -> None:
 
 
 def _list(as_json: bool) -> None:
-    """One line for each preset: its name and the first sentence of the comment at its top."""
-    rows = {name: _about(load_task(name).text) for name in preset_names()}
+    """The presets by what they need; as JSON, the first sentence of the comment in each."""
     if as_json:
+        paths = {name: preset_path(name) for name in preset_names()}
+        rows = {name: _about(path.read_text(encoding="utf-8")) for name, path in paths.items()}
         sys.stdout.write(json.dumps(rows) + "\n")
         return
-    width = max(map(len, rows))
-    for name, about in rows.items():
-        sys.stdout.write(f"{name:<{width}}  {about}\n")
+    width = max(len(name) for group in GROUPS.values() for name in group)
+    for heading, group in GROUPS.items():
+        lines = [f"  {name:<{width}}  {about}\n" for name, about in group.items()]
+        sys.stdout.write(f"{heading}:\n{''.join(lines)}\n")
     sys.stderr.write("Copy one with: studio new NAME > mine.yaml\n")
 
 

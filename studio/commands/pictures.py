@@ -11,6 +11,7 @@ from studio.commands.begin import begin_run, tell_changes
 from studio.config import Scene, dump, dump_yaml
 from studio.errors import StorageError
 from studio.run_folder import RunFolder
+from studio.stop_request import terminate_as_interrupt
 from studio.waiting import settle_waiting
 
 __all__ = ["run"]
@@ -49,7 +50,8 @@ def run(scene: Scene, *, out: Path, dry_run: bool = False, as_json: bool = False
     find_prior_files(config.prior)
     folder = begin_run(scene, out, folders=("images",))
     try:
-        files = make_pictures(config, folder)
+        with terminate_as_interrupt():
+            files = make_pictures(config, folder)
         files["report"] = write_report(folder)
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show

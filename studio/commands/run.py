@@ -13,17 +13,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from studio.commands import personalize, pictures
-from studio.commands.begin import begin_run, tell_changes
+from studio.commands.begin import begin_run, short, tell_changes
 from studio.commands.personalize import is_personalization
-from studio.config import Scene, dump, dump_yaml, load_scene, load_task, split_arguments, validate
+from studio.config import (
+    Change,
+    Scene,
+    dump,
+    dump_yaml,
+    load_scene,
+    load_task,
+    split_arguments,
+    validate,
+)
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
 from studio.errors import ConfigError, Interrupted, StorageError, StudioError
 from studio.progress import format_seconds, logged_to, say
-from studio.resuming import changed_keys
+from studio.resuming import changes_of
 from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 from studio.scene_inputs import check_inputs, check_priors
+from studio.stop_request import terminate_as_interrupt
 from studio.task_configs import task_class
 from studio.waiting import settle_waiting
 
@@ -34,6 +44,10 @@ __all__ = ["run"]
 
 LOGS = ("csv", "tensorboard")
 """What --log accepts."""
+MOST_CHANGES, MOST_LETTERS = 5, 60
+"""How much is told of what differs from a run that should go on."""
+Watcher = Callable[[RunFolder], AbstractContextManager]
+"""Follows a run from its folder while it goes on."""
 
 
 @dataclass(frozen=True)
@@ -87,19 +101,8 @@ def run(
     watchers = _watchers(log, view)  # refuse before anything is made
     settle_waiting()
     prepared = _continue(resume, source, overrides) if resume is not None else _start(given, out)
-    try:
-        with contextlib.ExitStack() as stack:
-            for watcher in watchers:
-                stack.enter_context(watcher(prepared.run))
-            runner = _load(prepared)
-            runner.optimise()
-            say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
-            files = _finish(prepared.run, str(runner.device))
-            if evaluate:
-                _evaluate(prepared.run)
-    finally:
-        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
-            prepared.run.add_to_index()
+    with terminate_as_interrupt():
+        files = _make(prepared, watchers, evaluate=evaluate)
     _print_results(prepared.run, files, as_json)
 
 
@@ -114,7 +117,7 @@ def _refuse_for_pictures(task: str, *, evaluate: bool, log: str, view: bool) -> 
         )
 
 
-def _watchers(log: str, view: bool) -> list[Callable[[RunFolder], AbstractContextManager]]:
+def _watchers(log: str, view: bool) -> list[Watcher]:
     """What follows the run while it goes on, each opened with its folder.
 
     Raises:
@@ -125,7 +128,7 @@ def _watchers(log: str, view: bool) -> list[Callable[[RunFolder], AbstractContex
     wrong = [name for name in names if name not in LOGS]
     if wrong:
         raise ConfigError(f"--log: unknown {wrong[0]!r} - expected some of {', '.join(LOGS)}.")
-    found: list[Callable[[RunFolder], AbstractContextManager]] = []
+    found: list[Watcher] = []
     if "tensorboard" in names:
         from studio.tensorboard_log import TensorboardLog, check_tensorboard
 
@@ -138,14 +141,33 @@ def _watchers(log: str, view: bool) -> list[Callable[[RunFolder], AbstractContex
     return found
 
 
+def _make(prepared: Prepared, watchers: Sequence[Watcher], *, evaluate: bool) -> dict[str, str]:
+    """Everything from the first step to the report; the run is listed however it ends."""
+    try:
+        with contextlib.ExitStack() as stack:
+            for watcher in watchers:
+                stack.enter_context(watcher(prepared.run))
+            runner = _load(prepared)
+            runner.optimise()
+            say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
+            files = _finish(prepared.run, str(runner.device))
+            if evaluate:
+                _evaluate(prepared.run)
+    finally:
+        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
+            prepared.run.add_to_index()
+    return files
+
+
 def _load(prepared: Prepared) -> Runner:
     """The runner with its prior; a run that cannot begin is marked as failed."""
     from studio.runner import Runner
 
     try:
         return Runner(prepared.scene, prepared.run)
-    except StudioError as error:
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+    except (StudioError, KeyboardInterrupt) as error:
+        is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
+        status = "interrupted" if is_stop else "failed"
         with contextlib.suppress(StorageError):
             prepared.run.update_info({"status": status, "error": str(error)})
         raise
@@ -211,25 +233,46 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
     after = validate(SceneConfig, tree, overrides, where="--resume")
     if source is not None:
         after = load_scene(source, overrides).config
-    changed = changed_keys(before, after)
-    if changed:
+    changes = changes_of(before, after)
+    if changes:
         again = ["studio", "run", source or str(run.resolved_path), *overrides]
         raise ConfigError(
-            f"--resume: the run in {run.path} has other values of {', '.join(changed[:5])} - "
-            f"expected the same scene. For a new run use: {shlex.join(again)}"
+            f"--resume: the run in {run.path} has other values: {_told(changes)} - expected the "
+            f"same scene. For a new run use: {shlex.join(again)}"
         )
     return after
+
+
+def _told(changes: Sequence[Change]) -> str:
+    """Such as ``seed is 0, not 4``; of many changes the first ones."""
+    told = [
+        f"{change.key} is {short(change.old, MOST_LETTERS)}, not {short(change.new, MOST_LETTERS)}"
+        for change in changes[:MOST_CHANGES]
+    ]
+    more = len(changes) - len(told)
+    return "; ".join(told) + (f"; and {more} more" if more else "")
 
 
 # --- finishing ------------------------------------------------------------------------------------
 
 
 def _finish(run: RunFolder, device: str) -> dict[str, str]:
-    """Asset, turntable and report of an optimised run; returns the paths, the page to open last."""
+    """Asset, turntable and report of an optimised run; returns the paths, the page to open last.
+
+    Raises:
+        Interrupted: after Ctrl-C; what was optimised is saved.
+    """
     from studio.finish import finish_run
 
-    with logged_to(run.log_path):
-        paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
+    try:
+        with logged_to(run.log_path):
+            paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
+    except KeyboardInterrupt:
+        folder = shlex.quote(str(run.path))
+        raise Interrupted(
+            "Stopped while the asset was written; what was optimised is saved. Write the asset "
+            f"with: studio export {folder} (or asset and report: studio run --resume {folder})"
+        ) from None
     exported = run.read_info().get("export", {}).get("files", {})
     files = {kind: run.asset_dir / name for kind, name in exported.items()}
     for path in run.subject_dir.glob("lora/*.safetensors"):

@@ -16,7 +16,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -266,11 +266,11 @@ def _make(
 
 
 def _result(outcome: Outcome) -> Result:
-    """Its figures; an empty result when it has no run folder."""
+    """Its figures; none when it has no run folder. A killed process left an old word in its own."""
     config = outcome.job.config()
     if outcome.run is None:
         return Result(Path(outcome.job.scene).stem, config.prompt, config.seed, outcome.status)
-    return result_of(outcome.run)
+    return replace(result_of(outcome.run), status=outcome.status)
 
 
 def _waiting(outcomes: Sequence[Outcome]) -> str:

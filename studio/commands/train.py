@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from studio.progress import say
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["WHAT", "run"]
+__all__ = ["WHAT", "check_what", "run"]
 
 CONTROLS = ("depth", "normal", "edge", "seg", "keypoints")
 ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
@@ -72,11 +73,8 @@ def run(
         ConfigError: an argument is wrong.
         WeightsMissing: the text encoder's source is not there.
     """
-    for name, value, allowed in (
-        ("what", what, WHAT),
-        ("--preset", preset, PRESET_NAMES),
-        ("--parts", parts, PARTS),
-    ):
+    check_what(what)
+    for name, value, allowed in (("--preset", preset, PRESET_NAMES), ("--parts", parts, PARTS)):
         if value not in allowed:
             raise ConfigError(f"{name} is {value!r} - expected {' or '.join(allowed)}.")
     if steps is not None and steps < 1:
@@ -114,6 +112,19 @@ def run(
     for name, value in result.items():
         sys.stdout.write(f"{name:<20} {value:.4f}\n")
     sys.stdout.write(f"{'weights':<20} {out}\n")
+
+
+def check_what(what: str) -> str:
+    """The training as given.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    if what not in WHAT:
+        near = difflib.get_close_matches(what, WHAT, n=1)
+        hint = f"did you mean {near[0]}? Expected" if near else "expected"
+        raise ConfigError(f"no such training {what!r} - {hint} one of {', '.join(WHAT)}.")
+    return what
 
 
 def _fast_device(name: str) -> torch.device:

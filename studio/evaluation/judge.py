@@ -12,6 +12,7 @@ judge them. Kinds whose front looks like their back have no front to find: see
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -192,19 +193,19 @@ def load_judge(path: Path = JUDGE_WEIGHTS, device: torch.device | str = "cpu") -
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    net = JudgeNet()
+    net, again = JudgeNet(), f"studio train judge --out {shlex.quote(str(path))}"
     try:
         tensors = {name: tensor.float() for name, tensor in load_file(path).items()}
         missing, unexpected = net.load_state_dict(tensors, strict=False)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise WeightsMissing(
             f"The judge's weights cannot be read: '{path}' ({str(error).splitlines()[0]}). "
-            "Expected the shipped file; make it again with: studio train judge"
+            f"Expected the shipped file; make it again with: {again}"
         ) from error
     missing = [name for name in missing if not name.endswith("num_batches_tracked")]
     if missing or unexpected:
         raise WeightsMissing(
             f"'{path}' holds another network: {len(missing)} tensors missing, {len(unexpected)} "
-            "unknown. Expected judge weights; make them again with: studio train judge"
+            f"unknown. Expected judge weights; make them again with: {again}"
         )
     return Judge(net.to(device))

@@ -88,7 +88,7 @@ def _make(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
     drawn = _draw_all(draw, config, run)
     files["images"], files["results"] = run.images_dir, run.path / "results.json"
     with storage_errors(run.path, "write"):
-        results = {"task": config.task, "prompt": config.prompt, "pictures": _rows(drawn, config)}
+        results = {"task": config.task, "prompt": config.prompt, "pictures": _rows(drawn)}
         write_atomic(files["results"], json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     if config.word_maps:
         files["word_maps"] = run.path / "word_maps.png"
@@ -131,7 +131,7 @@ def _file(picture: Picture, seed: int) -> str:
     return f"images/{stem}.png"
 
 
-def _rows(drawn: dict[int, list[Picture]], config: ImageTaskConfig) -> list[dict[str, Any]]:
+def _rows(drawn: dict[int, list[Picture]]) -> list[dict[str, Any]]:
     """What `results.json` says of each picture."""
     return [
         {

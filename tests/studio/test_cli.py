@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from studio.cli import main
 from studio.commands import explain
 from studio.config import load_scene
 from studio.configs import SceneConfig
@@ -70,6 +71,27 @@ def test_new_prints_a_scene_that_loads(tmp_path):
     assert not any("studio run" in about for about in listed.values())
 
 
+def test_new_lists_every_preset_in_its_group_on_a_line_that_fits():
+    lines = studio("new").stdout.splitlines()
+    names = [line.split()[0] for line in lines if line.startswith("  ")]
+    assert sorted(names) == preset_names()
+    assert max(map(len, lines)) <= 100
+    headings = [line for line in lines if line.endswith(":")]
+    assert len(headings) == 5
+    assert any("run as installed" in line for line in headings)
+    assert any("weights of your own" in line for line in headings)
+    assert any("Forms to fill in" in line for line in headings)
+
+
+@pytest.mark.parametrize("verb", ["--help", "new"])
+def test_what_a_newcomer_asks_first_reads_no_scene(verb):
+    """Reading all presets would take longer than everything else that is printed first."""
+    done = studio(verb, flags=("-X", "importtime"))
+    imported = set(re.findall(r"\|\s+([\w.]+)$", done.stderr, flags=re.MULTILINE))
+    assert "studio.cli" in imported
+    assert not imported & {"studio.config", "studio.configs"}
+
+
 def test_dry_run_prints_the_resolved_scene_and_the_changes():
     done = studio("run", "a blue cup", "stages.0.steps=7", "--seed", "3", "--dry-run")
     tree = yaml.safe_load(done.stdout)
@@ -88,9 +110,66 @@ def test_errors_go_to_stderr_and_as_json_to_stdout():
     assert (problem["error"], problem["exit_code"], done.returncode) == ("ConfigError", 2, 2)
 
 
-def test_wrong_option_and_wrong_verb_exit_with_2():
-    assert studio("run", "--stepz", "3").returncode == 2
-    assert studio("runn").returncode == 2
+START = 'Start with: studio run "a small blue teapot"'
+ALL_VERBS = "run, sweep, new, explain, doctor, eval, train, personalize, export, render, view"
+WRONG = {
+    ("foo",): f"no such command 'foo' - expected one of {ALL_VERBS}, report, lora. {START}",
+    ("exprot", "x"): f"no such command 'exprot' - did you mean studio export? {START}",
+    ("demoo", "seed=3"): "no such command 'demoo' - did you mean studio run demo seed=3?",
+    ("demo",): "no such command 'demo' - did you mean studio run demo?",
+    (
+        "my scene.yaml",
+    ): "no such command 'my scene.yaml' - did you mean studio run 'my scene.yaml'?",
+    ("a red mushroom", "--seed", "3"): (
+        "no such command 'a red mushroom' - did you mean studio run \"a red mushroom\" --seed 3?"
+    ),
+    ("a $5 coin",): "no such command 'a $5 coin' - did you mean studio run 'a $5 coin'?",
+    ("lora", "insect"): (
+        "no such command 'insect' - did you mean studio lora inspect? See: studio lora --help"
+    ),
+    ("run", "--stepz", "3"): (
+        "studio run: no such option --stepz - did you mean --steps? See: studio run --help"
+    ),
+    ("run", "--out"): "studio run: option '--out' requires an argument. See: studio run --help",
+    ("export",): "studio export: RUN is missing - expected a run folder. See: studio export --help",
+    ("train", "judge"): (
+        "studio train: --out is missing - expected folder of the weights; of judge and image-text "
+        "the file. See: studio train --help"
+    ),
+    ("train", "pockt"): (
+        "no such training 'pockt' - did you mean pocket? Expected one of pocket, pocket-mv, judge, "
+        "image-text, pocket-ip2p, pocket-uni, pocket-control-depth, pocket-control-normal, "
+        "pocket-control-edge, pocket-control-seg, pocket-control-keypoints."
+    ),
+}
+
+
+@pytest.mark.parametrize(("words", "message"), WRONG.items(), ids=" ".join)
+def test_a_wrong_command_line_is_one_line_that_says_what_to_do(words, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["studio", *words])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert (stop.value.code, capsys.readouterr().err) == (2, f"error: {message}\n")
+
+
+def test_a_wrong_command_line_is_told_as_json_too(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["studio", "run", "--stepz", "--json"])
+    with pytest.raises(SystemExit):
+        main()
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"], told["exit_code"]) == ("ConfigError", 2)
+
+
+def test_the_version_is_told():
+    assert re.fullmatch(r"studio \d+\.\d+\S*\n", studio("--version").stdout)
+
+
+@pytest.mark.parametrize("group", [(), ("lora",)], ids=["studio", "studio lora"])
+def test_no_first_sentence_in_help_is_cut(group):
+    done = studio(*group, "--help")
+    assert done.stdout.startswith(f"Usage: {' '.join(['studio', *group])} ")
+    assert "..." not in done.stdout.split("Commands:")[1]
+    assert studio(*group).stderr == done.stdout  # without a verb
 
 
 def test_every_key_is_explained():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,45 @@ def test_last_line_is_the_file_to_open(finished, monkeypatch):
     lines = studio(monkeypatch, "run", "--resume", result["run"]).strip().splitlines()
     assert lines[0].split()[1] == result["run"]
     assert Path(lines[-1].split()[1]).is_file()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_a_signal_while_the_asset_is_written_lists_the_run_and_says_how_to_go_on(
+    number, tiny_scene, tmp_path, monkeypatch, capsys
+):
+    """The scheduler's SIGTERM ends a run like Ctrl-C; what was optimised stays usable."""
+
+    def stopped(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(5)  # the signal ends this
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr("studio.finish.finish_run", stopped)
+    words = ["studio", "run", str(tiny_scene), "steps=2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    (run,) = tmp_path.glob("*/*/run.json")
+    assert f"studio export {run.parent}" in capsys.readouterr().err.splitlines()[-1]
+    assert json.loads(run.read_text(encoding="utf-8"))["status"] == "optimised"
+    (line,) = (tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["status"] == "optimised"
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_signal_before_the_first_step_marks_the_run_as_interrupted(
+    tiny_scene, tmp_path, monkeypatch, capsys
+):
+    def stopped(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr("studio.runner.Runner", stopped)
+    monkeypatch.setattr(sys, "argv", ["studio", "run", str(tiny_scene), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 130
+    assert capsys.readouterr().err.endswith("error: interrupted\n")
+    (line,) = (tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["status"] == "interrupted"

@@ -141,7 +141,9 @@ def test_eval_of_a_prior_wants_samples(tiny_prior, tmp_path):
         command.run(prior=tiny_prior, samples=0, out=tmp_path)
 
 
-def test_a_run_without_an_asset_is_judged_by_its_field(tiny_scene, tmp_path):
+def test_a_run_without_an_asset_is_judged_by_its_field_and_the_table_says_so(
+    tiny_scene, tmp_path, capsys
+):
     scene, run = start(tiny_scene, tmp_path, "stages.0.steps=2")
     Runner(scene, run).optimise()
     metrics = evaluate_run(run, load_judge())
@@ -149,3 +151,7 @@ def test_a_run_without_an_asset_is_judged_by_its_field(tiny_scene, tmp_path):
     assert sum(metrics.seen_kinds.values()) == 8
     assert 0.0 <= metrics.kind_accuracy <= 1.0
     assert (metrics.silhouette_iou, metrics.chamfer) == (None, None)
+    command.run([run.path])
+    printed = capsys.readouterr().out
+    assert printed.count("no iou, no chamfer") == 1
+    assert f"studio export {run.path} --format glb\n" in printed

@@ -58,6 +58,20 @@ def test_a_failed_run_counts_as_wrong_and_a_missing_metric_not_at_all():
     assert estimate([failed("a", "y")], "chamfer") is None
 
 
+@pytest.mark.parametrize("status", ["waiting", "interrupted", "running", "optimised", "done"])
+def test_a_run_that_had_no_turn_or_was_not_measured_counts_nowhere(status):
+    absent = Result("a", "y", 0, status)
+    assert estimate([absent], "kind_accuracy") is None
+    results = [result("a", "x", kind_accuracy=1.0), absent]
+    assert estimate(results, "kind_accuracy").value == 1.0
+    row = runs_table(results).splitlines()[2]
+    assert "0.000" not in row
+    assert row.split()[1:10] == ["-"] * 9
+    page = comparison_markdown(results, is_red)
+    assert "failed)" not in page
+    assert "| y | – |" in page
+
+
 def test_differences_are_paired_over_prompts():
     """A constant gain is exact, however much the prompts differ among themselves."""
     results = [result("a", f"p{k}", chamfer=0.1 * k) for k in range(6)]

@@ -110,8 +110,9 @@ def test_images_of_another_layout_are_refused(judge):
 
 
 def test_missing_and_foreign_weights_are_one_clear_error(tmp_path: Path):
-    with pytest.raises(WeightsMissing, match="studio train judge"):
-        load_judge(tmp_path / "none.safetensors")
+    absent = tmp_path / "none.safetensors"
+    with pytest.raises(WeightsMissing, match=f"studio train judge --out {absent}$"):
+        load_judge(absent)
     (tmp_path / "text.safetensors").write_text("no tensors")
     with pytest.raises(WeightsMissing, match="cannot be read"):
         load_judge(tmp_path / "text.safetensors")

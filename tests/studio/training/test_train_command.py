@@ -14,11 +14,14 @@ from studio.errors import ConfigError, WeightsMissing
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"what": "jury"}, "what is 'jury' - expected pocket or pocket-mv or judge"),
+        ({"what": "jury"}, "no such training 'jury' - expected one of pocket, pocket-mv, judge"),
         ({"what": "judge", "preset": "tpu"}, "--preset is 'tpu' - expected cpu or gpu"),
         ({"what": "judge", "steps": 0}, "--steps is 0 - expected at least 1"),
         ({"what": "judge"}, "--out is out - expected a file"),
-        ({"what": "pocket-control"}, "or pocket-control-depth or pocket-control-normal"),
+        (
+            {"what": "pocket-control"},
+            "did you mean pocket-control-seg.* pocket-control-depth, pocket-",
+        ),
         ({"what": "image-text"}, "--out is out - expected a file"),
         (
             {"what": "judge", "objects_share": 0.5},
