@@ -16,7 +16,7 @@ from benchmarks.personalization.tables import (
     figures_table,
     write_files,
 )
-from benchmarks.text_to_3d.results import PANEL, VIEWS, asset_strip
+from benchmarks.text_to_3d.grid import PANEL, VIEWS, asset_strip
 from studio.config import dump
 from studio.evaluation.comparison import Result, systems_of
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from benchmarks.text_to_3d.kept import Key
 
-__all__ = ["PANEL", "VIEWS", "grid"]
+__all__ = ["PANEL", "VIEWS", "asset_strip", "grid"]
 
 PANEL = 72  # pixels of one view
 VIEWS = 4
@@ -72,7 +72,9 @@ def side_by_side(sheets: Sequence[Tensor]) -> Tensor:
     return torch.cat([functional.pad(s, pad, value=1.0) for s, pad in zip(sheets, below)], dim=1)
 
 
-def asset_strip(result: Result | None, kept: Mapping[Key, Tensor]) -> Tensor | str | None:
+def asset_strip(
+    result: Result | None, kept: Mapping[Key, Tensor] | None = None
+) -> Tensor | str | None:
     """Views of an asset side by side; how it ended if there is none; None if it was never made."""
     from studio.evaluation.assets import asset_glb
     from studio.evaluation.sheets import filmstrip
@@ -83,5 +85,6 @@ def asset_strip(result: Result | None, kept: Mapping[Key, Tensor]) -> Tensor | s
         return None
     glb = asset_glb(RunFolder(result.run)) if result.run else None
     if glb is None:
-        return kept.get((result.system, result.prompt, result.seed), result.status)
+        key = (result.system, result.prompt, result.seed)
+        return (kept or {}).get(key, result.status)
     return filmstrip(render_mesh(normalized(load_asset(glb)), eval_cameras(VIEWS, size=PANEL)).rgb)

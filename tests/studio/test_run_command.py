@@ -84,9 +84,17 @@ def test_last_line_is_the_file_to_open(finished, monkeypatch):
     assert Path(lines[-1].split()[1]).is_file()
 
 
+@pytest.fixture
+def heard_ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt; a job in the background is begun with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 def test_a_signal_while_the_asset_is_written_lists_the_run_and_says_how_to_go_on(
-    number, tiny_scene, tmp_path, monkeypatch, capsys
+    number, tiny_scene, tmp_path, monkeypatch, capsys, heard_ctrl_c
 ):
     """The scheduler's SIGTERM ends a run like Ctrl-C; what was optimised stays usable."""
 
