@@ -10,7 +10,13 @@ from dataclasses import dataclass
 
 from guidance.prompts import ViewPrompts
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.editing.align import PromptTokens, WordsError, tokenize_prompt, word_tokens
+from image_tools.editing.align import (
+    PromptTokens,
+    WordsError,
+    tokenize_prompt,
+    tokens_at,
+    word_tokens,
+)
 from image_tools.editing.phrases import phrase_starts
 from renderers.box_configs import BoxConfig
 from renderers.errors import StudioError
@@ -55,7 +61,7 @@ def object_tokens(
     for number in sorted(range(len(phrases)), key=lambda k: -len(phrases[k].split())):
         places = _free_places(tokens, phrases[number], taken)
         taken |= set(places)
-        found[number] = _tokens_at(tokens, places, phrases[number])
+        found[number] = tokens_at(tokens, places, phrases[number])
     return tuple(found[number] for number in range(len(phrases)))
 
 
@@ -89,16 +95,6 @@ def _free_places(prompt: PromptTokens, phrase: str, taken: set[int]) -> range:
         "expected words of its own for each object. Name it once more in the scene's prompt, or "
         "give the objects different prompts."
     )
-
-
-def _tokens_at(prompt: PromptTokens, places: range, phrase: str) -> tuple[int, ...]:
-    found = tuple(token for place in places for token in prompt.tokens_of[place])
-    if not found:
-        raise WordsError(
-            f"'{phrase}' of the prompt '{prompt.text}' lies behind the {prompt.length} tokens that "
-            "the text encoder reads. Shorten the prompt, or move the words to the front."
-        )
-    return found
 
 
 def _without_article(prompt: str) -> str:

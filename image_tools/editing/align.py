@@ -18,7 +18,7 @@ stays keeps its own map; for equal numbers of tokens there is no difference.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -34,6 +34,7 @@ __all__ = [
     "refinement_map",
     "replacement_map",
     "tokenize_prompt",
+    "tokens_at",
     "word_tokens",
     "word_weights",
 ]
@@ -107,6 +108,15 @@ def word_tokens(prompt: PromptTokens, word: str | int) -> tuple[int, ...]:
         places = [word]
     else:
         places = _places(prompt, word)
+    return tokens_at(prompt, places, word)
+
+
+def tokens_at(prompt: PromptTokens, places: Iterable[int], word: str | int) -> tuple[int, ...]:
+    """Positions of the tokens of the words at some places, which ``word`` names.
+
+    Raises:
+        WordsError: the prompt's text encoder does not read that far.
+    """
     found = tuple(t for place in places for t in prompt.tokens_of[place])
     if not found:
         raise WordsError(
