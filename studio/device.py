@@ -79,7 +79,9 @@ def thread_counts() -> dict[str, int]:
     """Threads of torch and numba; sums are split among them, so the last bits depend on it."""
     import numba
 
-    return {"torch": torch.get_num_threads(), "numba": numba.get_num_threads()}
+    # numba first: starting its threads can set OpenMP's number, which is torch's as well.
+    count = numba.get_num_threads()
+    return {"torch": torch.get_num_threads(), "numba": count}
 
 
 def use_thread_counts(counts: Mapping[str, int]) -> bool:
@@ -88,8 +90,9 @@ def use_thread_counts(counts: Mapping[str, int]) -> bool:
 
     if counts.get("numba", 1) > numba.config.NUMBA_NUM_THREADS:
         return False
-    torch.set_num_threads(counts.get("torch", torch.get_num_threads()))
-    numba.set_num_threads(counts.get("numba", numba.get_num_threads()))
+    now = thread_counts()
+    numba.set_num_threads(counts.get("numba", now["numba"]))
+    torch.set_num_threads(counts.get("torch", now["torch"]))
     return True
 
 

@@ -8,9 +8,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
 
+import numba
 import pytest
 import torch
 
+# numba first: starting its threads can set OpenMP's number, which is torch's as well.
+numba.get_num_threads()
 torch.set_num_threads(1)
 
 

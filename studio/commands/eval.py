@@ -214,19 +214,18 @@ def _sheet(report: PriorReport):
     chosen = range(0, len(report.images), step)
     return judged_sheet(
         [report.images[k] for k in chosen],
-        [_label(report.requests[k], report.seen[k]) for k in chosen],
+        [sample_label(report.requests[k], report.seen[k]) for k in chosen],
         [report.right[k] for k in chosen],
     )
 
 
-def _label(request: Request, seen: str) -> str:
+def sample_label(request: Request, seen: str) -> str:
     """What was asked for, from where, and what the judge sees instead if it disagrees."""
-    spec, kind = request.spec, request.spec.kind.replace("_", " ")
-    asked = f"{spec.color} {kind}"
-    lines = [asked, f"{request.view}{' *' if request.held_out else ''}"]
-    if seen != f"{spec.color} {spec.kind}":
-        lines.append(f"? {seen.replace('_', ' ')}")
-    return "\n".join(lines)
+    asked = f"{request.spec.color} {request.spec.kind}"
+    things = [asked] if seen == asked else [asked, f"?{seen}"]
+    # Colour and kind on lines of their own: together they are wider than an image of 64 px.
+    first, *other = (thing.replace(" ", "\n", 1).replace("_", " ") for thing in things)
+    return "\n".join([first, f"{request.view}{' *' if request.held_out else ''}", *other])
 
 
 def prior_table(report: PriorReport) -> str:

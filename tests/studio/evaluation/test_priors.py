@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import ImageFont
 
 from image_tools.diffusion.loading import load_folder
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
+from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.splits import is_held_out
+from studio.commands.eval import sample_label
 from studio.evaluation.image_text import IMAGE_TEXT_WEIGHTS, load_image_text
 from studio.evaluation.judge import Judge, JudgeNet, Verdicts
 from studio.evaluation.priors import (
     GATES,
     PriorEvalConfig,
+    Request,
     evaluate_prior,
     judged_figures,
     requests,
@@ -49,6 +53,19 @@ def test_prompts_ask_for_every_view():
 def noun(request) -> str:
     """The noun in the request's prompt."""
     return request.prompt.split(f"{request.spec.color} ")[1].split(",")[0]
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+def test_labels_are_no_wider_than_the_image_they_stand_under(kind):
+    font = ImageFont.load_default(10)
+    for color in COLOR_NAMES:
+        request = Request(ObjectSpec(kind, color), "overhead", held_out=True)
+        label = sample_label(request, f"{color} hamburger")
+        assert max(font.getlength(line) for line in label.split("\n")) <= 64
+    assert sample_label(request, f"{color} {kind}").split("\n")[1:] == [
+        kind.replace("_", " "),
+        "overhead *",
+    ]
 
 
 def test_figures_count_what_they_should(report):
