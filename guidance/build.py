@@ -15,6 +15,7 @@ from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.layout_multiview_configs import LayoutMultiViewConfig
 from guidance.layout_parts import LayoutObject
 from guidance.multiview_configs import MultiViewConfig
+from guidance.object_turns import ObjectTurns
 from guidance.original import Original
 from guidance.prompts import ViewPrompts
 from guidance.regional_sds_configs import RegionalSDSConfig
@@ -84,13 +85,19 @@ def _multiview_of(
     seed: int,
 ) -> GuidanceRule:
     """Multi-view guidance object by object; of the whole scene where it has no layout."""
-    if layout:
-        from guidance.layout_multiview import LayoutMultiViewGuidance
-
-        return LayoutMultiViewGuidance(config, prior, prompts, layout)
     from guidance.multiview import MultiViewGuidance
 
-    return MultiViewGuidance(config.multiview, prior, prompts, seed=seed)
+    scene = MultiViewGuidance(config.multiview, prior, prompts, seed=seed)
+    if not layout:
+        return scene
+    return ObjectTurns(
+        scene,
+        [MultiViewGuidance(config.multiview, prior, item.prompts) for item in layout],
+        [item.box for item in layout],
+        whole=config.whole,
+        object_radius=config.object_radius,
+        margin=config.margin,
+    )
 
 
 def _edit_rule(
@@ -125,21 +132,27 @@ def _placed_rule(
     """Score distillation with prompts that know where objects are."""
     from guidance.sds import SDSGuidance
 
-    if isinstance(config, RegionalSDSConfig):
-        from guidance.regional_sds import RegionalPrompts
-
-        prompts = RegionalPrompts(config, prior, prompts, layout)
-        if config.close_ups > 0.0:
-            from guidance.regional_sds_close_ups import CloseUpGuidance
-
-            return CloseUpGuidance(config, prior, prompts)
-    elif isinstance(config, SubjectsSDSConfig):
+    if isinstance(config, SubjectsSDSConfig):
         if config.is_on:
             from guidance.subjects_sds import SubjectPrompts
 
             prompts = SubjectPrompts(config, prior, prompts, layout)
+        return SDSGuidance(config.sds, prior, prompts)
+    if isinstance(config, RegionalSDSConfig):
+        from guidance.regional_sds import RegionalPrompts
+
+        prompts = RegionalPrompts(config, prior, prompts, layout)
     elif config.scale > 0.0:
         from guidance.layout_guided import LayoutPrompts
 
         prompts = LayoutPrompts(config, prior, prompts, layout)
-    return SDSGuidance(config.sds, prior, prompts)
+    scene = SDSGuidance(config.sds, prior, prompts)
+    if config.close_ups == 0.0:
+        return scene
+    return ObjectTurns(
+        scene,
+        [SDSGuidance(config.sds, prior, item.prompts) for item in layout],
+        [item.box for item in layout],
+        whole=1.0 - config.close_ups,
+        object_radius=config.object_radius,
+    )

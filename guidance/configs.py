@@ -12,11 +12,14 @@ from typing import Literal
 from guidance.schedules import ScheduleValue, check_schedule
 
 __all__ = [
+    "MAX_RELATED",
     "AnnealedTimestepsConfig",
     "DirectionalPromptsConfig",
     "InterpolatedPromptsConfig",
     "PerpNegPromptsConfig",
     "PlainPromptsConfig",
+    "RelationPromptsConfig",
+    "RelationWordsConfig",
     "SDSConfig",
     "TimestepsConfig",
     "UniformTimestepsConfig",
@@ -110,8 +113,60 @@ class PerpNegPromptsConfig:
     """Wording of the four directions."""
 
 
+MAX_RELATED = 4
+"""Objects with relations: more would be hundreds of prompts, and no denoiser keeps them apart."""
+
+
+@dataclass(frozen=True)
+class RelationWordsConfig:
+    """Words between two objects, by where the camera sees the first one."""
+
+    left: str = "left of"
+    """The first is further left in the image."""
+    right: str = "right of"
+    """The first is further right in the image."""
+    front: str = "in front of"
+    """The first is nearer to the camera."""
+    behind: str = "behind"
+    """The first is farther from the camera."""
+    above: str = "on top of"
+    """The first is higher."""
+    below: str = "under"
+    """The first is lower."""
+
+    def __post_init__(self) -> None:
+        """Refuse empty words: two objects in a row would read as one."""
+        for name, words in vars(self).items():
+            if not words.strip():
+                raise ValueError(f"words.{name} is empty. Give the words between two objects.")
+
+
+@dataclass(frozen=True)
+class RelationPromptsConfig:
+    """The objects of the scene's layout, in its order, with the words for how they stand to each
+    other as the camera sees it: what is left of the other from the front is right of it from behind
+    (ours)."""
+
+    kind: Literal["relations"] = "relations"
+    template: str = "{objects}"
+    """Prompt of a view; {objects} stands for the objects with the words between them."""
+    words: RelationWordsConfig = RelationWordsConfig()
+    """Words between two objects."""
+    objects: DirectionalPromptsConfig = DirectionalPromptsConfig()
+    """Prompts of one object alone, for guidance that shows it so."""
+
+    def __post_init__(self) -> None:
+        """Refuse a template without its place for the objects."""
+        if "{objects}" not in self.template:
+            raise ValueError(f"template is '{self.template}'. Put {{objects}} into it.")
+
+
 ViewPromptsConfig = (
-    PlainPromptsConfig | DirectionalPromptsConfig | InterpolatedPromptsConfig | PerpNegPromptsConfig
+    PlainPromptsConfig
+    | DirectionalPromptsConfig
+    | InterpolatedPromptsConfig
+    | PerpNegPromptsConfig
+    | RelationPromptsConfig
 )
 
 

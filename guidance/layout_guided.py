@@ -26,9 +26,15 @@ from torch import Tensor
 
 from guidance.layout_guided_configs import LayoutGuidedConfig
 from guidance.layout_guided_energy import WordAttention, layout_energy
-from guidance.layout_parts import LayoutObject, object_tokens
+from guidance.layout_parts import (
+    LayoutObject,
+    ObjectTokens,
+    check_word_places,
+    object_tokens,
+)
 from guidance.perp_neg import PerpNegCondition
 from guidance.prompts import ViewCondition, ViewPrompts
+from guidance.relation_prompts import RelationPrompts
 from image_tools.diffusion.attention import attention_operations
 from image_tools.diffusion.parametrization import alpha_sigma
 from image_tools.diffusion.prior import DiffusionPrior
@@ -48,8 +54,8 @@ class LayoutCondition:
 
     text: ViewCondition | PerpNegCondition
     masks: Float[Tensor, "b k h w"]
-    tokens: tuple[tuple[int, ...], ...]
-    """Places of each object's words among the text's tokens."""
+    tokens: tuple[ObjectTokens, ...]
+    """Places of each object's words among the tokens of each view's text."""
     config: LayoutGuidedConfig
 
     def guided_noise(
@@ -82,8 +88,9 @@ class LayoutCondition:
         with torch.enable_grad(), attention_operations(prior.unet, [watcher]):
             z_t = latents[rows].detach().requires_grad_()
             prior.predict_output(z_t, t[rows], self.text.positive.select(rows))
+            tokens = [self.tokens[row] for row in rows.tolist()]
             energy = layout_energy(
-                self.config.terms, watcher.seen(), self.tokens, self.masks.to(z_t)[rows]
+                self.config.terms, watcher.seen(), tokens, self.masks.to(z_t)[rows]
             )
             (gradient,) = torch.autograd.grad(LOSS_SCALE * energy.sum(), [z_t])
         return gradient / LOSS_SCALE
@@ -112,9 +119,15 @@ class LayoutPrompts:
         """
         self.config, self.scene, self.prompt = config, scene, scene.prompt
         self.objects = tuple(objects)
-        self.tokens = object_tokens(prior, scene, objects)
+        is_many = isinstance(scene, RelationPrompts)
+        texts = scene.texts if is_many else (scene.prompt,)
+        check_word_places(scene)
+        self.tokens = tuple(object_tokens(prior, text, objects) for text in texts)
 
     def at(self, cameras: Cameras) -> LayoutCondition:
         """The texts of each view, and where its objects belong."""
         masks = box_masks([item.box for item in self.objects], cameras, MASK_SIZE)
-        return LayoutCondition(self.scene.at(cameras), masks, self.tokens, self.config)
+        is_many = isinstance(self.scene, RelationPrompts)
+        rows = self.scene.rows_at(cameras).tolist() if is_many else [0] * len(masks)
+        tokens = tuple(self.tokens[row] for row in rows)
+        return LayoutCondition(self.scene.at(cameras), masks, tokens, self.config)

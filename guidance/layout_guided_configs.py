@@ -36,7 +36,7 @@ class LayoutTermsConfig:
 @dataclass(frozen=True)
 class LayoutGuidedConfig:
     """Score distillation that also moves what the prior sees of each object into its box of the
-    scene's layout. Without a layout, or at scale 0, it is plain SDS."""
+    scene's layout. Without a layout, or at scale 0 and without close-ups, it is plain SDS."""
 
     kind: Literal["layout_guided"] = "layout_guided"
     """Tag of this choice."""
@@ -50,12 +50,21 @@ class LayoutGuidedConfig:
     Diffusion: 1 and 2; pocket: 0 and 1."""
     terms: LayoutTermsConfig = LayoutTermsConfig()
     """What the attention is asked for."""
+    close_ups: float = 0.0
+    """Share of the steps that show one object alone, as large as the image, guided by its own
+    prompt: small objects get their shape from them."""
+    object_radius: float = 0.85
+    """Radius of a single object in the images that the prior knows, with the stage's cameras; in
+    close-ups it becomes half of the longest edge of the object's box."""
     sds: SDSConfig = field(default_factory=SDSConfig)
     """The rule around it."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share, and a scale below 0."""
-        if not 0.0 <= self.min_t <= 1.0:
-            raise ValueError(f"min_t is {self.min_t} - expected 0 to 1, a share.")
+        for name in ("min_t", "close_ups"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)} - expected 0 to 1, a share.")
+        if not self.object_radius > 0.0:
+            raise ValueError(f"object_radius is {self.object_radius} - expected more than 0.")
         if self.scale < 0.0:
             raise ValueError(f"scale is {self.scale} - expected 0 or more.")

@@ -74,7 +74,7 @@ class WordAttention(AttentionOperation):
 def layout_energy(
     terms: LayoutTermsConfig,
     layers: Sequence[Float[Tensor, "b length h w"]],
-    tokens: Sequence[Sequence[int]],
+    tokens: Sequence[Sequence[Sequence[int]]],
     masks: Float[Tensor, "b k height width"],
 ) -> Float[Tensor, " b"]:
     """g of each view.
@@ -82,18 +82,24 @@ def layout_energy(
     Args:
         terms: weights.
         layers: attention to each token, layer by layer.
-        tokens: places of each object's words.
+        tokens: places of each object's words, by view.
         masks: where each object's box is seen.
     """
     seen = (masks.mean(dim=(-2, -1)) > SEEN).to(masks)
     total = masks.new_zeros(len(masks))
     for maps in layers:
-        things = torch.stack([maps[:, list(places)].mean(dim=1) for places in tokens], dim=1)
+        things = torch.stack([_mean_of(row, places) for row, places in zip(maps, tokens)])
         boxes = F.interpolate(masks, things.shape[-2:], mode="area")
         parts = _differences(things, boxes)
         weighted = sum(getattr(terms, name) * part for name, part in parts.items())
         total = total + (seen * weighted).sum(dim=1) / len(layers)
     return total
+
+
+def _mean_of(
+    maps: Float[Tensor, "length h w"], tokens: Sequence[Sequence[int]]
+) -> Float[Tensor, "k h w"]:
+    return torch.stack([maps[list(places)].mean(dim=0) for places in tokens])
 
 
 def _differences(

@@ -21,8 +21,10 @@ from image_tools.editing.phrases import phrase_starts
 from renderers.box_configs import BoxConfig
 from renderers.errors import StudioError
 
-__all__ = ["LayoutObject", "check_word_places", "object_tokens"]
+__all__ = ["LayoutObject", "ObjectTokens", "check_word_places", "object_tokens"]
 
+ObjectTokens = tuple[tuple[int, ...], ...]
+"""Places of the tokens of each object's words."""
 ARTICLES = ("a", "an", "the")
 
 
@@ -37,24 +39,23 @@ class LayoutObject:
 
 
 def object_tokens(
-    prior: DiffusionPrior, scene: ViewPrompts, objects: Sequence[LayoutObject]
-) -> tuple[tuple[int, ...], ...]:
-    """Places of the tokens that name each object in the scene's prompt, its article left out.
+    prior: DiffusionPrior, prompt: str, objects: Sequence[LayoutObject]
+) -> ObjectTokens:
+    """Places of the tokens that name each object in a scene's prompt, its article left out.
 
     Each object has an occurrence of its own, the first that is free. Longer phrases choose first,
     so that in "a ball left of a red ball" the ball that is not red has the first noun alone.
 
     Args:
         prior: reads the prompt.
-        scene: the scene's prompts.
+        prompt: the scene's.
         objects: each with a prompt that is a part of the scene's, such as "a red mushroom".
 
     Raises:
-        StudioError: an object's prompt is no part of the scene's or stands there less often than
-            objects are called so, or views put words before it.
+        StudioError: an object's prompt is no part of the scene's, or stands there less often than
+            objects are called so.
     """
-    check_word_places(scene)
-    tokens = tokenize_prompt(prior.text.towers[0].tokenizer, scene.prompt)
+    tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompt)
     phrases = [_without_article(item.prompts.prompt) for item in objects]
     found: dict[int, tuple[int, ...]] = {}
     taken: set[int] = set()

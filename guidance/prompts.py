@@ -24,6 +24,7 @@ from guidance.configs import (
     InterpolatedPromptsConfig,
     PerpNegPromptsConfig,
     PlainPromptsConfig,
+    RelationPromptsConfig,
     ViewPromptsConfig,
     ViewWordsConfig,
 )
@@ -197,13 +198,15 @@ def build_view_prompts(
     """Encode a scene's prompts for all views.
 
     Args:
-        config: the kind of view dependence.
+        config: the kind of view dependence; of relations, that of one object alone.
         prior: encodes the text.
         prompt: what to make.
         negative_prompt: what to avoid; empty for the prior's plain unconditional prediction.
         by_view: prompts that replace ``prompt`` for some of ``VIEWS`` (``guidance.debiasing``).
     """
     uncond = prior.encode_negative([negative_prompt])
+    if isinstance(config, RelationPromptsConfig):
+        config = config.objects
     if isinstance(config, PlainPromptsConfig):
         return PlainPrompts(prior.encode_prompt([prompt]), uncond, prompt)
     views = prior.encode_prompt(view_texts(config.words, prompt, by_view))

@@ -26,8 +26,11 @@ class RegionalSDSConfig:
     whole into the region; latent predicts the noise for each prompt and blends the predictions,
     which costs a denoiser call for each object."""
     close_ups: float = 0.0
-    """Share of the steps in which each view shows one object alone, enlarged, with its own prompt:
-    small objects get their shape from them."""
+    """Share of the steps that show one object alone, as large as the image, guided by its own
+    prompt: small objects get their shape from them."""
+    object_radius: float = 0.85
+    """Radius of a single object in the images that the prior knows, with the stage's cameras; in
+    close-ups it becomes half of the longest edge of the object's box."""
     sds: SDSConfig = field(default_factory=SDSConfig)
     """The rule around it."""
 
@@ -36,3 +39,5 @@ class RegionalSDSConfig:
         for name in ("base_ratio", "close_ups"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)} - expected 0 to 1, a share.")
+        if not self.object_radius > 0.0:
+            raise ValueError(f"object_radius is {self.object_radius} - expected more than 0.")

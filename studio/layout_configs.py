@@ -10,10 +10,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from guidance.configs import PerpNegPromptsConfig, ViewPromptsConfig
+from guidance.configs import (
+    MAX_RELATED,
+    PerpNegPromptsConfig,
+    RelationPromptsConfig,
+    ViewPromptsConfig,
+)
 from guidance.debiasing_configs import DebiasConfig
+from guidance.delta_edit_configs import DeltaEditConfig
 from guidance.layout_guided_configs import LayoutGuidedConfig
-from guidance.layout_multiview_configs import LayoutMultiViewConfig
+from guidance.layout_multiview_configs import OF_SETS, LayoutMultiViewConfig
 from guidance.regional_sds_configs import RegionalSDSConfig
 from guidance.subjects_sds_configs import SubjectsSDSConfig
 from renderers.box_configs import BoxConfig, BoxesBlobConfig
@@ -59,6 +65,9 @@ def layout_problems(
         for k, item in enumerate(layout)
         if not item.prompt.strip()
     ]
+    speaks = isinstance(view_prompts, RelationPromptsConfig)
+    if speaks:
+        problems += _relation_problems(layout, rules, debias)
     if not layout:
         if any(starts):
             problems.append(
@@ -66,11 +75,27 @@ def layout_problems(
                 "objects, each with prompt, center and size."
             )
         return problems
-    if not any(starts) and not any(_reads_layout(rule) for rule in rules):
+    if not speaks and not any(starts) and not any(_reads_layout(rule) for rule in rules):
         problems.append(
             "layout: no stage reads it - expected guidance of kind layout_multiview, regional_sds, "
-            "layout_guided or subjects_sds, or field.blob.kind=blob_boxes."
+            "layout_guided or subjects_sds, view_prompts.kind=relations, or "
+            "field.blob.kind=blob_boxes."
         )
+    problems += [
+        f"stages.{k}.renderer: is {stage.renderer.kind}, and guidance {stage.guidance.kind} "
+        "renders objects alone, which a mesh cannot - expected {kind: volume}, or no close_ups."
+        for k, stage in enumerate(stages)
+        if _shows_objects_alone(stage.guidance) and isinstance(stage.renderer, MeshRendererConfig)
+    ]
+    problems += _prompt_problems(rules, view_prompts, debias)
+    problems += _subject_problems(layout, rules, view_prompts)
+    return problems + _places_outside(layout, stages[0] if stages else None)
+
+
+def _prompt_problems(
+    rules: Sequence[object], view_prompts: ViewPromptsConfig, debias: DebiasConfig | None
+) -> list[str]:
+    problems = []
     if debias is not None and any(isinstance(rule, LayoutGuidedConfig) for rule in rules):
         problems.append(
             "debias: drops words by view, and guidance layout_guided follows the prompt's words - "
@@ -83,15 +108,29 @@ def layout_problems(
             "view_prompts: perp_neg has negatives that belong to no region - expected directional, "
             "interpolated or plain with guidance regional_sds."
         )
-    problems += [
-        f"stages.{k}.renderer: is {stage.renderer.kind}, and guidance layout_multiview renders "
-        "objects alone, which a mesh cannot - expected {kind: volume}."
-        for k, stage in enumerate(stages)
-        if isinstance(stage.guidance, LayoutMultiViewConfig)
-        and isinstance(stage.renderer, MeshRendererConfig)
+    return problems
+
+
+def _relation_problems(
+    layout: Sequence[ObjectBoxConfig], rules: Sequence[object], debias: DebiasConfig | None
+) -> list[str]:
+    problems = []
+    if not 2 <= len(layout) <= MAX_RELATED:
+        problems.append(
+            f"view_prompts: relations are those of the layout's objects, which has {len(layout)} - "
+            f"expected 2 to {MAX_RELATED}."
+        )
+    if debias is not None:
+        problems.append(
+            "debias: drops words of the prompt by view, and view_prompts relations write each "
+            "view's prompt themselves - expected no debias."
+        )
+    return problems + [
+        f"stages.{k}.guidance: {rule.kind} has one prompt for all views or one that is edited, and "
+        "view_prompts are relations - expected another kind of either."
+        for k, rule in enumerate(rules)
+        if isinstance(rule, OF_SETS | DeltaEditConfig)
     ]
-    problems += _subject_problems(layout, rules, view_prompts)
-    return problems + _places_outside(layout, stages[0] if stages else None)
 
 
 def _subject_problems(
@@ -128,6 +167,10 @@ def _places_outside(layout: Sequence[ObjectBoxConfig], first: StageConfig | None
 def _starts_in_boxes(stage: StageConfig) -> bool:
     blob = getattr(stage.field, "blob", None)
     return isinstance(blob, BoxesBlobConfig) and not blob.boxes
+
+
+def _shows_objects_alone(rule: object) -> bool:
+    return isinstance(rule, LayoutMultiViewConfig) or getattr(rule, "close_ups", 0.0) > 0.0
 
 
 def _reads_layout(rule: object) -> bool:

@@ -10,12 +10,13 @@ import torch
 
 from guidance.base import GuidanceRule
 from guidance.build import build_guidance
-from guidance.configs import PlainPromptsConfig
+from guidance.configs import PlainPromptsConfig, RelationPromptsConfig
 from guidance.debiasing import debias_prompt
 from guidance.dreamflow_configs import DreamFlowConfig
 from guidance.instruct_edit_configs import DatasetUpdateConfig, InstructSDSConfig
 from guidance.original import Original, OriginalViews
 from guidance.prompts import ViewPrompts, build_view_prompts
+from guidance.relation_prompts import build_relation_prompts
 from image_tools.diffusion.protocol import NoisePrior
 from renderers.backgrounds import build_background
 from renderers.boxes import around_box
@@ -111,6 +112,11 @@ def _prompts(scene: SceneConfig, index: int, prior: NoisePrior) -> ViewPrompts:
         order = scene.edit.instruction
         return build_view_prompts(PlainPromptsConfig(), prior, order, scene.negative_prompt)
     prompt = scene.prompt_of(index)
+    if isinstance(scene.view_prompts, RelationPromptsConfig):
+        objects = [(item.prompt, item.box) for item in scene.layout]
+        return build_relation_prompts(
+            scene.view_prompts, prior, objects, prompt, scene.negative_prompt
+        )
     by_view = None if scene.debias is None else debias_prompt(scene.debias, prompt)
     return build_view_prompts(
         scene.view_prompts, prior, prompt, scene.negative_prompt, by_view=by_view

@@ -101,7 +101,8 @@ def _predicted_rows(scene: SceneConfig, index: int) -> float:
         return guided
     if isinstance(rule, LayoutGuidedConfig) and rule.scale > 0.0:
         levels = _noise_levels(rule.sds.timesteps)
-        return guided + sum(level >= rule.min_t for level in levels) / len(levels)
+        moved = sum(level >= rule.min_t for level in levels) / len(levels)
+        return guided + (1.0 - rule.close_ups) * moved
     if isinstance(rule, RegionalSDSConfig) and rule.mode == "latent" and rule.base_ratio < 1.0:
         return guided * (1.0 + (1.0 - rule.close_ups) * len(scene.layout))
     return guided

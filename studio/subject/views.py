@@ -22,6 +22,7 @@ from guidance.configs import (
     DirectionalPromptsConfig,
     PerpNegPromptsConfig,
     PlainPromptsConfig,
+    RelationPromptsConfig,
     ViewPromptsConfig,
 )
 from guidance.control_sds import condition_image, scene_controls
@@ -230,6 +231,8 @@ def _rows_of_a_prediction(scene: SceneConfig) -> int:
 
 def captions_of(prompts: ViewPromptsConfig, caption: str, cameras: Cameras) -> tuple[str, ...]:
     """A caption with the words of each view behind it."""
+    if isinstance(prompts, RelationPromptsConfig):
+        prompts = prompts.objects
     if isinstance(prompts, PlainPromptsConfig):
         return (caption,) * len(cameras)
     is_directional = isinstance(prompts, DirectionalPromptsConfig)

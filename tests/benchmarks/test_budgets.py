@@ -51,6 +51,7 @@ FALLING = "[[0.0, 0.9], [0.5, 0.9], [0.5, 0.2]]"
 JUMPING = f"sds: {{timesteps: {{kind: uniform, min_t: {FALLING}, max_t: {FALLING}}}}}"
 PLACED = {
     "layout in all steps": "{kind: layout_guided, min_t: 0.0}",
+    "layout in half of the steps": "{kind: layout_guided, min_t: 0.0, close_ups: 0.5}",
     "layout in no step": "{kind: layout_guided, min_t: 1.0}",
     "layout without strength": "{kind: layout_guided, min_t: 0.0, scale: 0.0}",
     "layout in the first half, annealed": f"{{kind: layout_guided, min_t: 0.51, {ANNEALED}}}",
@@ -102,7 +103,7 @@ def test_rules_with_places_cost_nothing_more_without_a_layout(variant, tiny_scen
 
 def test_rows_of_a_layout_are_averages_over_noise_levels():
     """Levels from 0.02 to h, which falls from 0.98 to 0.5: above 0.5 are 1 - ln 2 of them."""
-    scene = load_scene("pocket-layout").config
+    scene = load_scene("pocket-layout", ["stages.0.guidance.close_ups=0.0"]).config
     views = scene.stages[0].steps * scene.stages[0].cameras.batch_size
     assert stage_rows(scene, 0) / views == pytest.approx(3.0 - math.log(2.0), abs=0.01)
 

@@ -117,11 +117,11 @@ def test_attention_inside_of_its_box_costs_nothing_and_elsewhere_one():
     masks = torch.zeros(1, 2, 32, 32)
     masks[0, 0, 8:24, 4:8], masks[0, 1, 8:24, 24:28] = 1.0, 1.0
     terms = LayoutTermsConfig()
-    inside = layout_energy(terms, [maps_of(1, 6)], [(0,), (1,)], masks)
-    crossed = layout_energy(terms, [maps_of(6, 1)], [(0,), (1,)], masks)
+    inside = layout_energy(terms, [maps_of(1, 6)], [[(0,), (1,)]], masks)
+    crossed = layout_energy(terms, [maps_of(6, 1)], [[(0,), (1,)]], masks)
     torch.testing.assert_close(inside, torch.zeros(1), atol=1e-6, rtol=0)
     torch.testing.assert_close(crossed, torch.tensor([2.0]))
-    even = layout_energy(terms, [torch.ones(1, 2, 8, 8)], [(0,), (1,)], masks)
+    even = layout_energy(terms, [torch.ones(1, 2, 8, 8)], [[(0,), (1,)]], masks)
     torch.testing.assert_close(even, torch.tensor([2 * (1 - 1 / 16) ** 2]))
 
 
@@ -130,7 +130,9 @@ def test_centroid_size_and_shape_are_differences_to_the_box():
     masks[0, 0, 2:6, 6] = 1.0
     found = {
         name: float(
-            layout_energy(LayoutTermsConfig(inside=0.0, **{name: 1.0}), [maps_of(1)], [(0,)], masks)
+            layout_energy(
+                LayoutTermsConfig(inside=0.0, **{name: 1.0}), [maps_of(1)], [[(0,)]], masks
+            )
         )
         for name in ("centroid", "size", "shape")
     }
@@ -142,20 +144,20 @@ def test_centroid_size_and_shape_are_differences_to_the_box():
 def test_an_object_that_is_not_seen_asks_for_nothing():
     masks = torch.zeros(2, 1, 8, 8)
     masks[1, 0, 2:6, 6] = 1.0
-    energy = layout_energy(ALL_TERMS, [torch.rand(2, 2, 8, 8)], [(0, 1)], masks)
+    energy = layout_energy(ALL_TERMS, [torch.rand(2, 2, 8, 8)], [[(0, 1)]] * 2, masks)
     assert energy[0] == 0.0
     assert energy[1] > 0.0
 
 
 def test_words_of_an_object_are_found_without_its_article(prior, objects):
-    duck, mushroom = object_tokens(prior, prompts_of(prior, SCENE), objects)
+    duck, mushroom = object_tokens(prior, SCENE, objects)
     length = len(prior.text.towers[0].tokenizer(SCENE).input_ids)
     assert duck
     assert mushroom
     assert not set(duck) & set(mushroom)
     assert max(mushroom) == length - 2, "the prompt's last word"
     whole = objects_of(prior, red_duck=LEFT)
-    assert object_tokens(prior, prompts_of(prior, SCENE), whole) == (duck,)
+    assert object_tokens(prior, SCENE, whole) == (duck,)
 
 
 @pytest.mark.parametrize(
@@ -172,7 +174,7 @@ def test_words_of_an_object_are_found_without_its_article(prior, objects):
 )  # fmt: skip
 def test_objects_with_a_noun_in_common_have_an_occurrence_each(prior, scene, phrases, words):
     objects = [LayoutObject(LEFT, prompts_of(prior, phrase)) for phrase in phrases]
-    found = object_tokens(prior, prompts_of(prior, scene), objects)
+    found = object_tokens(prior, scene, objects)
     prompt = tokenize_prompt(prior.text.towers[0].tokenizer, scene)
     expected = [tuple(t for word in own for t in prompt.tokens_of[word]) for own in words]
     assert found == tuple(expected)
@@ -181,26 +183,26 @@ def test_objects_with_a_noun_in_common_have_an_occurrence_each(prior, scene, phr
 def test_more_objects_than_occurrences_are_refused(prior):
     objects = [LayoutObject(box, prompts_of(prior, "a duck")) for box in (LEFT, RIGHT)]
     with pytest.raises(StudioError, match=r"'duck' names other objects wherever it stands"):
-        object_tokens(prior, prompts_of(prior, "a duck on grass"), objects)
+        object_tokens(prior, "a duck on grass", objects)
     part = [LayoutObject(LEFT, prompts_of(prior, text)) for text in ("a duck", "a red duck")]
     with pytest.raises(StudioError, match=r"Name it once more in the scene's prompt"):
-        object_tokens(prior, prompts_of(prior, SCENE), part)
+        object_tokens(prior, SCENE, part)
 
 
 def test_words_behind_what_the_encoder_reads_are_refused(prior):
     length = prior.text.towers[0].tokenizer.model_max_length
-    far = prompts_of(prior, " ".join(["red"] * length) + " duck")
+    far = " ".join(["red"] * length) + " duck"
     with pytest.raises(StudioError, match=r"'duck' .* lies behind the \d+ tokens"):
         object_tokens(prior, far, [LayoutObject(LEFT, prompts_of(prior, "a duck"))])
 
 
 def test_words_that_are_not_there_and_templates_that_move_them_are_refused(prior, objects):
     with pytest.raises(StudioError, match="'green cat' is not in the prompt"):
-        object_tokens(prior, prompts_of(prior, SCENE), objects_of(prior, a_green_cat=LEFT))
+        object_tokens(prior, SCENE, objects_of(prior, a_green_cat=LEFT))
     words = ViewWordsConfig(side="side view of {prompt}")
     moved = build_view_prompts(DirectionalPromptsConfig(words=words), prior, SCENE)
     with pytest.raises(StudioError, match="puts words before the prompt"):
-        object_tokens(prior, moved, objects)
+        LayoutPrompts(LayoutGuidedConfig(), prior, moved, objects)
 
 
 def test_levels_without_text_are_refused(prior, objects, latents):

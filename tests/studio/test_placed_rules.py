@@ -24,8 +24,9 @@ LAYOUT = (
 )
 RULES = {
     "regional_sds": "stages.0.guidance={kind: regional_sds, sds: {guidance_scale: 7.0}}",
-    "layout_guided": "stages.0.guidance={kind: layout_guided, min_t: 0.0}",
+    "layout_guided": "stages.0.guidance={kind: layout_guided, min_t: 0.0, close_ups: 0.5}",
 }
+RELATIONS = "view_prompts={kind: relations}"
 EDIT = (
     "prompt=a red fox left of a mushroom",
     "stages.0.field={kind: previous}",
@@ -48,6 +49,11 @@ def after_a_stop(scene, tmp_path, *arguments):
 @pytest.mark.parametrize("kind", RULES)
 def test_scene_with_a_layout_resumes_bit_for_bit(kind, tiny_scene, tmp_path):
     assert_equal_bits(*after_a_stop(tiny_scene, tmp_path, *LAYOUT, RULES[kind]))
+
+
+@pytest.mark.parametrize("kind", RULES)
+def test_scene_with_relations_by_view_resumes_bit_for_bit(kind, tiny_scene, tmp_path):
+    assert_equal_bits(*after_a_stop(tiny_scene, tmp_path, *LAYOUT, RULES[kind], RELATIONS))
 
 
 def test_prompt_edit_of_a_run_with_a_layout_resumes_bit_for_bit(tiny_scene, tmp_path):
@@ -75,6 +81,12 @@ def test_density_starts_in_the_layout_s_boxes_and_export_finds_it_again(tiny_sce
     assert density[:2].min() > 3.0 > density[2:].max()
 
 
+def test_plain_score_distillation_may_speak_of_relations(tiny_scene, tmp_path):
+    scene, run = start(tiny_scene, tmp_path, *LAYOUT[:2], LAYOUT[3], RELATIONS)
+    assert scene.stages[0].guidance.kind == "sds"
+    Runner(scene, run).optimise()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -84,6 +96,15 @@ def test_density_starts_in_the_layout_s_boxes_and_export_finds_it_again(tiny_sce
         (
             [*LAYOUT, RULES["layout_guided"], "debias={words: [red], model: bert}"],
             "follows the prompt's words",
+        ),
+        ([RELATIONS], "relations are those of the layout's objects, which has 0"),
+        (
+            [*LAYOUT, RELATIONS, "debias={words: [red], model: bert}"],
+            "relations write each view's prompt themselves",
+        ),
+        (
+            [*LAYOUT, RELATIONS, "stages.0.guidance={kind: multiview}"],
+            r"stages\.0\.guidance: multiview has one prompt for all views",
         ),
         ([*LAYOUT, "layout.1.prompt= "], r"layout\.1\.prompt: is empty"),
         ([*LAYOUT, "layout.0.center=[0.0, -4.0, 0.0]"], "lies outside of the scene"),

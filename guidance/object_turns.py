@@ -1,17 +1,18 @@
-"""Multi-view guidance of a scene of several objects, one object at a time.
+"""Guidance of a scene of several objects, one object at a time.
 
-A prior of several views (MVDream, arXiv 2308.16512) knows single objects from all sides and little
-about scenes. Each object of the layout is therefore shown as such a prior knows objects: the
-cameras of a step are moved and scaled so that its box takes the place of the whole scene,
+A prior knows single objects in the middle of images, from all sides, and little about scenes, in
+which each object is small besides. Each object of the layout is therefore shown as the prior knows
+objects: the cameras of a step are moved and scaled so that its box takes the place of the whole
+scene,
 
     o' = c + s o,   s = (longest edge of the box / 2) / object_radius,
 
 and see nothing outside of it, neither what stands before it nor what behind. The object's own
-prompt guides all views of the set, and the prior is told of the cameras as they were drawn. Steps
-go to the objects in turn; a share ``whole`` of them, spread evenly, shows the scene with its own
-prompt. The composition is ours; nothing of it is published with MVDream.
+prompt guides, and the prior is told of the cameras as they were drawn. Steps go to the objects in
+turn; a share ``whole`` of them, spread evenly, shows the scene with its own prompt. The composition
+is ours, around score distillation as around multi-view guidance (MVDream, arXiv 2308.16512).
 
-    guidance = LayoutMultiViewGuidance(config, prior, prompts, objects)
+    guidance = ObjectTurns(of_scene, [of_duck, of_mushroom], boxes, whole=0.4)
     cameras = guidance.choose_views(drawn)
     guided = guidance(renderer.render(cameras).comp_rgb, cameras, fraction=0.3, generator=generator)
 """
@@ -26,53 +27,49 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
-from guidance.layout_multiview_configs import LayoutMultiViewConfig
-from guidance.layout_parts import LayoutObject
-from guidance.multiview import MultiViewGuidance
-from guidance.prompts import ViewPrompts
-from image_tools.diffusion.multiview import MultiViewPrior
+from renderers.box_configs import BoxConfig
 from renderers.boxes import around_box
 from renderers.cameras import Cameras
 
-__all__ = ["LayoutMultiViewGuidance", "turn_of"]
+__all__ = ["ObjectTurns", "turn_of"]
 
 
-class LayoutMultiViewGuidance(GuidanceRule):
+class ObjectTurns(GuidanceRule):
     """Shows the objects of a layout in turn, each alone and as large as the image."""
-
-    prior: MultiViewPrior
 
     def __init__(
         self,
-        config: LayoutMultiViewConfig,
-        prior: MultiViewPrior,
-        prompts: ViewPrompts,
-        objects: Sequence[LayoutObject],
+        scene: GuidanceRule,
+        alone: Sequence[GuidanceRule],
+        boxes: Sequence[BoxConfig],
+        *,
+        whole: float,
+        object_radius: float = 0.85,
+        margin: float = 1.1,
     ) -> None:
-        """Guide ``objects`` by their own prompts, and the scene by ``prompts``.
+        """Guide each box by a rule of its own. The rules keep nothing between steps.
 
         Args:
-            config: shares, sizes and the rule around it.
-            prior: of several views.
-            prompts: of the whole scene.
-            objects: at least one.
-
-        Raises:
-            UnsupportedModel: if the prior knows single images only.
+            scene: guides the whole scene.
+            alone: guide one object each.
+            boxes: where they stand.
+            whole: share of the steps that show the scene.
+            object_radius: radius of a single object in the images that the prior knows; it becomes
+                half of the longest edge of each box.
+            margin: size of what is seen, in boxes.
         """
-        self.config, self.prior, self.boxes = config, prior, [item.box for item in objects]
-        self.rules = [MultiViewGuidance(config.multiview, prior, item.prompts) for item in objects]
-        self.scene = MultiViewGuidance(config.multiview, prior, prompts)
+        self.prior, self.scene, self.alone, self.boxes = scene.prior, scene, alone, boxes
+        self.whole, self.object_radius, self.margin = whole, object_radius, margin
         self.steps = 0
-        self._rule, self._drawn, self._chosen = self.scene, None, None
+        self._rule, self._drawn, self._chosen = scene, None, None
 
     def choose_views(self, drawn: Cameras) -> Cameras:
         """The drawn views around the object whose turn it is, or of the whole scene."""
-        turn = turn_of(self.steps, len(self.boxes), self.config.whole)
+        turn = turn_of(self.steps, len(self.boxes), self.whole)
         self.steps, self._drawn, self._chosen = self.steps + 1, drawn, drawn
-        self._rule = self.scene if turn is None else self.rules[turn]
+        self._rule = self.scene if turn is None else self.alone[turn]
         if turn is not None:
-            radius, margin = self.config.object_radius, self.config.margin
+            radius, margin = self.object_radius, self.margin
             box = self.boxes[turn]
             self._chosen = around_box(drawn, box, object_radius=radius, margin=margin)
         return self._chosen
