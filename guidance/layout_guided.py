@@ -119,15 +119,15 @@ class LayoutPrompts:
         """
         self.config, self.scene, self.prompt = config, scene, scene.prompt
         self.objects = tuple(objects)
-        is_many = isinstance(scene, RelationPrompts)
-        texts = scene.texts if is_many else (scene.prompt,)
         check_word_places(scene)
+        texts = scene.texts if isinstance(scene, RelationPrompts) else (scene.prompt,)
         self.tokens = tuple(object_tokens(prior, text, objects) for text in texts)
 
     def at(self, cameras: Cameras) -> LayoutCondition:
         """The texts of each view, and where its objects belong."""
         masks = box_masks([item.box for item in self.objects], cameras, MASK_SIZE)
-        is_many = isinstance(self.scene, RelationPrompts)
-        rows = self.scene.rows_at(cameras).tolist() if is_many else [0] * len(masks)
+        rows = [0] * len(masks)
+        if isinstance(self.scene, RelationPrompts):
+            rows = self.scene.rows_at(cameras).tolist()
         tokens = tuple(self.tokens[row] for row in rows)
         return LayoutCondition(self.scene.at(cameras), masks, tokens, self.config)
