@@ -28,7 +28,7 @@ from benchmarks.editing_3d.measures import (
     layout_error,
     views_of,
 )
-from scenes.toybox.catalog import KINDS
+from scenes.toybox.catalog import COLOR_NAMES, KINDS
 from studio.config import dump_yaml, load_scene
 from studio.configs import SceneConfig
 from studio.evaluation.judge import load_judge
@@ -107,11 +107,17 @@ def _row_of(images: torch.Tensor) -> torch.Tensor:
 
 
 def _placed(item: ObjectBoxConfig, name: str) -> Placed:
-    words = (name or item.prompt).split()
-    nouns = {word: kind for kind, entry in KINDS.items() for word in (entry.noun, *entry.synonyms)}
-    kind = next(nouns[word] for word in words if word in nouns)
-    color = next(word for word in words if word not in nouns and word not in ("a", "an"))
-    return Placed(kind, color, item.box)
+    """What stands in a box, by its colour and the longest noun of the toybox in its words."""
+    phrase = name or item.prompt
+    nouns = {noun: kind for kind, entry in KINDS.items() for noun in (entry.noun, *entry.synonyms)}
+    named = [noun for noun in nouns if f" {noun} " in f" {phrase} "]
+    colors = [word for word in phrase.split() if word in COLOR_NAMES]
+    if not named or not colors:
+        raise SystemExit(
+            f"'{phrase}' names no colour or no kind of the toybox - expected --objects with both "
+            "for each object, such as 'red mushroom'."
+        )
+    return Placed(nouns[max(named, key=len)], colors[0], item.box)
 
 
 if __name__ == "__main__":
