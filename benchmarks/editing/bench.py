@@ -1,8 +1,8 @@
 """What the rows of the editing benchmark share: the prior, its sampler, and figures with intervals.
 
 A row measures one tool over paired cases: the tool and a named baseline start from the same noise.
-Each figure is a mean over cases with a bootstrapped 95 % interval, beside the baseline's and the
-paired difference of both.
+Each figure is a mean over cases with a 95 % interval (:mod:`studio.evaluation.intervals`), beside
+the baseline's and the paired difference of both.
 """
 
 from __future__ import annotations
@@ -18,13 +18,33 @@ from torch import Tensor
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import sample_images
-from studio.evaluation.intervals import Estimate, bootstrap_mean
+from studio.evaluation.intervals import (
+    SHARE,
+    Estimate,
+    Range,
+    difference_estimate,
+    mean_estimate,
+    without_interval,
+)
 from studio.evaluation.judge import Judge
 
-__all__ = ["CASES", "Bench", "Figure", "Found", "Row", "Target", "figures_of", "with_targets"]
+__all__ = [
+    "BYTES",
+    "CASES",
+    "CORRELATION",
+    "Bench",
+    "Figure",
+    "Found",
+    "Row",
+    "Target",
+    "figures_of",
+    "with_targets",
+]
 
 CASES = 64
 """Cases of a common row when no number is asked for."""
+BYTES, CORRELATION = (0.0, 255.0), (-1.0, 1.0)
+"""What values differences of colours, and correlations and cosines, can have."""
 SHOWN = 8
 """Cases of a row that its picture shows."""
 
@@ -94,17 +114,29 @@ class Found:
 
     columns: tuple[str, ...]
     """What the pictures of a case show."""
+    known: Mapping[str, float] = field(default_factory=dict)
+    """Baselines that need no measuring, such as the way that a thing goes which nothing moves."""
     ours: dict[str, list[float]] = field(default_factory=dict)
     baseline: dict[str, list[float]] = field(default_factory=dict)
+    within: dict[str, Range] = field(default_factory=dict)
+    """What values are possible."""
     figures: list[Figure] = field(default_factory=list)
     """Figures that come ready from an evaluation of its own."""
     labels: list[str] = field(default_factory=list)
     good: list[list[bool]] = field(default_factory=list)
     pictures: list[list[Float[Tensor, "h w 3"]]] = field(default_factory=list)
 
-    def add(self, values: Mapping[str, float | tuple[float, float]]) -> None:
-        """A case's values; a pair is ours and the baseline's."""
+    def add(
+        self, values: Mapping[str, float | tuple[float, float]], *, within: Range = SHARE
+    ) -> None:
+        """A case's values; a pair is ours and the baseline's.
+
+        Args:
+            values: by the names of figures.
+            within: what values are possible.
+        """
         for name, value in values.items():
+            self.within[name] = within
             ours, *other = value if isinstance(value, tuple) else (value,)
             self.ours.setdefault(name, []).append(float(ours))
             if other:
@@ -149,18 +181,20 @@ class Row:
 
 def figures_of(found: Found) -> list[Figure]:
     """The figures of a row, in the order in which its values were added."""
-    figures = list(found.figures)
-    for name, ours in found.ours.items():
-        baseline = found.baseline.get(name)
-        figures.append(
-            Figure(
-                name,
-                bootstrap_mean(ours),
-                baseline and bootstrap_mean(baseline),
-                baseline and bootstrap_mean([a - b for a, b in zip(ours, baseline, strict=True)]),
-            )
-        )
-    return figures
+    return [*found.figures, *(_figure(found, name) for name in found.ours)]
+
+
+def _figure(found: Found, name: str) -> Figure:
+    values, within = found.ours[name], found.within[name]
+    ours = mean_estimate(values, within=within)
+    if name in found.known:
+        known = found.known[name]
+        return Figure(name, ours, without_interval(known, ours.n), ours.less(known))
+    if name not in found.baseline:
+        return Figure(name, ours)
+    others = found.baseline[name]
+    difference = difference_estimate(values, others, within=within)
+    return Figure(name, ours, mean_estimate(others, within=within), difference)
 
 
 def with_targets(figures: Iterable[Figure], targets: Mapping[str, Target]) -> tuple[Figure, ...]:

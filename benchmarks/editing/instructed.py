@@ -9,7 +9,7 @@ is the probabilities of kind, colour and pattern, and words are what they name:
     direction   cos(f(after) - f(before), c(after) - c(before))
 
 ``image_rank`` and ``direction_rank`` are the rank correlations of s_I and the means over cases, and
-``outside_db`` is how well the background stays. The baseline of each scale is the least one.
+``outside_db`` is how well the background stays. The baseline of other scales is the least one.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from benchmarks.editing.adapters import edit_eval_config
-from benchmarks.editing.bench import Bench, Figure, Found, Row, Target
+from benchmarks.editing.bench import CORRELATION, Bench, Figure, Found, Row, Target
 from benchmarks.editing.regression import rank_of_means
 from image_tools.editing.edit_weights import read_edit_unet
 from image_tools.pocket.paths import POCKET_FOLDER
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from studio.evaluation.edits import CHANGED, HEADS, EditCases, evaluate_edits
+from studio.evaluation.intervals import SHARE
 from studio.evaluation.judge import Judge
 from studio.progress import say
 from studio.training.adapters_edit import edit_cases
@@ -99,6 +100,7 @@ def _measure_scales(bench: Bench, count: int) -> Found:
         "direction": torch.stack([along_the_words(judge, before, x, labels) for x in images]),
         "done": torch.stack([_done(judge, after, cases).float() for after in images]),
     }
+    ranges = {"image": CORRELATION, "direction": CORRELATION, "done": SHARE}
     found = Found(("source", *(f"s_I {scale:g}" for scale in SCALES), "true"))
     for name in ("image", "direction"):
         rank = rank_of_means(SCALES, curves[name].T.tolist())
@@ -109,8 +111,9 @@ def _measure_scales(bench: Bench, count: int) -> Found:
     for k, said in enumerate(cases.instructions):
         for name, curve in curves.items():
             values = curve[:, k].tolist()
-            for scale, value in zip(SCALES, values, strict=True):
-                found.add({f"{name}_at_{scale:g}": (value, values[0])})
+            found.add({f"{name}_at_{SCALES[0]:g}": values[0]}, within=ranges[name])
+            for scale, value in zip(SCALES[1:], values[1:], strict=True):
+                found.add({f"{name}_at_{scale:g}": (value, values[0])}, within=ranges[name])
         found.show(said, [before[k], *(after[k] for after in images), cases.targets[k]])
     return found
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from benchmarks.editing.bench import Bench, Found, Row, Target
+from benchmarks.editing.bench import BYTES, CORRELATION, Bench, Found, Row, Target
 from benchmarks.editing.cases import Case, pair_cases, single_cases
 from benchmarks.editing.oracles import (
     Seen,
@@ -75,12 +75,13 @@ class _WordEdit:
                 {
                     "success": (self.succeeds(seen, goal), self.succeeds(other, goal)),
                     "silhouette": (overlap(masks[0], masks[1]), overlap(masks[0], masks[2])),
-                    "background": tuple(
-                        byte_difference(source, image, ~(masks[0] | mask))
-                        for image, mask in ((ours, masks[1]), (alone, masks[2]))
-                    ),
                 }
             )
+            backgrounds = tuple(
+                byte_difference(source, image, ~(masks[0] | mask))
+                for image, mask in ((ours, masks[1]), (alone, masks[2]))
+            )
+            found.add({"background": backgrounds}, within=BYTES)
             found.show(
                 f"{case.prompt} -> {goal.prompt}",
                 [source, alone, ours],
@@ -117,7 +118,7 @@ def _measure_weights(bench: Bench, count: int) -> Found:
         for weight, strength in zip(WEIGHTS, strengths, strict=True):
             found.add({f"pattern_at_{weight:g}": (strength, plain)})
         rank = spearmanr(WEIGHTS, strengths).statistic if len(set(strengths)) > 1 else 0.0
-        found.add({"rank_correlation": float(rank)})
+        found.add({"rank_correlation": float(rank)}, within=CORRELATION)
         found.show(case.prompt, list(images[1:]))
     return found
 
@@ -141,11 +142,13 @@ def _measure_blend(bench: Bench, count: int) -> Found:
         found.add(
             {
                 "success": tuple(read[0].color == goal.spec.color for read in reads),
-                "outside": tuple(byte_difference(source, i, outside) for i in (ours, alone)),
                 "other_object": tuple(overlap(other, halves(i)[1]) for i in (ours, alone)),
-                "outside_without_blending": byte_difference(source, free, outside),
                 "success_without_blending": free_reads[0].color == goal.spec.color,
             }
+        )
+        outsides = [byte_difference(source, i, outside) for i in (ours, alone, free)]
+        found.add(
+            {"outside": tuple(outsides[:2]), "outside_without_blending": outsides[2]}, within=BYTES
         )
         found.show(
             f"{case.prompt} -> {goal.prompt}",

@@ -9,21 +9,31 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from benchmarks.common import commit
 from benchmarks.editing.bench import Figure, Found, Row
-from benchmarks.text_to_3d.results import machine
-from studio.evaluation.intervals import Estimate
+from benchmarks.text_to_3d.results import machine, machines_note
+from studio.evaluation.intervals import Estimate, estimate_of, interval_note, json_values
 from studio.evaluation.sheets import comparison_sheet
 from studio.previews import save_png
 from studio.run_folder import write_atomic
 
-__all__ = ["Entry", "markdown", "read_entries", "save_picture", "write_entries"]
+__all__ = [
+    "INTERVALS",
+    "Entry",
+    "markdown",
+    "origin",
+    "read_entries",
+    "save_picture",
+    "write_entries",
+]
 
 SCHEMA = "editing/1"
+INTERVALS, PERCENTILES = "skewed t", "percentiles"
+"""How intervals of means are found, and how older rows have them."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +52,29 @@ class Entry:
     """Why it was not measured."""
     targets: Mapping[str, str] = field(default_factory=dict)
     """What its figures should reach, if it was not measured."""
+    intervals: str = PERCENTILES
+    """How those of means were found."""
+    processor: str = ""
+    """What it was measured on; empty where nobody noted it, as in older files."""
+    commit: str = ""
+    """That of the code when the row was begun, as far as the working tree tells."""
+    date: str = ""
+    """The day on which the row was begun."""
 
     @property
     def passed(self) -> bool | None:
         """Whether all figures with a target reach it; None without any."""
         marks = [figure.passed for figure in self.figures if figure.passed is not None]
         return all(marks) if marks else None
+
+
+def origin() -> dict[str, str]:
+    """Processor, commit and date of an entry that is begun now."""
+    return {
+        "processor": machine()["processor"],
+        "commit": commit() or "",
+        "date": time.strftime("%Y-%m-%d", time.gmtime()),
+    }
 
 
 def read_entries(path: Path) -> dict[str, Entry]:
@@ -70,7 +97,7 @@ def write_entries(
         "commit": commit(),
         "machine": machine(),
         **settings,
-        "rows": [asdict(entry) for entry in entries],
+        "rows": [json_values(entry) for entry in entries],
     }
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"editing--{name}.{kind}" for kind in ("json", "md")]
@@ -97,11 +124,11 @@ def markdown(name: str, document: Mapping[str, Any], entries: Sequence[Entry]) -
     lines = [
         f"# Editing and control: {name}",
         f"`{document['command']}`",
-        f"{document['date']}, {document['machine']['processor']}, prior "
-        f"`{document['prior']['fingerprint']}`. {sampler['steps']} DDIM steps, guidance scale "
-        f"{sampler['guidance_scale']:g}. Means over cases with bootstrapped 95 % intervals; the "
-        "difference is paired. Silhouettes and overlaps are from 0 to 1, differences of colours in "
-        "0..255, distances in pixels of 64.",
+        f"{document['date']}, {_machines(entries)} Prior `{document['prior']['fingerprint']}`, "
+        f"{sampler['steps']} DDIM steps, guidance scale {sampler['guidance_scale']:g}. "
+        f"{interval_note('cases')} Differences are paired. Silhouettes and overlaps are from 0 to "
+        "1, differences of colours in 0..255, distances in pixels of 64.",
+        *_old_intervals(entries),
     ]
     lines.append(_summary(entries))
     for entry in entries:
@@ -113,10 +140,37 @@ def markdown(name: str, document: Mapping[str, Any], entries: Sequence[Entry]) -
         picture = f"editing--{name}/{entry.name}.png"
         lines.append(
             f"{entry.about} Baseline: {entry.baseline}. {entry.cases} cases, "
-            f"{entry.seconds:.0f} s. [Picture]({picture})"
+            f"{', '.join([f'{entry.seconds:.0f} s', *_origin(entry)])}. [Picture]({picture})"
         )
         lines.append(_table(entry))
     return "\n\n".join(lines) + "\n"
+
+
+def _machines(entries: Sequence[Entry]) -> str:
+    """What the rows were measured on."""
+    measured = [entry for entry in entries if entry.reason is None]
+    names = [entry.processor or "an unknown machine" for entry in measured]
+    return machines_note(names or ["nothing measured"])
+
+
+def _origin(entry: Entry) -> list[str]:
+    """What is known of where a row comes from."""
+    commit_ = entry.commit and f"commit {entry.commit}"
+    return [part for part in (entry.processor, entry.date, commit_) if part]
+
+
+def _old_intervals(entries: Sequence[Entry]) -> list[str]:
+    """What is to be known of rows with intervals of another kind."""
+    old = [e.name for e in entries if e.reason is None and e.intervals == PERCENTILES]
+    if not old:
+        return []
+    names = "all rows" if len(old) == len(entries) else ", ".join(old)
+    return [
+        f"Of {names} the values of single cases are not kept. Intervals of shares of outcomes, and "
+        "of their differences where counts decide them, are found from these; other ones are "
+        "percentiles of a bootstrap and cover less than 95 % (simulated of 64 values: 0.91 to "
+        "0.94, and less where values are very unequal)."
+    ]
 
 
 def _summary(entries: Sequence[Entry]) -> str:
@@ -167,4 +221,4 @@ def _entry(values: dict[str, Any]) -> Entry:
 
 
 def _estimate(values: dict[str, Any] | None) -> Estimate | None:
-    return None if values is None else Estimate(**values)
+    return None if values is None else estimate_of(values)

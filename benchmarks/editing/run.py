@@ -31,7 +31,14 @@ from benchmarks.editing.pointing import measure_gate
 from benchmarks.editing.prompt_edits import PROMPT_EDITS
 from benchmarks.editing.real_edits import REAL_EDITS
 from benchmarks.editing.regions import REGION_ROWS
-from benchmarks.editing.results import Entry, read_entries, save_picture, write_entries
+from benchmarks.editing.results import (
+    INTERVALS,
+    Entry,
+    origin,
+    read_entries,
+    save_picture,
+    write_entries,
+)
 from benchmarks.editing.self_guided import SELF_GUIDED
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
@@ -122,7 +129,7 @@ def measure(row: Row, bench: Bench, options: argparse.Namespace) -> Entry:
     if row.missing is not None:
         targets = {name: target.text for name, target in row.targets.items()}
         return Entry(row.name, row.about, row.baseline, key, reason=row.missing, targets=targets)
-    started, count = time.process_time(), row.cases(options.n)
+    begun, started, count = origin(), time.process_time(), row.cases(options.n)
     found = row.measure(bench, count)
     save_picture(options.results, options.name, row, found)
     return Entry(
@@ -133,6 +140,8 @@ def measure(row: Row, bench: Bench, options: argparse.Namespace) -> Entry:
         cases=count,
         seconds=round(time.process_time() - started, 1),
         figures=with_targets(figures_of(found), row.targets),
+        intervals=INTERVALS,
+        **begun,
     )
 
 

@@ -31,6 +31,7 @@ from image_tools.control.self_guidance_configs import (
     SelfGuidanceEdit,
 )
 from image_tools.diffusion.sampling import sample_images
+from studio.evaluation.intervals import ANY, POSITIVE
 
 __all__ = ["SELF_GUIDED", "guided"]
 
@@ -110,7 +111,8 @@ def _thing(case: Case) -> tuple[str, ...]:
 
 
 def _measure_move(bench: Bench, count: int) -> Found:
-    found = Found(("source", "moved"))
+    stays = dict.fromkeys(("moved", "along_px", "across_px", "share_of_the_way"), 0.0)
+    found = Found(("source", "moved"), stays)
     asked, came = [], []
 
     def edit_of(case: Case) -> SelfGuidanceEdit:
@@ -124,15 +126,12 @@ def _measure_move(bench: Bench, count: int) -> Found:
         across = abs((x1 - x0) * down - (y1 - y0) * right) / far
         asked.append((right + down) * source.shape[0])
         came.append(along * (right + down) / far)
-        found.add(
-            {
-                "moved": (along > MOVED_PX, 0.0),
-                "along_px": (along, 0.0),
-                "across_px": (across, 0.0),
-                "share_of_the_way": (along / (far * source.shape[0]), 0.0),
-                "kept": _kept(bench, case, ours, source),
-            }
-        )
+        way = along / (far * source.shape[0])
+        found.add({"moved": along > MOVED_PX})
+        found.add({"along_px": along}, within=ANY)
+        found.add({"across_px": across}, within=POSITIVE)
+        found.add({"share_of_the_way": way}, within=ANY)
+        found.add({"kept": _kept(bench, case, ours, source)})
         label = f"{case.prompt}: {right:+g}, {down:+g}"
         found.show(label, [source, ours], along > MOVED_PX)
     slope, fit = slope_and_fit(asked, came)
@@ -145,7 +144,8 @@ def _scale_of(case: Case) -> float:
 
 
 def _measure_resize(bench: Bench, count: int) -> Found:
-    found = Found(("source", "resized"))
+    stays = {"right_way": 0.0, "side_when_smaller": 1.0, "side_when_larger": 1.0}
+    found = Found(("source", "resized"), stays)
 
     def edit_of(case: Case) -> SelfGuidanceEdit:
         return ResizeConfig(_thing(case), _scale_of(case), keep_weight=0.0)
@@ -155,14 +155,15 @@ def _measure_resize(bench: Bench, count: int) -> Found:
         before, after = (float(silhouette(image).sum()) for image in (source, ours))
         side = (after / max(before, 1.0)) ** 0.5
         is_right = (side - 1.0) * (scale - 1.0) > 0.0
+        found.add({"right_way": is_right})
         found.add(
             {
-                "right_way": (is_right, 0.0),
                 "side_error": (abs(side / scale - 1.0), abs(1.0 / scale - 1.0)),
-                "side_when_smaller" if scale < 1.0 else "side_when_larger": (side, 1.0),
-                "kept": _kept(bench, case, ours, source),
-            }
+                "side_when_smaller" if scale < 1.0 else "side_when_larger": side,
+            },
+            within=POSITIVE,
         )
+        found.add({"kept": _kept(bench, case, ours, source)})
         found.show(f"{case.prompt}: {scale:g}", [source, ours], is_right)
     return found
 

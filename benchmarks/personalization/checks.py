@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from benchmarks.personalization.features import SubjectFeatures
+from benchmarks.personalization.features import SubjectFeatures, share_by_subject
 from benchmarks.personalization.subjects import Ask, Case, border_color
 from renderers.cameras import orbit_cameras
 from scenes.objects.colors import RECOLORS, WORDS, color_words
@@ -30,7 +30,7 @@ from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.render import ToyGeometry
 from scenes.toybox.render import render_rgb as render_toys
 from scenes.toybox.scene import SceneSpec, build_scene
-from studio.evaluation.intervals import Estimate, wilson
+from studio.evaluation.intervals import Estimate
 from studio.evaluation.views import eval_cameras
 
 __all__ = ["check_accuracy", "obeyed"]
@@ -76,11 +76,15 @@ def check_accuracy(cases: Sequence[Case], features: SubjectFeatures) -> dict[str
         cases: subjects to render; colours are tried where a subject can be painted.
         features: of these subjects.
     """
-    found: dict[str, list[bool]] = {"color": [], "relation": [], "background": []}
+    found: dict[str, list[list[bool]]] = {"color": [], "relation": [], "background": []}
     for case in cases:
+        own: dict[str, list[bool]] = {}
         for images, ask in (*_painted(case), *_pairs(case), *_walls(case)):
-            found[ask.group] += obeyed(images, [ask] * len(images), case, features)
-    return {group: wilson(sum(right), len(right)) for group, right in found.items() if right}
+            right = obeyed(images, [ask] * len(images), case, features)
+            own.setdefault(ask.group, []).extend(right)
+        for group, right in own.items():
+            found[group].append(right)
+    return {group: share_by_subject(right) for group, right in found.items() if right}
 
 
 def _painted(case: Case) -> list[tuple[Tensor, Ask]]:

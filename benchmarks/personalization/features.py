@@ -37,11 +37,11 @@ from scenes.objects.subjects import subject_photos, true_views
 from scenes.toybox.captions import view_word
 from scenes.toybox.catalog import COLOR_NAMES
 from scenes.toybox.objects import ObjectSpec
-from studio.evaluation.intervals import Estimate, wilson
+from studio.evaluation.intervals import SHARE, Estimate, mean_estimate
 from studio.evaluation.judge import Judge
 from studio.evaluation.views import eval_cameras, render_toy
 
-__all__ = ["Retrieval", "SubjectFeatures", "judge_features"]
+__all__ = ["Retrieval", "SubjectFeatures", "judge_features", "share_by_subject"]
 
 SIZE = 64
 RING, MATE_VIEWS = 12, 6
@@ -67,7 +67,10 @@ def judge_features(judge: Judge, images: Float[Tensor, "b h w 3"]) -> Float[Tens
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How well features tell subjects and their sides apart, on pictures of the truth."""
+    """How well features tell subjects and their sides apart, on pictures of the truth.
+
+    Intervals are over subjects.
+    """
 
     photos: Estimate
     """Share of further photos, in other rooms, that are identified; 0.9 is the most to expect."""
@@ -135,12 +138,15 @@ class SubjectFeatures:
         """
         asked = [_view(k, HELD_BACK_ELEVATION_DEG) for k in range(RING)]
         sides = [
-            seen == view
+            [
+                seen == view
+                for seen, view in zip(self._seen(self._more_views[name], name), asked, strict=True)
+            ]
             for name in fronted
-            for seen, view in zip(self._seen(self._more_views[name], name), asked, strict=True)
         ]
         return Retrieval(
-            self._retrieved(self._more_photos), self._retrieved(self._more_views), _share(sides)
+            *(self._retrieved(held) for held in (self._more_photos, self._more_views)),
+            share_by_subject(sides),
         )
 
     def _views(self, name: str, elevations_deg: Sequence[float]) -> Float[Tensor, "b d"]:
@@ -186,8 +192,8 @@ class SubjectFeatures:
 
     def _retrieved(self, held_back: dict[str, Tensor]) -> Estimate:
         """Share of held-back pictures of all subjects that are taken for what they show."""
-        pairs = [(held_back[name], name) for name in self.names]
-        return _share([right for pair in pairs for right in self._identified(*pair).tolist()])
+        right = [self._identified(held_back[name], name).tolist() for name in self.names]
+        return share_by_subject(right)
 
 
 def _view(index: int, elevation_deg: float) -> str:
@@ -195,5 +201,9 @@ def _view(index: int, elevation_deg: float) -> str:
     return view_word(360.0 * index / RING, elevation_deg)
 
 
-def _share(right: Sequence[bool]) -> Estimate:
-    return wilson(sum(right), len(right))
+def share_by_subject(right: Sequence[Sequence[bool]]) -> Estimate:
+    """How often something is right, of each subject's pictures.
+
+    Pictures of one subject are right or wrong together, so the interval is over subjects.
+    """
+    return mean_estimate([sum(own) / len(own) for own in right], within=SHARE)

@@ -17,10 +17,12 @@ from benchmarks.personalization.tables import (
     difference_table,
     document_of,
     figures_table,
+    note_of,
     write_files,
 )
 from studio.config import dump
 from studio.evaluation.comparison import Result, systems_of
+from studio.evaluation.intervals import estimate_of
 
 __all__ = ["FIGURES", "page", "sheet_of", "write_results"]
 
@@ -40,6 +42,8 @@ FIGURES: dict[str, str] = {
     "unrelated_right": "unrelated right ↑",
 }
 """Headings of all figures, which say what is better."""
+SUBJECTS = "subjects"
+"""What intervals of ``trust`` are over; in older files, which name nothing, over pictures."""
 COSTS = {"train_seconds": "training, CPU s", "draw_seconds": "drawing, CPU s"}
 BASE = "dreambooth_lora"
 """What differences are to: DCO's own baseline."""
@@ -68,6 +72,7 @@ def write_results(
         "steps": options.steps,
         "drawing": asdict(bench.settings),
         "trust": {name: dict(share) for name, share in trust.items()},
+        "trust_unit": SUBJECTS,
         "methods": _settings(rows),
     }
     text = page(options.name, document, results)
@@ -88,17 +93,13 @@ def _settings(rows: Sequence[tuple[Cell, Result]]) -> dict[str, Any]:
 
 def page(name: str, document: Mapping[str, Any], results: Sequence[Result]) -> str:
     """The Markdown file."""
-    trusted = ", ".join(
-        f"{key} {share['value']:.2f} ({share['n']})" for key, share in document["trust"].items()
-    )
     parts = [
         f"# Personalization: {name}",
         f"`{document['command']}`",
         f"{document['date']}, {document['machine']['processor']}, prior "
         f"{', '.join(document['priors'])}. {document['steps']} optimiser steps of each method. "
-        "Means over subjects, which are drawn with replacement for the 95 % intervals.",
-        "Measures on pictures of the truth, share that is right and number of pictures: "
-        f"{trusted}.",
+        f"{note_of('subjects')}",
+        _trust_note(document),
         figures_table(results, FIGURES, COSTS),
     ]
     if BASE in systems_of(results):
@@ -108,6 +109,20 @@ def page(name: str, document: Mapping[str, Any], results: Sequence[Result]) -> s
             difference_table(own, FIGURES, to=BASE),
         ]
     return "\n\n".join(parts) + "\n"
+
+
+def _trust_note(document: Mapping[str, Any]) -> str:
+    """How often each measure is right about the truth."""
+    trust = {name: estimate_of(share) for name, share in document["trust"].items()}
+    if document.get("trust_unit") == SUBJECTS:
+        shares = ", ".join(f"{name} {share.text()} ({share.n})" for name, share in trust.items())
+        return f"Measures on pictures of the truth, share that is right, of n subjects: {shares}."
+    shares = ", ".join(f"{name} {share.value:.2f} ({share.n})" for name, share in trust.items())
+    return (
+        f"Measures on pictures of the truth, share that is right and number of pictures: {shares}. "
+        "Their intervals in the JSON file take pictures of one subject for independent, and are "
+        "too narrow."
+    )
 
 
 def sheet_of(bench: Bench, rows: Sequence[tuple[Cell, Result]]) -> Tensor | None:

@@ -14,6 +14,7 @@ from benchmarks.personalization.tables import (
     difference_table,
     document_of,
     figures_table,
+    note_of,
     write_files,
 )
 from benchmarks.text_to_3d.grid import PANEL, VIEWS, asset_strip
@@ -70,8 +71,8 @@ def page(name: str, document: Mapping[str, Any], results: Sequence[Result]) -> s
         f"`{document['command']}`",
         f"{document['date']}, {document['machine']['processor']}, prior "
         f"{', '.join(document['priors'])}. Steps scaled by {document['steps_scale']:g}; seconds "
-        "include trainings and views, evaluations do not. Means over subjects, which are drawn "
-        f"with replacement for the 95 % intervals; {failed} of {len(results)} assets failed.",
+        f"include trainings and views, evaluations do not; {failed} of {len(results)} assets "
+        f"failed. {note_of('subjects')}",
         figures_table(results, FIGURES, COSTS),
         f"## Difference to {first}\n\nPaired over the subjects that both have.",
         difference_table(results, FIGURES, to=first),

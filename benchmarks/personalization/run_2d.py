@@ -21,7 +21,6 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.personalization.checks import check_accuracy
@@ -38,6 +37,7 @@ from scenes.objects.subjects import SUBJECTS
 from studio.device import resolve_device
 from studio.errors import Interrupted, StudioError
 from studio.evaluation.comparison import Result
+from studio.evaluation.intervals import json_values
 from studio.evaluation.judge import load_judge
 from studio.progress import say
 
@@ -133,8 +133,8 @@ def trust_of(features: SubjectFeatures) -> dict[str, dict[str, float]]:
     fronted = [case.name for case in CASES if case.has_front]
     checks = check_accuracy(CASES, features)
     return {
-        **asdict(features.retrieval(fronted)),
-        **{f"{group} check": asdict(share) for group, share in checks.items()},
+        **json_values(features.retrieval(fronted)),
+        **{f"{group} check": json_values(share) for group, share in checks.items()},
     }
 
 

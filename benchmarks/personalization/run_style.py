@@ -34,6 +34,7 @@ from benchmarks.personalization.tables import (
     difference_table,
     document_of,
     figures_table,
+    note_of,
     write_files,
 )
 from benchmarks.text_to_3d.run_suite import RESULTS
@@ -152,8 +153,7 @@ def page(document: dict, results: Sequence[Result], sampler: DdimConfig) -> str:
                 f"`{document['command']}`",
                 f"{document['date']}, {document['machine']['processor']}, prior "
                 f"{', '.join(document['priors'])}. {sampler.steps} DDIM steps, guidance scale "
-                f"{sampler.guidance_scale:g}. Means over sets of {SIZE}, which are drawn with "
-                "replacement for the 95 % intervals.",
+                f"{sampler.guidance_scale:g}. Sets have {SIZE} pictures. {note_of('sets')}",
                 figures_table(results, FIGURES, COSTS, unit="sets"),
                 f"## Difference to {BASELINE}\n\nPaired: the same prompts and noise.",
                 difference_table(results, FIGURES, to=BASELINE),

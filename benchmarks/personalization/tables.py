@@ -1,7 +1,7 @@
-"""Tables and files that both benches of personalization write.
+"""Tables and files that the benches of personalization write.
 
-Intervals are over subjects, from three on: two pictures of one subject are no independent draws.
-Methods are compared by their differences on the subjects that both have.
+Intervals are over subjects: two pictures of one subject are no independent draws. Methods are
+compared by their differences on the subjects that both have.
 """
 
 from __future__ import annotations
@@ -18,14 +18,46 @@ from typing import Any
 from torch import Tensor
 
 from benchmarks.text_to_3d.results import commit, machine
-from studio.evaluation.comparison import Result, differences, estimate, systems_of
-from studio.evaluation.intervals import Estimate
+from studio.evaluation.comparison import (
+    RANGES,
+    Result,
+    differences,
+    estimate,
+    own_count,
+    systems_of,
+)
+from studio.evaluation.intervals import POSITIVE, SHARE, Estimate, Range, interval_note, json_values
 from studio.run_folder import write_atomic
 
-__all__ = ["difference_table", "document_of", "figures_table", "write_files"]
+__all__ = [
+    "difference_table",
+    "document_of",
+    "figures_table",
+    "note_of",
+    "summary_of",
+    "write_files",
+]
 
-LEAST = 3
-"""Subjects without which a mean has no interval."""
+SHARES = (
+    *("identified", "prompt", "view", "color", "relation", "background"),
+    *("class_right", "unrelated_right", "palette", "pattern", "kind", "leak"),
+)
+AMOUNTS = ("class_change", "unrelated_change", "train_seconds", "draw_seconds")
+FIGURE_RANGES: dict[str, Range] = {
+    **RANGES,
+    **dict.fromkeys(SHARES, SHARE),
+    **dict.fromkeys(AMOUNTS, POSITIVE),
+}
+"""What values figures can have; fidelity any."""
+
+
+def note_of(unit: str) -> str:
+    """How to read means and intervals of both tables.
+
+    Args:
+        unit: what the means are over.
+    """
+    return f"{interval_note(unit)} A figure that some {unit} lack has an n of its own."
 
 
 def figures_table(
@@ -46,20 +78,21 @@ def figures_table(
     lines = _heading(["method", unit, *figures.values(), *costs.values()])
     for system in systems_of(results):
         own = [result for result in results if result.system == system]
-        cells = [_interval(estimate(own, name)) for name in figures]
-        cells += [_amount(estimate(own, name)) for name in costs]
+        cells = [_figure(own, name) for name in figures]
+        cells += [_amount(estimate(own, name, ranges=FIGURE_RANGES)) for name in costs]
         lines.append(_line([f"**{system}**", str(len(own)), *cells]))
     return "\n".join(lines)
 
 
 def difference_table(results: Sequence[Result], figures: Mapping[str, str], *, to: str) -> str:
     """What each other method has more of each figure than ``to``, paired over subjects."""
-    columns = {name: differences(results, name, to=to) for name in figures}
+    columns = {name: differences(results, name, to=to, ranges=FIGURE_RANGES) for name in figures}
     others = [system for system in systems_of(results) if system != to]
     lines = _heading(["method", *figures.values()])
     for system in others:
-        cells = [_signed(columns[name].get(system)) for name in figures]
-        lines.append(_line([f"**{system}**", *cells]))
+        found = [columns[name].get(system) for name in figures]
+        most = max((figure.n for figure in found if figure), default=0)
+        lines.append(_line([f"**{system}**", *(_signed(figure, most) for figure in found)]))
     return "\n".join(lines)
 
 
@@ -67,12 +100,6 @@ def document_of(
     module: str, schema: str, results: Sequence[Result], figures: Sequence[str]
 ) -> dict[str, Any]:
     """What both benches write: how it was made, of which prior, means and rows."""
-    systems = systems_of(results)
-    summary = {}
-    for system in systems:
-        own = [result for result in results if result.system == system]
-        found = {name: estimate(own, name) for name in figures}
-        summary[system] = {name: asdict(figure) for name, figure in found.items() if figure}
     return {
         "schema": schema,
         "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
@@ -80,9 +107,19 @@ def document_of(
         "commit": commit(),
         "machine": machine(),
         "priors": sorted({result.prior for result in results if result.prior}),
-        "summary": summary,
+        "summary": summary_of(results, figures),
         "rows": [{**asdict(result), "run": None} for result in results],
     }
+
+
+def summary_of(results: Sequence[Result], figures: Sequence[str]) -> dict[str, Any]:
+    """Means of all methods with their intervals, as JSON values."""
+    summary = {}
+    for system in systems_of(results):
+        own = [result for result in results if result.system == system]
+        found = {name: estimate(own, name, ranges=FIGURE_RANGES) for name in figures}
+        summary[system] = {name: json_values(figure) for name, figure in found.items() if figure}
+    return summary
 
 
 def write_files(
@@ -109,19 +146,18 @@ def _heading(cells: Sequence[str]) -> list[str]:
     return [_line(cells), "|" + "---|" * len(cells)]
 
 
-def _interval(found: Estimate | None) -> str:
-    """The mean, and its interval where there are subjects enough to draw from."""
-    if found is None:
-        return "–"
-    return found.text() if found.n >= LEAST else f"{found.value:.2f}"
+def _figure(own: Sequence[Result], name: str) -> str:
+    """A method's mean with its interval, and its n where only some subjects have the figure."""
+    found = estimate(own, name, ranges=FIGURE_RANGES)
+    return "–" if found is None else found.text() + own_count(own, name)
 
 
 def _amount(found: Estimate | None) -> str:
     return "–" if found is None else f"{found.value:,.0f}"
 
 
-def _signed(found: Estimate | None) -> str:
+def _signed(found: Estimate | None, most: int) -> str:
+    """A difference, and its n where it is of fewer subjects than others of its line."""
     if found is None:
         return "–"
-    value = f"{found.value:+.2f}"
-    return f"{value} [{found.low:+.2f}, {found.high:+.2f}]" if found.n >= LEAST else value
+    return found.text(sign="+") + (f" (n {found.n})" if found.n < most else "")

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -27,6 +27,7 @@ from studio.evaluation.comparison import (
     plain_summary,
     systems_of,
 )
+from studio.evaluation.intervals import json_values
 from studio.evaluation.suite import SUITE, is_held_out_prompt
 from studio.run_folder import write_atomic
 
@@ -94,14 +95,7 @@ def document_of(
         "priors": priors_of(plain),
         "budgets": {system: scene_rows(config) for system, config in configs.items()},
         "summary": plain_summary(plain, is_held_out_prompt),
-        "pairs": [
-            {
-                **asdict(pair),
-                "differences": {name: asdict(figure) for name, figure in found.items()},
-            }
-            for pair in PAIRS
-            if (found := pair_differences(plain, pair))
-        ],
+        "pairs": plain_pairs(plain),
         "assets": [
             {
                 **asdict(result),
@@ -113,6 +107,18 @@ def document_of(
         ],
         "scenes": {system: scene_settings(config) for system, config in configs.items()},
     }
+
+
+def plain_pairs(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Answers to the questions of ``PAIRS`` that can be answered, as JSON values."""
+    return [
+        {
+            **asdict(pair),
+            "differences": {name: json_values(figure) for name, figure in found.items()},
+        }
+        for pair in PAIRS
+        if (found := pair_differences(results, pair))
+    ]
 
 
 def _key(result: Result) -> Key:
@@ -167,8 +173,14 @@ def budget_notes(budgets: dict[str, int]) -> list[str]:
 
 def machine_note(document: dict[str, Any]) -> str:
     """What the assets were made on."""
-    names = sorted({row["processor"] for row in document["assets"]})
-    note = f"{' and '.join(names)}, {document['workers']} run(s) at a time."
+    names = [row["processor"] for row in document["assets"]]
+    return machines_note(names, f"{document['workers']} run(s) at a time")
+
+
+def machines_note(processors: Iterable[str], *more: str) -> str:
+    """Processors in words, and what the seconds are worth if there are several."""
+    names = sorted(set(processors))
+    note = ", ".join([" and ".join(names), *more]) + "."
     if len(names) > 1:
         note += " The seconds are of different machines and compare nothing."
     return note
@@ -187,9 +199,8 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
     """The Markdown file."""
     notes = [
         f"`{document['command']}`",
-        f"{document['date']}, {machine_note(document)} Means with 95 % intervals: seeds are "
-        "averaged for each prompt, and prompts are drawn with replacement. A failed run counts as "
-        "wrong.",
+        f"{document['date']}, {machine_note(document)} Means with 95 % intervals over prompts, for "
+        "each of which seeds are averaged. A failed run counts as wrong.",
         coverage_note(document),
         *budget_notes(document["budgets"]),
     ]

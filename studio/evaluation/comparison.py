@@ -1,7 +1,7 @@
 """Systems side by side: their figures with intervals, differences by prompt, and tables of them.
 
 Two assets of one prompt are no independent draws, and neither are the views of one asset. So seeds
-are averaged for each prompt first, and intervals are bootstrapped over prompts. Systems are
+are averaged for each prompt first, and intervals are over prompts (:mod:`intervals`). Systems are
 compared by the differences on the prompts that both have, which cancels how hard a prompt is.
 Nothing here needs torch: everything is read from `run.json`.
 """
@@ -9,21 +9,33 @@ Nothing here needs torch: everything is read from `run.json`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from studio.evaluation.intervals import Estimate, bootstrap_mean
+from studio.evaluation.intervals import (
+    ANY,
+    LEAST,
+    POSITIVE,
+    SHARE,
+    Estimate,
+    Range,
+    difference_estimate,
+    json_values,
+    mean_estimate,
+)
 from studio.run_folder import RunFolder
 
 __all__ = [
     "BIASES",
     "COSTS",
     "METRICS",
+    "RANGES",
     "Pair",
     "Result",
     "comparison_markdown",
     "differences",
     "estimate",
+    "own_count",
     "pair_differences",
     "plain_summary",
     "result_of",
@@ -49,6 +61,12 @@ COSTS: dict[str, str] = {
     "denoiser_evaluations": "evaluations",
 }
 """What it cost: optimisation time, highest memory of the process, rows sent through denoisers."""
+RANGES: dict[str, Range] = {
+    **dict.fromkeys(("kind_accuracy", "color_accuracy", "both_accuracy"), SHARE),
+    **dict.fromkeys(("janus", "silhouette_iou", "view_consistency"), SHARE),
+    **dict.fromkeys(("chamfer", "saturation_abs", *COSTS), POSITIVE),
+}
+"""What values a figure can have; any where it is not named."""
 DECIMALS = {"chamfer": 3}
 """Decimals of a figure in tables, where they are not 2: good surfaces are within 0.05."""
 MIN_PROMPTS = 6
@@ -59,6 +77,11 @@ GROUPS = ("seen", "held out", "all")
 OWN_COUNT = (
     "A figure that has an n of its own is the mean of fewer assets than its row: kinds without a "
     "front have no Janus score, and what failed has no shape."
+)
+NO_INTERVAL = (
+    f"Fewer than {LEAST} prompts give no interval, and neither do equal values: they tell nothing "
+    "of how prompts differ. A share that is 0 or 1 of every prompt has the interval of as many "
+    "outcomes, for 1.00 of few prompts is not certain."
 )
 
 
@@ -167,21 +190,31 @@ def _by_prompt(results: Sequence[Result], name: str) -> dict[str, float]:
     return {prompt: sum(found) / len(found) for prompt, found in values.items()}
 
 
-def estimate(results: Sequence[Result], name: str) -> Estimate | None:
-    """Mean and 95 % interval of a metric; None where no result has it."""
+def estimate(
+    results: Sequence[Result], name: str, *, ranges: Mapping[str, Range] = RANGES
+) -> Estimate | None:
+    """Mean and 95 % interval of a metric; None where no result has it.
+
+    Args:
+        results: of one system.
+        name: of the metric.
+        ranges: what values metrics can have, if not any.
+    """
     means = list(_by_prompt(results, name).values())
-    return bootstrap_mean(means) if means else None
+    return mean_estimate(means, within=ranges.get(name, ANY)) if means else None
 
 
-def differences(results: Sequence[Result], name: str, *, to: str) -> dict[str, Estimate]:
+def differences(
+    results: Sequence[Result], name: str, *, to: str, ranges: Mapping[str, Range] = RANGES
+) -> dict[str, Estimate]:
     """What each other system has more of a metric than ``to``, paired over prompts."""
     base = _by_prompt([r for r in results if r.system == to], name)
-    found = {}
+    within, found = ranges.get(name, ANY), {}
     for system in systems_of(results):
         own = _by_prompt([r for r in results if r.system == system], name)
-        pairs = [value - base[prompt] for prompt, value in own.items() if prompt in base]
+        pairs = [(value, base[prompt]) for prompt, value in own.items() if prompt in base]
         if system != to and pairs:
-            found[system] = bootstrap_mean(pairs)
+            found[system] = difference_estimate(*zip(*pairs, strict=True), within=within)
     return found
 
 
@@ -207,7 +240,7 @@ def plain_summary(results: Sequence[Result], held_out: Callable[[str], bool]) ->
         for group in GROUPS:
             members = _members(own, group, held_out)
             figures = {name: estimate(members, name) for name in (*METRICS, *BIASES, *COSTS)}
-            found[system][group] = {name: asdict(f) for name, f in figures.items() if f}
+            found[system][group] = {name: json_values(f) for name, f in figures.items() if f}
     return found
 
 
@@ -226,7 +259,8 @@ def comparison_markdown(
     """
     systems = systems_of(results)
     figures = _figures_table(results, held_out)
-    parts = [OWN_COUNT, figures] if "(n " in figures else [figures]
+    parts = [OWN_COUNT] if "(n " in figures else []
+    parts += [NO_INTERVAL, figures]
     if len(systems) > 1:
         parts += [
             f"## Difference to {systems[0]}\n\nPaired over the prompts that both have, n where "
@@ -265,7 +299,7 @@ def _figures_table(results: Sequence[Result], held_out: Callable[[str], bool]) -
             count = f"{len(members)}" + (f" ({failed} failed)" if failed else "")
             cells = [_figure(estimate(members, name), name) for name in figures]
             cells += [_amount(estimate(members, name)) for name in COSTS]
-            counts = [_own_count(members, name) for name in (*figures, *COSTS)]
+            counts = [own_count(members, name) for name in (*figures, *COSTS)]
             cells = [cell + own for cell, own in zip(cells, counts, strict=True)]
             lines.append(_line([f"**{system}**", group, count, *cells]))
     return "\n".join(lines)
@@ -275,7 +309,7 @@ def _figure(found: Estimate | None, name: str) -> str:
     return "–" if found is None else found.text(DECIMALS.get(name, 2))
 
 
-def _own_count(members: Sequence[Result], name: str) -> str:
+def own_count(members: Sequence[Result], name: str) -> str:
     """Such as `` (n 5)`` where only some of a row's assets have the figure."""
     own = sum(result.value(name) is not None for result in members)
     return "" if own in (0, len(members)) else f" (n {own})"
@@ -324,8 +358,7 @@ def _difference(found: Estimate | None, name: str) -> str:
     """Such as ``+0.12 [-0.03, +0.20]``, bold where it is certain."""
     if found is None:
         return "–"
-    digits = DECIMALS.get(name, 2)
-    text = f"{found.value:+.{digits}f} [{found.low:+.{digits}f}, {found.high:+.{digits}f}]"
+    text = found.text(DECIMALS.get(name, 2), sign="+")
     certain = found.n >= MIN_PROMPTS and (found.low > 0 or found.high < 0)
     return f"**{text}**" if certain else text
 

@@ -29,7 +29,14 @@ from image_tools.configs import DdimConfig
 from image_tools.control.annotators import canny_edges
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
-from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from studio.evaluation.intervals import (
+    SHARE,
+    Estimate,
+    difference_estimate,
+    json_values,
+    mean_estimate,
+    wilson,
+)
 from studio.evaluation.judge import Judge
 from studio.evaluation.view_sets import foreground
 
@@ -95,7 +102,7 @@ class ControlReport:
 
     def as_dict(self) -> dict:
         """Plain JSON values without the images."""
-        figures = {name: asdict(figure) for name, figure in self.figures.items()}
+        figures = {name: json_values(figure) for name, figure in self.figures.items()}
         return {"figures": figures, "config": asdict(self.config)}
 
 
@@ -115,16 +122,16 @@ def evaluate_controls(
     figures: dict[str, Estimate] = {}
     overlaps = {name: silhouette_iou(drawn, cases.masks) for name, drawn in images.items()}
     for name, drawn in images.items():
-        figures[f"{name}_silhouette"] = bootstrap_mean(overlaps[name])
-        figures[f"{name}_edge_f1"] = bootstrap_mean(edge_f1(drawn, cases.edges))
+        figures[f"{name}_silhouette"] = mean_estimate(overlaps[name], within=SHARE)
+        figures[f"{name}_edge_f1"] = mean_estimate(edge_f1(drawn, cases.edges), within=SHARE)
         verdicts = judge(drawn)
         for column, head in enumerate(("kind", "color")):
             seen = getattr(verdicts, head).argmax(1).numpy()
             right = int((seen == cases.labels[:, column]).sum())
             figures[f"{name}_{head}"] = wilson(right, len(cases))
     for name in controlled:
-        gains = [a - b for a, b in zip(overlaps[name], overlaps["plain"], strict=True)]
-        figures[f"{name}_gain"] = bootstrap_mean(gains)
+        pairs = (overlaps[name], overlaps["plain"])
+        figures[f"{name}_gain"] = difference_estimate(*pairs, within=SHARE)
     return ControlReport(figures, images, config)
 
 

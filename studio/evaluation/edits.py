@@ -29,7 +29,13 @@ from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior
 from studio.evaluation.controls import silhouette_iou
-from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from studio.evaluation.intervals import (
+    SHARE,
+    Estimate,
+    json_values,
+    mean_estimate,
+    wilson,
+)
 from studio.evaluation.judge import Judge
 from studio.evaluation.view_sets import foreground
 
@@ -89,7 +95,7 @@ class EditReport:
 
     def as_dict(self) -> dict:
         """Plain JSON values without the images."""
-        figures = {name: asdict(figure) for name, figure in self.figures.items()}
+        figures = {name: json_values(figure) for name, figure in self.figures.items()}
         return {"figures": figures, "config": asdict(self.config)}
 
 
@@ -119,7 +125,8 @@ def evaluate_edits(
                 figures[f"{name}_{who}kept"] = _share(values, cases, KEPT[name], among)
         if name in KEEPS_SHAPE:
             before = foreground(cases.sources[among]).numpy()
-            figures[f"{name}_shape"] = bootstrap_mean(silhouette_iou(images[among], before))
+            overlaps = silhouette_iou(images[among], before)
+            figures[f"{name}_shape"] = mean_estimate(overlaps, within=SHARE)
     covered = foreground(cases.sources) | foreground(cases.targets)
     free = (~covered).sum((1, 2)).clamp(min=1)
 
@@ -127,9 +134,9 @@ def evaluate_edits(
         return change.mean(-1).masked_fill(covered, 0.0).sum((1, 2)) / free
 
     change = images - cases.sources
-    figures["outside"] = bootstrap_mean(outside(change.abs()).tolist())
+    figures["outside"] = mean_estimate(outside(change.abs()).tolist(), within=SHARE)
     errors = outside(change.square()).clamp(min=LEAST_ERROR)
-    figures["outside_db"] = bootstrap_mean((-10.0 * errors.log10()).tolist())
+    figures["outside_db"] = mean_estimate((-10.0 * errors.log10()).tolist())
     return EditReport(figures, images, config)
 
 

@@ -3,8 +3,9 @@
 The names are nouns of the object pack: those that no training shows (its held-out split), and as
 many trained ones. For each noun images are drawn, and the image-text score ranks the nouns of the
 set by how well they fit each image. A figure is the share of images whose own noun comes first, or
-among the first five (R-precision as in DreamFusion, arXiv 2209.14988, section 4). True renders of
-the nouns' objects from the same sides say what the score reaches at best; chance is one in so many.
+among the first five (R-precision as in DreamFusion, arXiv 2209.14988, section 4). Images of a noun
+are found or missed together, so intervals are over nouns. True renders of the nouns' objects from
+the same sides say what the score reaches at best; chance is one in so many.
 
     figures = name_figures(draw, load_image_text(), images=2, seed=5)
 """
@@ -25,7 +26,7 @@ from scenes.objects.pack import ObjectPack, default_pack
 from scenes.objects.render import ObjectGeometry, render_rgb
 from scenes.objects.splits import Split
 from studio.evaluation.image_text import ImageTextScorer
-from studio.evaluation.intervals import Estimate, wilson
+from studio.evaluation.intervals import SHARE, Estimate, mean_estimate
 
 __all__ = [
     "SETS",
@@ -100,8 +101,8 @@ def name_figures(
         }
         for name, places in found.items():
             for top in TOP:
-                hits = int((places < top).sum())
-                figures[f"{name}_top{top}"] = wilson(hits, len(places))
+                by_noun = (places < top).float().unflatten(0, (-1, images)).mean(1)
+                figures[f"{name}_top{top}"] = mean_estimate(by_noun.tolist(), within=SHARE)
     count = len(names_of("held_out", default_pack()))
     for top in TOP:
         chance = top / count

@@ -28,7 +28,7 @@ from scenes.toybox.samples import SampleConfig, ToySampler
 from scenes.toybox.scene import SceneSpec
 from scenes.toybox.splits import combinations
 from studio.evaluation.image_text import ImageTextScorer
-from studio.evaluation.intervals import Estimate, bootstrap_mean, wilson
+from studio.evaluation.intervals import Estimate, json_values, mean_estimate, wilson
 from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS, Judge, Verdicts
 from studio.evaluation.name_retrieval import name_figures
 
@@ -114,7 +114,7 @@ class PriorReport:
     def as_dict(self) -> dict:
         """Plain JSON values without the images."""
         return {
-            "figures": {name: asdict(figure) for name, figure in self.figures.items()},
+            "figures": {name: json_values(figure) for name, figure in self.figures.items()},
             "gates": GATES,
             "passed": self.passed,
             "config": asdict(self.config),
@@ -154,7 +154,7 @@ def _sample(
 
 @torch.no_grad()
 def _vae_psnr(prior: DiffusionPrior, config: PriorEvalConfig) -> Estimate:
-    """Mean PSNR in dB of decoded latents of evaluation renders, bootstrapped over images."""
+    """Mean PSNR in dB of decoded latents of evaluation renders, over images."""
     sampler = ToySampler(SampleConfig(evaluation=True, pairs=0.0, image_size=prior.image_size))
     values = []
     for start in range(0, config.vae_images, 32):
@@ -164,7 +164,7 @@ def _vae_psnr(prior: DiffusionPrior, config: PriorEvalConfig) -> Estimate:
         rebuilt = prior.decode_latents(prior.encode_images(images))
         error = (rebuilt - images).square().mean((1, 2, 3)).clamp(min=1e-12)
         values += (-10 * torch.log10(error)).tolist()
-    return bootstrap_mean(values)
+    return mean_estimate(values)
 
 
 def _share(right: np.ndarray, among: np.ndarray) -> Estimate:

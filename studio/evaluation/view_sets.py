@@ -34,7 +34,7 @@ from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.scene import SceneSpec
 from scenes.toybox.splits import N_INDIVIDUALS, combinations
-from studio.evaluation.intervals import Estimate, bootstrap_mean
+from studio.evaluation.intervals import SHARE, Estimate, json_values, mean_estimate
 from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS, Judge, Verdicts
 from studio.evaluation.metrics import view_consistency
 from studio.evaluation.views import DISTANCE, ELEVATION_DEG, FOVY_DEG, render_toy
@@ -119,7 +119,7 @@ class ViewSetReport:
 
     def as_dict(self) -> dict:
         """Plain JSON values without the images."""
-        figures = {name: asdict(figure) for name, figure in self.figures.items()}
+        figures = {name: json_values(figure) for name, figure in self.figures.items()}
         return {"figures": figures, "config": asdict(self.config)}
 
 
@@ -212,24 +212,22 @@ def _figures(wanted: list[SetRequest], verdicts: Verdicts, images: Tensor) -> di
         obeyed = (side == asked)[fronted]
         figures["view"] = _mean(obeyed)
         for word in ("front", "side", "back"):
-            figures[f"view_{word}"] = bootstrap_mean(
-                [float(o[a == word].mean()) for o, a in zip(obeyed, asked[fronted])]
-            )
+            shares = [float(o[a == word].mean()) for o, a in zip(obeyed, asked[fronted])]
+            figures[f"view_{word}"] = mean_estimate(shares, within=SHARE)
     agrees = (kind == kind[:, :1]).all(1) & (color == color[:, :1]).all(1)
-    figures["set_agrees"] = bootstrap_mean(agrees.astype(float).tolist())
-    figures["reads_alike"] = bootstrap_mean(
-        [view_consistency(_rows(verdicts, k)) for k in range(len(wanted))]
-    )
-    figures["mirror"] = bootstrap_mean([mirror_iou(foreground(views)) for views in images])
-    figures["mirror_true"] = bootstrap_mean(
-        [_true_mirror(r, k, images.shape[-2]) for k, r in enumerate(wanted)]
-    )
-    return figures
+    size = images.shape[-2]
+    by_set = {
+        "set_agrees": agrees.astype(float).tolist(),
+        "reads_alike": [view_consistency(_rows(verdicts, k)) for k in range(len(wanted))],
+        "mirror": [mirror_iou(foreground(views)) for views in images],
+        "mirror_true": [_true_mirror(r, k, size) for k, r in enumerate(wanted)],
+    }
+    return figures | {k: mean_estimate(shares, within=SHARE) for k, shares in by_set.items()}
 
 
 def _mean(right: np.ndarray) -> Estimate:
     """Share of right views, its interval over sets."""
-    return bootstrap_mean(right.mean(1).tolist())
+    return mean_estimate(right.mean(1).tolist(), within=SHARE)
 
 
 def _rows(verdicts: Verdicts, number: int) -> Verdicts:

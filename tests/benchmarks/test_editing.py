@@ -1,8 +1,9 @@
-"""The editing benchmark: its cases, its oracles against exact truth, its figures and its files."""
+"""The editing benchmark: its cases, its oracles against exact truth, and its files."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -10,8 +11,7 @@ import pytest
 import torch
 
 from benchmarks.editing import run
-from benchmarks.editing.adapters import paired_figures
-from benchmarks.editing.bench import Bench, Found, Target, figures_of, with_targets
+from benchmarks.editing.bench import Bench, Found, Target
 from benchmarks.editing.cases import VIVID, pair_cases, render, row_cases, single_cases
 from benchmarks.editing.instructed import alike, along_the_words
 from benchmarks.editing.oracles import (
@@ -27,14 +27,12 @@ from benchmarks.editing.oracles import (
 )
 from benchmarks.editing.pointing import Shown, maps_at
 from benchmarks.editing.regions import without_colors
-from benchmarks.editing.regression import rank_of_means, slope_and_fit
-from benchmarks.editing.results import read_entries
+from benchmarks.editing.results import markdown, origin, read_entries
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from scenes.toybox.splits import is_held_out
 from studio.errors import StudioError
-from studio.evaluation.intervals import Estimate
 from studio.evaluation.judge import load_judge
 
 
@@ -142,35 +140,6 @@ def test_things_in_a_row_are_told_apart():
     assert max(shares) < 1.5 * min(shares), "what spans all columns is cut where they meet"
 
 
-def test_slope_and_fit_are_those_of_a_line():
-    asked = [-12.8, -6.4, 6.4, 12.8] * 5
-    slope, fit = slope_and_fit(asked, [0.8 * x + 1.0 for x in asked])
-    assert (slope.value, fit.value, slope.n) == (pytest.approx(0.8), pytest.approx(1.0), 20)
-    assert slope.low == pytest.approx(0.8)
-    noisy = [0.8 * x + (3.0, -3.0, -3.0, 3.0)[k % 4] for k, x in enumerate(asked)]
-    slope, fit = slope_and_fit(asked, noisy)
-    assert slope.value == pytest.approx(0.8)
-    assert fit.value == pytest.approx(65.536 / (65.536 + 9.0))
-    assert slope.low < 0.8 < slope.high
-    still = slope_and_fit(asked, [0.0] * 20)
-    assert [one.value for one in still] == [0.0, 0.0]
-    with pytest.raises(ValueError, match="2 moves were asked for and 1 came"):
-        slope_and_fit([1.0, 2.0], [1.0])
-
-
-def test_ranks_are_those_of_the_means():
-    """Each case alone goes up and down; their means rise, fall, or stand still."""
-    rising = [[0.0, 0.5, 0.2, 0.9], [0.1, 0.0, 0.6, 0.5]] * 8
-    found = rank_of_means((1.0, 1.4, 1.8, 2.2), rising)
-    assert (found.value, found.n) == (pytest.approx(1.0), 16)
-    assert -1.0 <= found.low <= found.high <= 1.0
-    falling = [curve[::-1] for curve in rising]
-    assert rank_of_means((1.0, 1.4, 1.8, 2.2), falling).value == pytest.approx(-1.0)
-    assert rank_of_means((1.0, 2.0), [[0.3, 0.3]] * 4).value == 0.0
-    swapped = [[curve[k] for k in (0, 2, 1, 3)] for curve in rising]
-    assert rank_of_means((1.0, 1.4, 1.8, 2.2), swapped).value == pytest.approx(0.8)
-
-
 def test_edits_are_compared_in_the_judges_space(judge):
     """A recoloured render: like the one before, and changed as the words say."""
     cases = single_cases(6, seed=0)
@@ -231,33 +200,6 @@ def test_measures_have_their_closed_forms():
     assert byte_difference(a, b, left) == pytest.approx(25.5)
     assert byte_difference(a, b, ~left & left) == 0.0
     assert psnr(a, b) == pytest.approx(20.0)
-
-
-def test_figures_are_paired_and_know_their_targets():
-    found = Found(("a",))
-    for k in range(4):
-        found.add({"success": (k > 0, k > 1), "error": 0.1 * k})
-    targets = {"success": Target(0.7), "error": Target(0.1, is_least=False)}
-    success, error = with_targets(figures_of(found), targets)
-    assert (success.ours.value, success.baseline.value, success.difference.value) == (
-        *(0.75, 0.5, 0.25),
-    )
-    assert (success.target, success.passed, success.ours.n) == ("at least 0.7", True, 4)
-    assert error.baseline is error.difference is None
-    assert (error.target, error.passed) == ("at most 0.1", False)
-    assert [figure.passed for figure in with_targets([success, error], {})] == [None, None]
-
-
-def test_ready_figures_stand_beside_their_baselines():
-    estimates = {
-        name: Estimate(value, 0.0, 1.0, 8)
-        for name, value in (("plain_color", 0.9), ("depth_color", 0.8), ("depth_gain", 0.3))
-    }
-    figures = paired_figures(estimates, lambda name: f"plain_{name.partition('_')[2]}")
-    assert [(f.name, f.ours.value) for f in figures] == [("depth_color", 0.8), ("depth_gain", 0.3)]
-    assert [f.baseline and f.baseline.value for f in figures] == [0.9, None]
-    (alone,) = paired_figures({"outside": estimates["depth_gain"]}, lambda name: name)
-    assert (alone.name, alone.baseline) == ("outside", None)
 
 
 def test_a_word_s_map_is_its_own_and_no_neighbour_s(bench):
@@ -357,12 +299,41 @@ def test_the_files_say_what_was_measured(bench, options):
     )
     assert document["rows"][0]["key"]["cases"] == 4
     text = (options.results / "editing--pocket.md").read_text()
-    assert (
-        "| gate | success | 0.50 [0.00, 1.00] | 0.00 [0.00, 0.00] | 4 | **not all met** |" in text
-    )
+    assert "| gate | success | 0.50 | 0.00 | 4 | **not all met** |" in text
     assert "| success | 0.50" in text
     assert "at least 0.8, **not met** |" in text
     assert (options.results / "editing--pocket" / "gate.png").exists()
+
+
+def test_each_row_says_where_and_when_it_was_measured(bench, options, monkeypatch):
+    """A row that an earlier call measured keeps its machine, and the page names all of them."""
+    rows = [counted([]), counted([], "p2p-swap")]
+    for row, name in zip(rows, ("an abacus", "a slide rule"), strict=True):
+        here = {"processor": name, "commit": name[-4:], "date": f"on {name}"}
+        monkeypatch.setattr(run, "origin", lambda here=here: here)
+        run.measure_all(bench, options, [row])
+    path = options.results / "editing--pocket.json"
+    first, second = read_entries(path).values()
+    assert (first.processor, first.commit, first.date) == ("an abacus", "acus", "on an abacus")
+    assert second.processor == "a slide rule"
+    text = path.with_suffix(".md").read_text()
+    assert "a slide rule and an abacus. The seconds are of different machines and compare" in text
+    assert "s, an abacus, on an abacus, commit acus. [Picture]" in text
+    document = json.loads(path.read_text())
+    for name in ("processor", "commit", "date", "intervals"):
+        del document["rows"][0][name]
+    path.write_text(json.dumps(document))
+    old = read_entries(path)["gate"]
+    assert (old.processor, old.commit, old.date) == ("", "", "")
+    text = markdown("pocket", document, list(read_entries(path).values()))
+    assert "a slide rule and an unknown machine" in text
+    assert "Of gate the values of single cases are not kept." in text
+
+
+def test_where_a_row_is_begun_is_found_out(monkeypatch):
+    found = origin()
+    assert set(found) == {"processor", "commit", "date"}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", found["date"])
 
 
 def test_rows_are_chosen_by_name():

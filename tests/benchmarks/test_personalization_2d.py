@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +17,7 @@ from benchmarks.personalization.drift import (
     noised_predictions,
     unrelated_prompts,
 )
-from benchmarks.personalization.features import SubjectFeatures
+from benchmarks.personalization.features import SubjectFeatures, share_by_subject
 from benchmarks.personalization.methods import VARIANTS, train, training_config, variants_of
 from benchmarks.personalization.results_2d import page, sheet_of
 from benchmarks.personalization.rows_2d import PHOTOS, PRIOR, Bench, Cell, DrawSettings
@@ -28,6 +29,7 @@ from benchmarks.personalization.subjects import (
     case_of,
     write_photos,
 )
+from benchmarks.personalization.tables import difference_table, figures_table
 from image_tools.configs import DdimConfig, PocketPriorConfig
 from image_tools.diffusion.loading import load_prior
 from image_tools.personalization.captions import read_captions
@@ -36,6 +38,7 @@ from scenes.toybox.objects import ObjectSpec
 from studio.config import dump_yaml
 from studio.errors import ConfigError, StudioError
 from studio.evaluation.comparison import Result
+from studio.evaluation.intervals import wilson
 from studio.evaluation.judge import load_judge
 from studio.evaluation.views import eval_cameras, render_toy
 from studio.run_folder import create_run, write_atomic
@@ -116,10 +119,19 @@ def test_a_blot_is_nobody(features):
 
 def test_the_measure_of_likeness_says_how_far_it_can_be_trusted(features):
     found = features.retrieval(["rabbit", "toy-train"])
-    assert found.photos.n == 20
+    assert found.photos.n == 2, "subjects, not their pictures"
     assert found.photos.value >= 0.8
     assert found.renders.value > 0.8
     assert found.views.value > 0.8
+
+
+def test_pictures_of_one_subject_are_no_independent_draws():
+    """Ten pictures each of six subjects, of which one is never known."""
+    right = [[True] * 10] * 5 + [[False] * 10]
+    found = share_by_subject(right)
+    assert found == wilson(5, 6)
+    pictures = wilson(50, 60)
+    assert found.high - found.low > 2 * (pictures.high - pictures.low)
 
 
 def test_checks_see_what_is_there_and_not_what_is_not(features):
@@ -239,7 +251,7 @@ def test_the_page_names_the_prior_and_pairs_subjects():
     rows = [
         Result(system, name, 0, "done", {"fidelity": base + more, "prompt": 0.5}, prior="abc")
         for system, more in (("dreambooth_lora", 0.0), ("dco", 0.25))
-        for name, base in (("rabbit", 0.25), ("dog", 0.5), ("cat", 0.75))
+        for name, base in zip(("rabbit", "dog", "cat", "car", "bus"), (0.25, 0.5, 0.75, 0.5, 0.5))
     ]
     document = {
         "command": "x",
@@ -247,13 +259,31 @@ def test_the_page_names_the_prior_and_pairs_subjects():
         "machine": {"processor": "z"},
         "priors": ["abc"],
         "steps": 7,
-        "trust": {"photos": {"value": 0.95, "n": 20}},
+        "trust": {"photos": {"value": 0.95, "low": 0.85, "high": 1.0, "n": 20}},
     }
     text = page("n", document, rows)
     assert "prior abc. 7 optimiser steps" in text
-    assert "photos 0.95 (20)" in text
-    assert "| **dco** | 3 | 0.75 [0.50, 1.00] |" in text
-    assert "| **dco** | +0.25 [+0.25, +0.25] |" in text
+    assert "number of pictures: photos 0.95 (20). Their intervals" in text
+    assert "| **dco** | 5 | 0.75 [0.53, 0.97] |" in text
+    assert "| **dco** | +0.25 (all equal) |" in text
+    text = page("n", document | {"trust_unit": "subjects"}, rows)
+    assert "of n subjects: photos 0.95 [0.85, 1.00] (20)." in text
+
+
+def test_a_figure_that_some_subjects_lack_has_an_n_of_its_own():
+    """A hamburger has no front, so its views are not judged."""
+    names = ("rabbit", "dog", "cat", "car", "bus", "hamburger")
+    rows = [
+        Result(system, name, 0, "done", {"fidelity": 0.1 * k, "view": view})
+        for system, better in (("dreambooth_lora", 0.0), ("dco", 0.5))
+        for k, name in enumerate(names)
+        for view in [None if name == "hamburger" else min(1.0, better + 0.1 * k * k)]
+    ]
+    figures = {"fidelity": "fidelity", "view": "view", "color": "colour"}
+    line = figures_table(rows, figures, {}).splitlines()[-1]
+    assert re.fullmatch(r"\| \*\*dco\*\* \| 6 \| 0.25 \[.*\] \| 0.80 \[.*\] \(n 5\) \| – \|", line)
+    line = difference_table(rows, figures, to="dreambooth_lora").splitlines()[-1]
+    assert re.fullmatch(r"\| .* \| \+0.00 \(all equal\) \| \+0.32 \[.*\] \(n 5\) \| – \|", line)
 
 
 def test_a_training_of_another_prior_is_passed_over(tmp_path):

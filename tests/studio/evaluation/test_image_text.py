@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from renderers.errors import ShapeError
 from scenes.objects.pack import default_pack
 from studio.errors import WeightsMissing
+from studio.evaluation import name_retrieval
 from studio.evaluation.image_backbone import STAGES, LiteBackbone, folded_weights
 from studio.evaluation.image_text import (
     IMAGE_TEXT_WEIGHTS,
@@ -18,6 +19,7 @@ from studio.evaluation.image_text import (
     load_image_text,
     save_image_text,
 )
+from studio.evaluation.intervals import wilson
 from studio.evaluation.name_retrieval import (
     SETS,
     SIDES,
@@ -154,6 +156,19 @@ def test_prompts_name_noun_and_side_and_true_renders_of_them_score_as_true(score
     assert torch.equal(drawn, true_ranks(scorer, "held_out", images=2, seed=5))
     assert len(asked) == 98
     assert asked[:2] == [f"a bar of soap, {side}" for side in SIDES]
+
+
+def test_two_images_of_a_noun_are_one_observation(monkeypatch):
+    """Where both are found or both are missed, 98 images tell no more than 49 nouns."""
+    places = torch.tensor([0] * 24 + [7] * 25).repeat_interleave(2)
+    for name in ("drawn_ranks", "true_ranks"):
+        monkeypatch.setattr(name_retrieval, name, lambda *_, **__: places)
+    figures = name_figures(lambda prompts: torch.zeros(0), None, images=2, seed=5)
+    assert figures["held_name_top1"] == wilson(24, 49)
+    mixed = torch.tensor([0, 7]).repeat(49)
+    monkeypatch.setattr(name_retrieval, "drawn_ranks", lambda *_, **__: mixed)
+    figures = name_figures(lambda prompts: torch.zeros(0), None, images=2, seed=5)
+    assert (figures["held_name_top1"].value, figures["held_name_top1"].n) == (0.5, 49)
 
 
 def test_noise_is_found_by_chance_and_figures_say_what_chance_is(scorer):
