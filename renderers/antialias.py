@@ -11,6 +11,10 @@ orientation) visits the pixel pairs it crosses: steep edges (|dy| >= |dx|) the h
 each row, shallow ones the vertical pairs of each column. Each point of the outline then counts
 once, and the gradient of a covered area comes out right at any face size.
 
+A pixel that edges cut on several sides gets a share of each neighbour's colour. Shares that sum to
+more than one, as in a hole or a speck of less than a pixel, are divided by their sum: colours stay
+between those that are mixed.
+
 Limits: one edge per pixel pair (the nearest), so parts thinner than a pixel lose area; surfaces
 that cut through each other have no edge there and stay jagged.
 
@@ -242,7 +246,14 @@ def _blend(color: Tensor, pos_clip: Tensor, pairs: _Pairs) -> Tensor:
     spills = shift > 0
     change = torch.where(spills, shift * (front - back), -shift * (back - front))
     target = torch.where(spills[:, 0], pairs.back, pairs.front)
+    change = change / _excess(shift.abs(), target, len(pixels))
     return pixels.index_add(0, target, change).view_as(color)
+
+
+def _excess(share: Tensor, target: Tensor, n_pixels: int) -> Tensor:
+    """For each share, the sum of those of its pixel where that is more than one, else one."""
+    total = share.new_zeros(n_pixels, 1).index_add(0, target, share)
+    return total.index_select(0, target).clamp(min=1.0)
 
 
 def _project(vertex: Tensor, steep: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,7 @@ from renderers.fields.hash_sdf import HashSDFField
 from renderers.fields.tet_mesh import TetMeshField
 from renderers.grid_sampling import evaluate_in_chunks, sample_grid
 from renderers.mesh_configs import GridTetsConfig
-from renderers.threshold import choose_threshold, describe_range
+from renderers.threshold import Rule, choose_threshold, describe_range, fallback_threshold
 
 __all__ = ["Level", "distance_in_cells", "field_to_tets", "find_level"]
 
@@ -45,8 +45,6 @@ BOX_GROWTH = 1.1
 REACH = 3.0
 # Samples per cube and axis where the surface may pass: positions are right to a sixth of a cube.
 SUBSAMPLES = 3
-# Where no level can be judged by its silhouettes, the densest part of the scene is taken.
-DENSEST_SHARE = 0.005
 # With less opacity than this along the scene's whole side, even the densest part is nothing.
 MIN_OPTICAL_DEPTH = 0.01
 
@@ -59,8 +57,8 @@ class Level:
 
     threshold: float
     """A density, or 0 for a distance field."""
-    rule: Literal["given", "zero", "silhouettes", "percentile", "half maximum"]
-    """Who chose it; the last two are fall-backs for scenes without an opaque ray."""
+    rule: Literal["given", "zero"] | Rule
+    """Who chose it."""
     inside: Bool[Tensor, "r r r"]
     """The points of the search grid over the scene that are inside."""
 
@@ -79,7 +77,8 @@ def field_to_tets(
         threshold: density of the surface; that of ``config`` when None.
 
     Raises:
-        EmptyGeometry: there is no surface; names the field's range and what to do.
+        EmptyGeometry: there is no surface, or the field is NaN or infinite somewhere; names the
+            field's range and what to do.
     """
     device = next(field.parameters()).device
     level = find_level(field, config.threshold if threshold is None else threshold)
@@ -110,31 +109,28 @@ def find_level(field: HashField, threshold: float | Literal["auto"]) -> Level:
     without an opaque ray that with the densest half percent above it; else half the maximum.
 
     Raises:
-        EmptyGeometry: nothing, or everything, is inside.
+        EmptyGeometry: nothing, or everything, is inside, or the field is NaN or infinite somewhere.
     """
     device = next(field.parameters()).device
     corner = torch.full((3,), float(field.radius))
     if isinstance(field, HashSDFField):
         sdf = sample_grid(field.sdf, -corner, corner, SEARCH_RESOLUTION, device=device)
+        _require_finite(sdf, "signed distance")
         _require_both_sides(sdf < 0, _no_distance_surface(sdf))
         return Level(0.0, "zero", sdf < 0)
     density = sample_grid(field.density, -corner, corner, SEARCH_RESOLUTION, device=device)
+    _require_finite(density, "density")
     if threshold != "auto":
         inside = density > threshold
         _require_both_sides(inside, _no_density_surface(density, float(threshold)))
         return Level(float(threshold), "given", inside)
     if float(density.max()) * 2.0 * field.radius < MIN_OPTICAL_DEPTH:
         raise EmptyGeometry(_no_density_surface(density, MIN_OPTICAL_DEPTH / (2.0 * field.radius)))
-    ladder = (
-        ("silhouettes", _by_silhouettes),
-        ("percentile", lambda density, _: _percentile(density)),
-        ("half maximum", lambda density, _: 0.5 * float(density.max())),
-    )
-    for rule, choose in ladder:
-        level = choose(density, float(field.radius))
-        if level is not None and level > 0.0 and _both_sides(density > level):
-            return Level(level, rule, density > level)
-    raise EmptyGeometry(_no_density_surface(density, 0.5 * float(density.max())))
+    found = _by_silhouettes(density, float(field.radius)) or fallback_threshold(density)
+    if found is None:
+        raise EmptyGeometry(_no_density_surface(density, 0.5 * float(density.max())))
+    rule, level = found
+    return Level(level, rule, density > level)
 
 
 def distance_in_cells(
@@ -157,24 +153,40 @@ def distance_in_cells(
     return (REACH * torch.tanh(distance / REACH)).float()
 
 
-def _by_silhouettes(density: Tensor, radius: float) -> float | None:
+def _by_silhouettes(density: Tensor, radius: float) -> tuple[Rule, float] | None:
     """The exporter's choice; None when no ray is opaque."""
     try:
-        return choose_threshold(density, radius=radius).threshold
+        score = choose_threshold(density, radius=radius)
     except EmptyGeometry:
         return None
-
-
-def _percentile(density: Tensor) -> float:
-    count = max(int(DENSEST_SHARE * density.numel()), 1)
-    return float(density.reshape(-1).topk(count + 1).values[-1])
+    return score.rule, score.threshold
 
 
 def _inside_test(field: HashField, threshold: float) -> InsideTest:
     """1 inside and 0 outside at world points."""
-    if isinstance(field, HashSDFField):
-        return lambda x: (field.sdf(x) < 0).float()
-    return lambda x: (field.density(x) > threshold).float()
+
+    def is_inside_distance(x: Tensor) -> Tensor:
+        sdf = field.sdf(x)
+        _require_finite(sdf, "signed distance")
+        return (sdf < 0).float()
+
+    def is_inside_density(x: Tensor) -> Tensor:
+        density = field.density(x)
+        _require_finite(density, "density")
+        return (density > threshold).float()
+
+    return is_inside_distance if isinstance(field, HashSDFField) else is_inside_density
+
+
+def _require_finite(values: Tensor, name: str) -> None:
+    """Stop at NaN or infinity: every comparison with NaN fails, so it would pass for empty."""
+    wrong = int((~torch.isfinite(values)).sum())
+    if wrong:
+        raise EmptyGeometry(
+            f"No mesh can be made of this field: its {name} is NaN or infinite at {wrong} of "
+            f"{values.numel()} points. Expected numbers everywhere. Start again from an earlier "
+            "checkpoint, with a lower learning rate or guidance scale."
+        )
 
 
 def _bounding_cube(

@@ -116,10 +116,12 @@ def march_rays(
 
     Raises:
         ShapeError: rays that are not [n, 3].
+        ValueError: a step that is not positive, rays that are NaN or infinite.
         BackendMissing: ``backend`` is unknown or cannot serve this device.
     """
     check_shape("rays_o", rays_o, "n 3")
     check_shape("rays_d", rays_d, f"{rays_o.shape[0]} 3")
+    _require_finite(rays_o, rays_d)
     if not step_size > 0.0:
         raise ValueError(f"step_size {step_size} must be positive.")
     if jitter is None:
@@ -219,6 +221,19 @@ def select_samples(samples: RaySamples, keep: Bool[Tensor, "m"]) -> RaySamples:
         packed_info=torch.stack([torch.cumsum(counts, dim=0) - counts, counts], dim=1),
         positions=samples.positions[keep],
         step_size=samples.step_size,
+    )
+
+
+def _require_finite(rays_o: Tensor, rays_d: Tensor) -> None:
+    """Refuse rays that meet nothing in one backend and anything in another."""
+    if math.isfinite(float(rays_o.sum() + rays_d.sum())):  # cheaper than to look at each number
+        return
+    wrong = int((~torch.isfinite(torch.cat([rays_o, rays_d], dim=1))).any(dim=1).sum())
+    if not wrong:  # only their sum is beyond the range of numbers
+        return
+    raise ValueError(
+        f"{wrong} of {len(rays_o)} rays have an origin or a direction that is NaN or infinite - "
+        "expected numbers. Look at the cameras' positions and fields of view."
     )
 
 

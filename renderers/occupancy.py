@@ -37,7 +37,7 @@ class OccupancyGrid(nn.Module):
         ema_decay: factor on the remembered value at each update.
         threshold: a cell is occupied where its value exceeds ``min(threshold, mean value)``.
         warmup_steps: before this step an update visits every cell; later a quarter of all cells
-            at random and a quarter of as many among the occupied ones.
+            at random, and as many of the occupied ones (all of them, if they are fewer).
     """
 
     binary: Bool[Tensor, "r r r"]
@@ -108,12 +108,15 @@ class OccupancyGrid(nn.Module):
                 for part in cells.split(CHUNK)
             ]
         )
+        # A NaN or an infinity would outlast all decay; what is seen now takes its place.
+        remembered = _finite_or_zero(flat[cells]) * self.ema_decay
         # Cells may be drawn twice: decaying writes the same value, and amax has no order.
-        decayed = flat.index_put((cells,), flat[cells] * self.ema_decay)
+        decayed = flat.index_put((cells,), remembered)
         renewed = decayed.scatter_reduce(0, cells, seen.clamp(min=0.0), "amax")
         self.values.copy_(renewed.view_as(self.values))
-        mean = float(self.values.mean())
-        self.binary.copy_(self.values > min(self.threshold, mean))
+        mean = float(_finite_or_zero(self.values).mean())
+        # A cell of NaN is not below the bound: it stays in the picture, where it is noticed.
+        self.binary.copy_(~(self.values <= min(self.threshold, mean)))
 
     def _cells_to_visit(self, step: int, generator: torch.Generator | None) -> Int[Tensor, "n"]:
         n_cells = self.resolution**3
@@ -137,6 +140,10 @@ class OccupancyGrid(nn.Module):
             inside = torch.rand(cells.shape[0], 3, generator=generator, device=generator.device)
         cell_size = 2.0 * self.radius / r
         return (corner + inside.to(cells.device)) * cell_size - self.radius
+
+
+def _finite_or_zero(values: Tensor) -> Tensor:
+    return torch.where(values.isfinite(), values, 0.0)
 
 
 def _draw(

@@ -7,12 +7,16 @@ rays: a ray sees the surface exactly if its densest sample exceeds the level, at
 first does. Of all levels whose silhouettes are about as good as the best, the one with the best
 depths wins; where that is a plateau (a hard step in density), its middle. No mesh is needed, so
 forty levels cost about a second.
+
+Only levels inside the range of the density have a surface. Where none of the ladder's is, the
+densest half percent of the scene is taken, else what exceeds half the maximum.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +25,18 @@ from torch import Tensor
 
 from renderers.errors import EmptyGeometry
 
-__all__ = ["LevelScore", "RayProbe", "choose_threshold", "describe_range", "probe_density"]
+__all__ = [
+    "LevelScore",
+    "RayProbe",
+    "Rule",
+    "choose_threshold",
+    "describe_range",
+    "fallback_threshold",
+    "probe_density",
+]
+
+Rule = Literal["silhouettes", "percentile", "half maximum"]
+"""How a level was found; the last two are fall-backs where silhouettes tell nothing."""
 
 N_VIEWS = 8
 VIEW_PIXELS = 64
@@ -35,6 +50,8 @@ IOU_SLACK = 0.01
 DEPTH_SLACK = 0.25
 # With no ray more opaque than this there is nothing to see, hence nothing to export.
 MIN_OPACITY = 0.1
+# Where no level can be judged by its silhouettes, the densest part of the scene is taken.
+DENSEST_SHARE = 0.005
 
 
 @dataclass(frozen=True)
@@ -47,6 +64,8 @@ class LevelScore:
     """Soft intersection over union of the surface's silhouettes with the rendered opacity, 0..1."""
     depth_error: float
     """Mean distance between the surface and the rendered median depth, world units."""
+    rule: Rule = "silhouettes"
+    """What the level was chosen by."""
 
 
 @dataclass(frozen=True)
@@ -64,14 +83,15 @@ class RayProbe:
 
 
 def choose_threshold(density: Float[Tensor, "r r r"], *, radius: float) -> LevelScore:
-    """Search the ladder.
+    """Search the ladder for a level with densities on both sides.
 
     Args:
         density: samples on the grid ``[-radius, radius]^3``, corners included, x first.
         radius: half size of the scene.
 
     Raises:
-        EmptyGeometry: no ray is opaque enough to be seen; names the density range.
+        EmptyGeometry: no ray is opaque enough to be seen, or all of the scene is about equally
+            dense; names the density range.
     """
     probe = probe_density(density, radius=radius)
     most = float(probe.opacity.max()) if len(probe.opacity) else 0.0
@@ -81,14 +101,33 @@ def choose_threshold(density: Float[Tensor, "r r r"], *, radius: float) -> Level
             f"{most:.2g}). Expected an opacity of at least {MIN_OPACITY}. Train longer, lower the "
             "sparsity loss, or pass --threshold with a value inside the range."
         )
-    top = float(probe.sigma.max())
-    levels = top * 0.95 * torch.logspace(-math.log10(LADDER_SPAN), 0, LADDER_STEPS)
-    scores = [_score(probe, float(level)) for level in levels]
+    low, high = float(density.min()), float(density.max())
+    ladder = torch.logspace(-math.log10(LADDER_SPAN), 0, LADDER_STEPS)
+    levels = float(probe.sigma.max()) * 0.95 * ladder
+    scores = [_score(probe, float(level)) for level in levels if low < float(level) < high]
+    if not scores:
+        return _densest(density, probe)
     best = max(score.silhouette_iou for score in scores)
     good = [score for score in scores if score.silhouette_iou >= best - IOU_SLACK]
     nearest = min(score.depth_error for score in good)
     plateau = [score for score in good if score.depth_error <= nearest + DEPTH_SLACK * probe.step]
     return plateau[len(plateau) // 2]
+
+
+def fallback_threshold(density: Float[Tensor, "r r r"]) -> tuple[Rule, float] | None:
+    """A level inside the range of the density, for scenes whose silhouettes tell none.
+
+    Returns:
+        The densest half percent's, else half the maximum; None where neither has densities on both
+        sides.
+    """
+    count = max(int(DENSEST_SHARE * density.numel()), 1)
+    levels: tuple[tuple[Rule, float], ...] = (
+        ("percentile", float(density.reshape(-1).topk(count + 1).values[-1])),
+        ("half maximum", 0.5 * float(density.max())),
+    )
+    low, high = max(float(density.min()), 0.0), float(density.max())
+    return next(((rule, level) for rule, level in levels if low < level < high), None)
 
 
 def describe_range(values: Tensor) -> str:
@@ -119,6 +158,19 @@ def probe_density(density: Float[Tensor, "r r r"], *, radius: float) -> RayProbe
     opacity = absorbed[:, -1]
     median = (absorbed < 0.5 * opacity[:, None]).sum(dim=1).float()
     return RayProbe(sigma, step, opacity, median)
+
+
+def _densest(density: Float[Tensor, "r r r"], probe: RayProbe) -> LevelScore:
+    """The fall-back's level, judged like those of the ladder."""
+    found = fallback_threshold(density)
+    if found is None:
+        raise EmptyGeometry(
+            f"No surface: all of the scene is about equally dense ({describe_range(density)}), so "
+            "no level stands for an object. Expected empty space around it. Train longer, or raise "
+            "the sparsity loss."
+        )
+    rule, level = found
+    return replace(_score(probe, level), rule=rule)
 
 
 def _score(probe: RayProbe, level: float) -> LevelScore:

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from renderers.backends.ray_sums import sum_before, widest_float
 from renderers.backgrounds import Background
 from renderers.cameras import Cameras
 from renderers.configs import MaterialConfig, VolumeRendererConfig
@@ -211,16 +212,17 @@ class VolumeRenderer(nn.Module):
     def _contributes(self, samples: RaySamples) -> Tensor:
         """Which samples light reaches and which stop some of it.
 
-        The others change neither the image nor the gradient; on a solid object they are most.
+        The others change neither the image nor the gradient; on a solid object they are most. A
+        density that is NaN always stays: its pixel is to be NaN, which the guard of the loss sees.
         """
         sigma = self.field.density(samples.positions)
-        optical = (sigma * (samples.t_ends - samples.t_starts)).double()
-        before = torch.cumsum(optical, dim=0) - optical
-        first = samples.packed_info[:, 0][samples.ray_indices]
+        optical = sigma * (samples.t_ends - samples.t_starts)
+        optical = optical.to(widest_float(optical.device))
+        before = sum_before(optical, samples.ray_indices, samples.packed_info)
         # Both limits as optical depths, which needs no exponentials.
         deepest = -math.log(max(self.config.min_transmittance, SMALLEST_TRANSMITTANCE))
         thinnest = -math.log1p(-self.config.min_alpha)
-        return (before - before[first] < deepest) & (optical > thinnest)
+        return ~((before >= deepest) | (optical <= thinnest)) | optical.isnan()
 
     def _query(self, samples: RaySamples, with_normals: bool) -> FieldSamples:
         if with_normals:

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from renderers.backends.ray_sums import sum_before
+
 __all__ = ["MarchProblem", "Search", "composite", "find_samples", "write_samples"]
 
 TINY_DIRECTION = 1e-12
@@ -88,11 +90,8 @@ def composite(
     """
     n_rays = packed_info.shape[0]
     optical = sigma * (t_ends - t_starts)
-    # One running sum over all rays, less its value at each ray's first sample; float64, since the
-    # difference of two large sums would otherwise lose the small ones.
-    before = torch.cumsum(optical.double(), dim=0) - optical.double()
-    first = packed_info[:, 0].clamp(max=max(before.shape[0] - 1, 0))[ray_indices]
-    transmittance = torch.exp(before[first] - before).to(sigma.dtype)
+    before = sum_before(optical, ray_indices, packed_info)
+    transmittance = torch.exp(-before).to(sigma.dtype)
     weights = -torch.expm1(-optical) * transmittance
     middles = 0.5 * (t_starts + t_ends)
     columns = torch.cat([features, middles[:, None], torch.ones_like(middles)[:, None]], dim=1)

@@ -106,13 +106,20 @@ def _cameras(
 
 def _renderer(source: str, folder: RunFolder, stage: LoadedStage) -> Render:
     """Who makes the pictures."""
+    from studio.evaluation.assets import asset_glb
     from studio.export.read import load_asset
     from studio.turntable import asset_render, field_render
 
     if source == "field":
         return field_render(stage)
     if source == "asset":
-        return asset_render(load_asset(folder.asset_dir / "asset.glb"))
+        glb = asset_glb(folder)
+        if glb is None:
+            raise ConfigError(
+                f"{folder.path} has no GLB - expected one to render. Make it with: "
+                "studio export RUN --formats glb"
+            )
+        return asset_render(load_asset(glb))
     raise ConfigError(f"--source: unknown {source!r} - expected field or asset.")
 
 

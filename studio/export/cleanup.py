@@ -1,28 +1,28 @@
-"""Repair of extracted surfaces: duplicates, slivers, small holes."""
+"""Repair of extracted surfaces: duplicates, slivers, small holes. What is closed stays closed."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from studio.export.folds import corner_sets, drop_doubled
+from studio.export.slivers import remove_slivers
 from studio.export.triangles import Triangles, boundary_edges
 
-__all__ = ["drop_degenerate", "fill_holes", "repair", "weld"]
+__all__ = ["drop_flat", "fill_holes", "repair", "weld"]
 
 # Relative to the bounding box: far below a float32 vertex grid's useful resolution.
 WELD_FRACTION = 1e-6
-# Height of a triangle over its longest side: below it the normal is numerical noise.
-SLIVER_RATIO = 1e-5
 # A loop longer than this is an opening of the model, not a defect of the extraction.
 MAX_HOLE_EDGES = 64
 
 
 def repair(mesh: Triangles) -> tuple[Triangles, int]:
-    """Weld vertices, drop slivers and doubled faces, close small holes.
+    """Weld vertices, take out slivers and doubled faces, close small holes.
 
     Returns:
         The repaired mesh and the number of holes closed.
     """
-    return fill_holes(drop_degenerate(weld(mesh)))
+    return fill_holes(drop_flat(remove_slivers(drop_doubled(weld(mesh)))))
 
 
 def weld(mesh: Triangles) -> Triangles:
@@ -37,41 +37,47 @@ def weld(mesh: Triangles) -> Triangles:
     return Triangles(mesh.v_pos[first], inverse[mesh.t_pos_idx])
 
 
-def drop_degenerate(mesh: Triangles) -> Triangles:
-    """Remove faces without area, with repeated corners, or listed twice."""
-    faces = mesh.t_pos_idx
-    corners = mesh.corners()
-    longest = np.linalg.norm(corners - np.roll(corners, 1, axis=1), axis=-1).max(axis=1, initial=0)
-    keep = 2.0 * mesh.areas() > SLIVER_RATIO * longest**2
-    distinct = (faces != np.roll(faces, 1, axis=1)).all(axis=1)
-    low, middle, high = np.sort(faces, axis=1).T
-    n = len(mesh.v_pos)
-    _, first = np.unique((low * n + middle) * n + high, return_index=True)
-    once = np.zeros(len(faces), dtype=bool)
-    once[first] = True
-    return mesh.keep_faces(keep & distinct & once)
-
-
 def fill_holes(mesh: Triangles) -> tuple[Triangles, int]:
-    """Close boundary loops of at most ``MAX_HOLE_EDGES`` edges with a fan around their centre."""
-    edges = boundary_edges(mesh)
+    """Close boundary loops of at most ``MAX_HOLE_EDGES`` edges with a fan around their centre.
+
+    Returns:
+        The mesh and the number of loops that are closed now.
+    """
+    holes = _holes(mesh)
+    if not holes:
+        return mesh, 0
     vertices, faces = [mesh.v_pos], [mesh.t_pos_idx]
-    n, filled = len(mesh.v_pos), 0
-    for loop in _loops(edges):
-        if not 3 <= len(loop) <= MAX_HOLE_EDGES:
-            continue
+    n = len(mesh.v_pos)
+    for loop in holes:
         # The filling runs along each boundary edge in the opposite direction.
-        after = np.roll(loop, -1)
         if len(loop) == 3:
-            faces.append(np.array([[loop[2], loop[1], loop[0]]]))
+            faces.append(loop[None, ::-1])
         else:
             vertices.append(mesh.v_pos[loop].mean(axis=0, keepdims=True))
-            faces.append(np.stack([after, loop, np.full(len(loop), n)], axis=1))
+            faces.append(np.stack([np.roll(loop, -1), loop, np.full(len(loop), n)], axis=1))
             n += 1
-        filled += 1
-    if not filled:
-        return mesh, 0
-    return drop_degenerate(Triangles(np.concatenate(vertices), np.concatenate(faces))), filled
+    # The corners of a slit lie on one line: its filling is a sliver, which is flipped into place.
+    filled = Triangles(np.concatenate(vertices), np.concatenate(faces))
+    filled = drop_flat(remove_slivers(drop_doubled(filled)))
+    return filled, max(len(holes) - len(_holes(filled)), 0)
+
+
+def drop_flat(mesh: Triangles) -> Triangles:
+    """Remove faces that have no area in float32, which is what files hold."""
+    if not len(mesh.t_pos_idx):
+        return mesh
+    single = (mesh.v_pos - mesh.bounds()[0]).astype(np.float32).astype(np.float64)
+    return mesh.keep_faces(Triangles(single, mesh.t_pos_idx).areas() > 0.0)
+
+
+def _holes(mesh: Triangles) -> list[np.ndarray]:
+    """Boundary loops to be filled: no large openings, nor the outline of a single triangle."""
+    loops = [loop for loop in _loops(boundary_edges(mesh)) if 3 <= len(loop) <= MAX_HOLE_EDGES]
+    if not loops:
+        return []
+    n = len(mesh.v_pos)
+    corners = set(corner_sets(mesh.t_pos_idx, n).tolist())
+    return [loop for loop in loops if len(loop) > 3 or corner_sets(loop[None], n)[0] not in corners]
 
 
 def _loops(edges: np.ndarray) -> list[np.ndarray]:

@@ -1,7 +1,8 @@
 """Write a finished asset in the formats asked for, each file whole or not at all.
 
 ``validation.json`` keeps what the structural check of the GLB found. OBJ and PLY carry
-display-referred colours; PLY has no textures, so it always gets vertex colours.
+display-referred colours; PLY has no textures, so it always gets vertex colours. Files that an
+earlier export left, in formats not asked for now, are deleted: they show another surface.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from studio.run_folder import storage_errors, write_atomic
 __all__ = ["Asset", "prepare_folder", "write_asset"]
 
 STEM = "asset"
+VALIDATION = "validation.json"
+OWN_NAMES = (*(f"{STEM}.{suffix}" for suffix in ("glb", "obj", "mtl", "png", "ply")), VALIDATION)
+"""All that this module ever writes. Other files in the folder are not ours to delete."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def prepare_folder(out_dir: Path) -> None:
 def write_asset(
     asset: Asset, out_dir: Path, *, formats: tuple[str, ...], up: Literal["y", "z"]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Write the files into an existing folder.
+    """Write the files into an existing folder, in place of those of the export before.
 
     Returns:
         File names by format, and the problems found in the GLB (none, normally).
@@ -74,7 +78,7 @@ def write_asset(
         problems = check_glb(glb)
         contents["glb"] = (f"{STEM}.glb", glb)
         report = {"file": f"{STEM}.glb", "bytes": len(glb), "problems": problems}
-        contents["validation"] = ("validation.json", json.dumps(report, indent=2) + "\n")
+        contents["validation"] = (VALIDATION, json.dumps(report, indent=2) + "\n")
     if "obj" in formats:
         contents |= _obj_files(asset, up)
     if "ply" in formats:
@@ -82,7 +86,10 @@ def write_asset(
     with storage_errors(out_dir, "write the asset to"):
         for filename, content in contents.values():
             write_atomic(out_dir / filename, content)
-    return {kind: filename for kind, (filename, _) in contents.items()}, tuple(problems)
+        files = {kind: filename for kind, (filename, _) in contents.items()}
+        for outdated in set(OWN_NAMES) - set(files.values()):
+            (out_dir / outdated).unlink(missing_ok=True)
+    return files, tuple(problems)
 
 
 def _obj_files(asset: Asset, up: Literal["y", "z"]) -> dict[str, tuple[str, bytes | str]]:

@@ -37,10 +37,12 @@ class SceneFrame:
 def place(mesh: Triangles, *, height_m: float) -> tuple[Triangles, SceneFrame]:
     """Turn to glTF axes, scale to ``height_m`` and put the centre of the base at the origin.
 
-    A sheet that lies flat gets ``height_m`` along its longest side.
+    A sheet that lies flat gets ``height_m`` along its longest side. Vertices of no face, which
+    files may hold and pictures do not show, count for nothing.
     """
     v_pos = mesh.v_pos @ WORLD_TO_GLTF.T
-    lower, upper = v_pos.min(axis=0), v_pos.max(axis=0)
+    seen = v_pos[np.unique(mesh.t_pos_idx)]
+    lower, upper = seen.min(axis=0), seen.max(axis=0)
     base = (float(lower[0] + upper[0]) / 2, float(lower[1]), float(lower[2] + upper[2]) / 2)
     size = upper - lower
     tall = size[1] > FLAT_FRACTION * size.max()

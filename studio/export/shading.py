@@ -60,7 +60,8 @@ def corner_normals(mesh: Triangles, *, crease_deg: float) -> Float[np.ndarray, "
     total, least = np.zeros_like(weighted), np.cos(np.radians(crease_deg))
     for first, second in _corner_pairs(vertex, len(mesh.v_pos)):
         cosine = np.einsum("pi,pi->p", orientation[first], orientation[second])
-        close = cosine > least
+        # A face's own corner always counts: at 0 degrees it is alone, and rounding may hide it.
+        close = (cosine > least) | (first == second)
         start, end = first[0], first[-1] + 1
         rows, parts = first[close] - start, weighted[second[close]]
         for i in range(3):

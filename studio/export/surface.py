@@ -104,9 +104,11 @@ def extract_surface(
     else:
         if config.threshold == "auto":
             level = choose_threshold(coarse, radius=radius)
-        threshold = level.threshold if level else float(config.threshold)
+            threshold = level.threshold
+        else:
+            threshold = float(config.threshold)
+            _require_inside(coarse > threshold, _no_density_surface(coarse, threshold))
         inside = coarse > threshold
-        _require_inside(inside, _no_density_surface(coarse, threshold))
 
         def outside(x: Tensor) -> Tensor:
             """Positive outside, clamped so that both ends of a steep edge weigh the same."""

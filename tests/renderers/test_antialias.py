@@ -118,6 +118,65 @@ def test_a_mask_stays_in_range_gains_soft_pixels_and_keeps_its_area():
     assert mask.sum().item() == pytest.approx(raster.mask.sum().item(), rel=0.01)
 
 
+HOLED = torch.tensor(
+    [[0, 1, 5], [0, 5, 4], [1, 2, 6], [1, 6, 5], [2, 3, 7], [2, 7, 6], [3, 0, 4], [3, 4, 7]]
+)
+"""A large square (0 to 3) around a small hole (4 to 7)."""
+
+
+def small_square(half: float) -> list[list[float]]:
+    """Corners around the centre of pixel (8, 8)."""
+    return [[8.5 + x * half, 8.5 + y * half] for x, y in ((-1, -1), (1, -1), (1, 1), (-1, 1))]
+
+
+@pytest.mark.parametrize("half", [0.05, 0.1, 0.25, 0.3, 0.4, 0.49])
+def test_a_speck_and_a_hole_of_less_than_a_pixel_stay_in_range(half):
+    """All four sides of the pixel in the middle are cut at once."""
+    speck, _ = square_mask(small_square(half), (16, 16))
+    frame = [[-9.0, -9.0], [30.0, -9.0], [30.0, 30.0], [-9.0, 30.0]]
+    hole, _ = square_mask(frame + small_square(half), (16, 16), HOLED)
+    for mask in (speck, hole):
+        assert mask.min() > -1e-6
+        assert mask.max() < 1 + 1e-6
+    # Each side at the distance h from the centre gives a share of 1/2 - h to the pixel beyond.
+    expected = max(0.0, 1.0 - 4.0 * (0.5 - half))
+    assert speck[8, 8].item() == pytest.approx(expected, abs=1e-4)
+    assert hole[8, 8].item() == pytest.approx(1.0 - expected, abs=1e-4)
+
+
+def test_shares_of_more_than_one_are_those_of_their_sum():
+    """Four neighbours of one colour each, and the sides at four distances."""
+    left, top, right, bottom = 0.1, 0.2, 0.3, 0.15
+    x, y = (8.5 - left, 8.5 + right), (8.5 - top, 8.5 + bottom)
+    corners = [[x[0], y[0]], [x[1], y[0]], [x[1], y[1]], [x[0], y[1]]]
+    pos = screen_triangle(corners, (16, 16))[None]
+    raster, color = rasterize(pos, SQUARE, (16, 16)), torch.zeros(1, 16, 16, 1)
+    color[0, 8, 7], color[0, 7, 8], color[0, 8, 9], color[0, 9, 8] = 1.0, 2.0, 3.0, 4.0
+    color[0, 8, 8] = 100.0
+    shares = torch.tensor([0.5 - left, 0.5 - top, 0.5 - right, 0.5 - bottom])
+    expected = (shares * torch.tensor([1.0, 2.0, 3.0, 4.0])).sum() / shares.sum()
+    smooth = antialias(color, raster, pos, SQUARE, Topology(SQUARE))
+    assert shares.sum() > 1
+    assert smooth[0, 8, 8].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("half", [0.15, 0.4])
+def test_gradients_of_a_speck_match_the_automatic_check(half):
+    """Shares of more than one (half a width of 0.15) and of less."""
+    size = (16, 16)
+    moved = torch.tensor([[0.03, -0.02], [0.01, 0.04], [-0.05, 0.02], [0.02, 0.01]])
+    corners = (torch.tensor(small_square(half)) + moved).tolist()
+    pos = screen_triangle(corners, size)[None].double().requires_grad_()
+    raster, topology = rasterize(pos.detach(), SQUARE, size), Topology(SQUARE)
+    color = torch.rand(1, *size, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    color.requires_grad_()
+
+    def center(color: Tensor, pos: Tensor) -> Tensor:
+        return antialias(color, raster, pos, SQUARE, topology)[:, 7:10, 7:10]
+
+    assert torch.autograd.gradcheck(center, (color, pos))
+
+
 @pytest.mark.parametrize("n", [64, 160])
 @pytest.mark.parametrize("subdivisions", [3, 4])
 def test_silhouette_gradients_match_finite_differences(subdivisions, n):

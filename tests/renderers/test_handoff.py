@@ -262,6 +262,53 @@ def test_fog_that_no_silhouette_shows_is_cut_by_its_densest_part():
     assert as_trimesh(field_to_tets(field, AUTOMATIC).mesh()).is_watertight
 
 
+def test_fog_that_fills_the_scene_stays_outside_of_the_mesh():
+    class Foggy(Ball):
+        def density(self, x: Tensor) -> Tensor:
+            return super().density(x) + 0.5
+
+    level = find_level(Foggy(width=0.02), "auto")
+    assert level.rule == "silhouettes"
+    assert 0.5 < level.threshold < DENSITY
+    assert 0 < level.inside.sum() < 0.3 * level.inside.numel()
+
+
+class Torn(Ball):
+    """A ball whose density is a given value in a small part of it."""
+
+    def __init__(self, value: float, *, torn: float) -> None:
+        super().__init__()
+        self.value, self.torn = value, torn
+
+    def density(self, x: Tensor) -> Tensor:
+        at = (x - torch.tensor([0.51, 0.02, 0.017])).norm(dim=-1) < self.torn
+        return torch.where(at, self.value, super().density(x))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("threshold", ["auto", 0.5 * DENSITY])
+@pytest.mark.parametrize("torn", [0.2, 0.012])
+def test_a_density_that_is_no_number_somewhere_is_refused(value, threshold, torn):
+    """In the search over the scene, and where only the mesh's own finer points meet it."""
+    with pytest.raises(EmptyGeometry, match=r"its density is NaN or infinite at \d+ of \d+ points"):
+        field_to_tets(Torn(value, torn=torn), replace(CONFIG, threshold=threshold))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("torn", [0.2, 0.012])
+def test_a_distance_that_is_no_number_somewhere_is_refused(value, torn):
+    field = sdf_ball()
+    whole = field.sdf
+
+    def sdf(x: Tensor) -> Tensor:
+        at = (x - torch.tensor([0.51, 0.02, 0.017])).norm(dim=-1) < torn
+        return torch.where(at, value, whole(x))
+
+    field.sdf = sdf
+    with pytest.raises(EmptyGeometry, match=r"its signed distance is NaN or infinite at \d+ of"):
+        field_to_tets(field, CONFIG)
+
+
 def test_an_empty_field_is_refused_with_its_range():
     config = HashVolumeConfig(grid=SMALL_GRID, blob=NoBlobConfig(bias=-20.0))
     field = HashVolumeField(config, torch.Generator().manual_seed(0))

@@ -274,6 +274,45 @@ def test_weights_of_a_ray_sum_to_its_opacity_and_to_at_most_one(backend, generat
     assert out.weights.min() >= 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_density_that_is_no_number_harms_no_other_ray(backend, value, generator):
+    """In values and gradients; where it is infinite, its own ray ends there, opaque."""
+    rays_o, rays_d = _rays(60, generator)
+    s = march_rays(rays_o, rays_d, _grid(), step_size=0.1)
+    sigma, colours = torch.rand(len(s), generator=generator), s.positions.sin()
+    bad = len(s) // 3
+    others = torch.arange(60) != s.ray_indices[bad]
+    others_samples = others[s.ray_indices]
+    results = []
+    for broken in (False, True):
+        x = sigma.clone()
+        x[bad] = value if broken else x[bad]
+        x.requires_grad_()
+        out = composite(x, colours, s, backend=backend)
+        grad = torch.autograd.grad(out.values[others].square().sum(), x)[0]
+        results.append((out, grad[others_samples]))
+    (whole, grad), (broken, broken_grad) = results
+    torch.testing.assert_close(broken.values[others], whole.values[others])
+    torch.testing.assert_close(broken.depth[others], whole.depth[others])
+    torch.testing.assert_close(broken_grad, grad)
+    opacity = broken.opacity[~others].item()
+    assert math.isnan(opacity) if math.isnan(value) else opacity == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_rays_that_are_no_numbers_are_refused(backend, value, generator):
+    rays_o, rays_d = _rays(10, generator)
+    for wrong in (rays_o, rays_d):
+        kept = wrong[4, 1].clone()
+        wrong[4, 1] = value
+        with pytest.raises(ValueError, match="1 of 10 rays have an origin or a direction that is"):
+            march_rays(rays_o, rays_d, _grid(), step_size=0.1, backend=backend)
+        wrong[4, 1] = kept
+    assert len(march_rays(rays_o, rays_d, _grid(), step_size=0.1, backend=backend))
+
+
 def test_compositing_many_rays_equals_one_after_the_other(generator):
     rays_o, rays_d = _rays(20, generator)
     grid = _shell_grid(generator)

@@ -60,12 +60,42 @@ def test_cells_fade_out_after_the_field_has_left_them(generator):
     assert torch.equal(grid.binary, grid.values > min(0.01, float(grid.values.mean())))
 
 
-def test_an_empty_field_leaves_no_cell_and_a_uniform_one_is_not_empty_below_the_threshold():
+@pytest.mark.parametrize(("value", "occupied"), [(0.0, 0.0), (0.005, 0.0), (0.1, 1.0)])
+def test_a_uniform_field_is_occupied_only_above_the_threshold(value, occupied):
+    """Below it, the bound is the mean, which no cell of a uniform field exceeds."""
     grid = OccupancyGrid(8, 1.0, threshold=0.01, step_size=0.1)
-    grid.update(lambda x: torch.zeros(x.shape[0]), step=0)
-    assert grid.occupied_fraction == 0.0
-    grid.update(lambda x: torch.full((x.shape[0],), 1.0), step=1)
-    assert grid.occupied_fraction == 1.0
+    grid.update(lambda x: torch.full((x.shape[0],), value / 0.1), step=0)
+    assert grid.occupied_fraction == occupied
+
+
+def _broken_at_the_centre(value: float):
+    """A weak ball whose core is no number."""
+    return lambda x: torch.where(x.norm(dim=1) < 0.2, value, 0.3 * (x.norm(dim=1) < 0.6))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cells_that_are_no_number_are_occupied_and_leave_the_others_as_they_are(value):
+    grid, healthy = (OccupancyGrid(16, 1.0, step_size=0.1, threshold=1.0) for _ in range(2))
+    grid.update(_broken_at_the_centre(value), step=0)
+    healthy.update(_broken_at_the_centre(0.3), step=0)
+    wrong = ~grid.values.isfinite()
+    assert wrong.sum() == (_centres(grid).norm(dim=-1) < 0.2).sum() > 0
+    assert grid.binary[wrong].all()
+    assert torch.equal(grid.binary, healthy.binary)
+    assert 0.05 < grid.occupied_fraction < 0.2
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_cells_that_were_no_number_heal_when_they_are_seen_again(value, generator):
+    grid = OccupancyGrid(16, 1.0, step_size=0.1, warmup_steps=1)
+    grid.update(_broken_at_the_centre(value), step=0)
+    wrong = ~grid.values.isfinite()
+    for step in range(1, 3):  # after the warm-up occupied cells are visited
+        grid.update(_broken_at_the_centre(0.0), step=step, generator=generator)
+    assert wrong.any()
+    assert grid.values.isfinite().all()
+    assert (grid.values[wrong] == 0.0).all()
+    assert not grid.binary[wrong].any()
 
 
 def test_the_bound_is_the_mean_while_that_is_below_the_threshold():

@@ -196,6 +196,28 @@ def test_compositing_equals_the_reference_in_values_and_gradients(device, create
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_compositing_a_density_that_is_no_number_equals_the_reference(device, value, generator):
+    _require_kernels(device)
+    rays_o = torch.randn(20, 3, generator=generator) * 0.5
+    rays_d = torch.nn.functional.normalize(torch.randn(20, 3, generator=generator), dim=1)
+    grid = OccupancyGrid(4, 1.0).to(device)
+    s = march_rays(rays_o.to(device), rays_d.to(device), grid, step_size=0.2)
+    sigma = torch.rand(len(s), generator=generator).to(device)
+    bad = len(s) // 3
+    sigma[bad] = value
+    expected, actual = (
+        composite(sigma, s.positions, s, backend=backend) for backend in ("torch", "triton")
+    )
+    for name in ("values", "opacity", "depth"):
+        one, other = getattr(actual, name), getattr(expected, name)
+        torch.testing.assert_close(one, other, equal_nan=True, rtol=1e-5, atol=1e-6)
+    harmed = ~expected.opacity.isfinite()
+    expected_harm = [] if value == float("inf") else [int(s.ray_indices[bad])]
+    assert harmed.nonzero().squeeze(1).tolist() == expected_harm
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nothing_to_do_is_no_error(device):
     _require_kernels(device)
     from renderers.backends import triton_hashgrid

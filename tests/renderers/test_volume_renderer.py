@@ -224,6 +224,57 @@ def test_early_stop_drops_hidden_samples_and_keeps_the_image():
     assert torch.allclose(stopped.opacity, full.opacity, atol=2e-3)
 
 
+class BrokenSphere(Sphere):
+    """A ball with a grain whose density is given, between its centre and the first camera."""
+
+    def __init__(self, grain: float) -> None:
+        super().__init__(6.0)
+        self.grain = grain
+
+    def density(self, x: torch.Tensor) -> torch.Tensor:
+        at_grain = (x - torch.tensor([0.3, 0.1, 0.2])).norm(dim=-1) < 0.05
+        return torch.where(at_grain, self.grain, super().density(x))
+
+
+def grain_pixels(cameras: Cameras) -> torch.Tensor:
+    """Pixels whose rays pass through the grain."""
+    rays_o, rays_d = cameras.rays()
+    to_grain = torch.tensor([0.3, 0.1, 0.2]) - rays_o
+    gap = (to_grain - (to_grain * rays_d).sum(-1, keepdim=True) * rays_d).norm(dim=-1)
+    return gap < 0.05
+
+
+@pytest.mark.parametrize("backend", ["numba", "torch"])
+@pytest.mark.parametrize("with_gradients", [True, False])
+@pytest.mark.parametrize("grain", [math.nan, math.inf])
+def test_density_that_is_no_number_changes_only_the_pixels_that_see_it(
+    grain, with_gradients, backend
+):
+    config = VolumeRendererConfig(backend=backend)
+    with torch.set_grad_enabled(with_gradients):
+        healthy = renderer_for(BrokenSphere(6.0), config).render(views())
+        broken = renderer_for(BrokenSphere(grain), config).render(views())
+    seen = grain_pixels(views())
+    assert 0 < seen.sum() < 0.05 * seen.numel()
+    assert torch.equal(broken.comp_rgb[~seen], healthy.comp_rgb[~seen])
+    assert torch.equal(broken.depth[~seen], healthy.depth[~seen])
+    if math.isnan(grain):  # so that the loss is NaN, which training stops at
+        assert not broken.comp_rgb[seen].isfinite().all()
+        assert not broken.opacity[seen].isfinite().all()
+    else:  # nothing is seen through it
+        assert broken.opacity.max().item() == pytest.approx(1.0)
+
+
+def test_density_that_is_no_number_is_noticed_even_behind_an_opaque_surface():
+    class Core(Sphere):
+        def density(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where(x.norm(dim=-1) < 0.2, math.nan, super().density(x))
+
+    output = renderer_for(Core(400.0), VolumeRendererConfig()).render(views(1))
+    assert output.opacity.isnan().any()
+    assert output.opacity.isfinite().any()
+
+
 def test_first_occupancy_update_prunes_the_density_blob(generator):
     renderer = renderer_for(HashVolumeField(HashVolumeConfig(grid=GRID), generator))
     assert renderer.occupancy.occupied_fraction == 1.0

@@ -191,6 +191,24 @@ def test_asset_that_is_not_there_names_the_command(run):
         render.run(run.path, source="asset", frames=1, size=8)
 
 
+def test_asset_exported_in_other_formats_is_not_there_to_render(run):
+    """Nor is the GLB of the export before, which shows another surface."""
+    export.run(run.path, formats="glb,ply", texture=0)
+    assert (run.asset_dir / "asset.glb").is_file()
+    export.run(run.path, formats="ply", texture=0)
+    with pytest.raises(ConfigError, match=r"has no GLB - expected one.*--formats glb"):
+        render.run(run.path, source="asset", frames=1, size=8)
+
+
+def test_the_glb_that_was_noted_is_rendered(run, capsys):
+    export.run(run.path, formats="glb", texture=0)
+    (run.asset_dir / "asset.glb").rename(run.asset_dir / "mine.glb")
+    run.update_info({"export": {"files": {"glb": "mine.glb"}}})
+    capsys.readouterr()
+    render.run(run.path, source="asset", frames=1, size=8, video="gif", as_json=True)
+    assert Path(json.loads(capsys.readouterr().out)["gif"]).is_file()
+
+
 def test_report_prints_where_it_is(finished, capsys):
     report.run([finished.path])
     assert capsys.readouterr().out.strip() == str(finished.report_path)

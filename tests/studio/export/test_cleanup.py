@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
-from studio.export.cleanup import drop_degenerate, fill_holes, repair, weld
+from renderers.isosurface import GridTets
+from studio.export.cleanup import drop_flat, fill_holes, repair, weld
+from studio.export.parts import drop_parts
 from studio.export.simplify import decimate
 from studio.export.triangles import (
     Triangles,
@@ -14,7 +17,7 @@ from studio.export.triangles import (
     face_components,
     winding_number,
 )
-from tests.studio.export.meshes import ball, together
+from tests.studio.export.meshes import ball, box, together
 
 
 def test_small_hole_is_filled_outwards():
@@ -45,12 +48,90 @@ def test_weld_closes_a_triangle_soup():
     assert len(boundary_edges(welded)) == 0
 
 
-def test_degenerate_and_doubled_faces_are_removed():
-    v_pos = [[0, 0, 0], [1, 0, 0], [0, 1, 0], [0.5, 0, 0]]
-    faces = [[0, 1, 2], [1, 2, 0], [0, 1, 1], [0, 3, 1]]
-    kept = drop_degenerate(Triangles.of(np.array(v_pos, float), np.array(faces)))
-    assert len(kept.t_pos_idx) == 1
-    assert len(kept.v_pos) == 3
+def test_fold_beside_a_closed_surface_leaves_it_closed():
+    """A fin of two faces back to back, as decimation leaves them."""
+    mesh = box((1.0, 1.0, 1.0))
+    a, b, _ = mesh.t_pos_idx[0]
+    fin = Triangles(
+        np.concatenate([mesh.v_pos, [[1.0, 1.0, 1.0]]]),
+        np.concatenate([mesh.t_pos_idx, [[a, b, 8], [b, a, 8]]]),
+    )
+    repaired, holes = repair(fin)
+    assert len(boundary_edges(repaired)) == 0
+    assert holes == 0
+    assert len(repaired.t_pos_idx) == 12
+    assert repaired.volume() == pytest.approx(1.0)
+
+
+def split(mesh: Triangles, share: float) -> Triangles:
+    """The first face in two, and the sliver between them and its uncut neighbour as the last."""
+    a, b, c = mesh.t_pos_idx[0]
+    middle = mesh.v_pos[a] + share * (mesh.v_pos[b] - mesh.v_pos[a])
+    m = len(mesh.v_pos)
+    parts = [[a, m, c], [m, b, c], [a, b, m]]
+    return Triangles(
+        np.concatenate([mesh.v_pos, middle[None]]), np.concatenate([mesh.t_pos_idx[1:], parts])
+    )
+
+
+def test_slivers_go_and_the_surface_stays_closed():
+    sliver = split(box((1.0, 1.0, 1.0)), 0.3)
+    repaired, holes = repair(sliver)
+    assert len(boundary_edges(sliver)) == len(boundary_edges(repaired)) == 0
+    assert holes == 0
+    assert repaired.areas().min() > 0.1
+    assert repaired.volume() == pytest.approx(1.0)
+
+
+def test_slit_is_closed_by_the_faces_beside_it():
+    """A corner of one side in the middle of an edge of the other."""
+    whole = split(box((1.0, 1.0, 1.0)), 0.3)
+    slit = Triangles(whole.v_pos, whole.t_pos_idx[:-1])
+    assert len(boundary_edges(slit)) == 3
+    repaired, holes = repair(slit)
+    assert len(boundary_edges(repaired)) == 0
+    assert holes == 1
+    assert repaired.areas().min() > 0.1
+    assert repaired.volume() == pytest.approx(1.0)
+
+
+def test_outline_of_a_single_triangle_is_no_hole():
+    lone = Triangles.of(np.eye(3), np.array([[0, 1, 2]]))
+    repaired, holes = repair(lone)
+    assert holes == 0
+    assert len(repaired.t_pos_idx) == 1
+
+
+def test_faces_without_area_in_files_are_dropped():
+    v_pos = np.array([[0.0, 0, 0], [1, 0, 0], [0, 1, 0], [0.5, -1e-60, 0]])
+    faces = np.array([[0, 1, 2], [0, 3, 1]])
+    assert len(drop_flat(Triangles.of(v_pos, faces)).t_pos_idx) == 1
+
+
+def rough_ball(seed: int) -> Triangles:
+    """A ball with waves, as rough as a hash grid's."""
+    tets, generator = GridTets(40), torch.Generator().manual_seed(seed)
+    x = tets.points
+    sdf = x.norm(dim=1) - 0.6
+    for _ in range(6):
+        wave = 6.0 * torch.randn(3, generator=generator)
+        sdf = sdf + 0.06 * torch.sin(x @ wave + 6.0 * torch.rand(1, generator=generator))
+    sdf = torch.where((x.abs() > 0.97).any(1), 1.0, sdf)
+    v_pos, faces = tets(sdf)
+    mesh = Triangles.of(v_pos.double().numpy(), faces.numpy())
+    return drop_parts(mesh, min_component=0.04)[0]
+
+
+@pytest.mark.parametrize(("seed", "max_faces"), [(0, 400), (6, 1500), (6, 5000), (7, 5000)])
+def test_decimated_surface_stays_closed(seed, max_faces):
+    """These leave folds and slivers."""
+    mesh = rough_ball(seed)
+    small = decimate(mesh, max_faces)
+    repaired, holes = repair(small)
+    assert len(boundary_edges(weld(small))) == 0
+    assert len(boundary_edges(repaired)) == 0
+    assert holes == 0
+    assert repaired.volume() == pytest.approx(small.volume(), rel=1e-6)
 
 
 def test_components_are_numbered_by_size():

@@ -35,6 +35,15 @@ def test_flat_sheet_is_scaled_by_its_longest_side():
     np.testing.assert_allclose(back, sheet().v_pos, atol=1e-12)
 
 
+def test_vertices_of_no_face_count_for_nothing():
+    mesh = ball(0.5)
+    stray = Triangles(np.concatenate([[[3.0, 4.0, 9.0]], mesh.v_pos]), mesh.t_pos_idx + 1)
+    placed, frame = place(stray, height_m=1.0)
+    expected, same = place(mesh, height_m=1.0)
+    assert frame == same
+    np.testing.assert_array_equal(placed.corners(), expected.corners())
+
+
 @pytest.mark.parametrize("height_m", [1e-5, 1.0, 1e5])
 def test_obj_keeps_positions_exactly_at_any_size(height_m):
     placed, _ = place(ball(subdivisions=2), height_m=height_m)

@@ -37,6 +37,14 @@ def test_wide_crease_angle_makes_the_box_smooth():
     assert outward.min() > 1.0
 
 
+@pytest.mark.parametrize("make", [box, lambda: ball(2)])
+def test_crease_angle_of_zero_gives_every_face_its_own_normal(make):
+    mesh = make()
+    own = mesh.area_vectors() / mesh.areas()[:, None]
+    normals = corner_normals(mesh, crease_deg=0.0)
+    np.testing.assert_allclose(normals, np.repeat(own[:, None], 3, axis=1), atol=1e-6)
+
+
 def test_ball_is_smooth_and_its_normals_are_its_radii():
     mesh = ball(3)
     flat = flatten(mesh, crease_deg=40.0)

@@ -106,6 +106,36 @@ def test_threshold_above_the_density_names_the_range():
     assert "--threshold auto" in str(error.value)
 
 
+@dataclass
+class FoggyBall(Ball):
+    """A ball in fog that fills the scene, so that all rays are opaque."""
+
+    fog: float = 1.0
+
+    def density(self, x: torch.Tensor) -> torch.Tensor:
+        return super().density(x) + self.fog
+
+
+@pytest.mark.parametrize("fog", [0.5, 1.0, 5.0])
+def test_automatic_threshold_lies_above_fog_that_fills_the_scene(fog):
+    surface = extract_surface(FoggyBall(0.5, fog=fog), CONFIG)
+    assert fog < surface.threshold < fog + 100.0
+    assert surface.level is not None
+    assert len(boundary_edges(surface.mesh)) == 0
+    # The fog is not part of it, but for the outermost of the ball's soft edge.
+    assert 1.0 <= surface.mesh.volume() / Ball(0.5).volume < 1.7
+
+
+def test_even_density_is_no_surface_and_automatic_is_not_what_to_try():
+    class Even(Ball):
+        def density(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.full_like(x[:, 0], 10.0)
+
+    with pytest.raises(EmptyGeometry, match="about equally dense") as error:
+        extract_surface(Even(), CONFIG)
+    assert "auto" not in str(error.value)
+
+
 def test_fog_is_no_surface():
     with pytest.raises(EmptyGeometry, match="most opaque ray reaches"):
         extract_surface(Glow(peak=0.05), CONFIG)
