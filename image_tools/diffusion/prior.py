@@ -43,6 +43,7 @@ from image_tools.diffusion.parametrization import (
     rescale_guidance,
     x0_from_noise,
 )
+from image_tools.diffusion.precision import full_precision
 from image_tools.diffusion.prompt_cache import PromptCache
 from image_tools.diffusion.text import TextStack
 from image_tools.errors import UnsupportedModel
@@ -171,7 +172,8 @@ class DiffusionPrior:
             shrinks = pixels.shape[-1] > size[1] or pixels.shape[-2] > size[0]
             pixels = F.interpolate(pixels, size, mode="bilinear", antialias=shrinks)
         pixels = pixels.to(self.device, self.vae.dtype) * 2.0 - 1.0
-        posterior = self.vae.encode(pixels).latent_dist
+        with full_precision(self.device):
+            posterior = self.vae.encode(pixels).latent_dist
         mean = posterior.mean.to(images)
         shift, scale = self._latent_shift_scale(mean)
         return (mean - shift) * scale, posterior.std.to(images) * scale
@@ -180,7 +182,8 @@ class DiffusionPrior:
         """Scaled latents to images in 0..1. Differentiable up to the final clamp."""
         shift, scale = self._latent_shift_scale(latents)
         unscaled = (latents / scale + shift).to(self.device, self.vae.dtype)
-        pixels = self.vae.decode(unscaled).sample
+        with full_precision(self.device):
+            pixels = self.vae.decode(unscaled).sample
         return (pixels.to(latents) / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
 
     def encode_prompt(self, prompts: Sequence[str]) -> TextEmbedding:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from image_tools.diffusion.conditions import TextEmbedding, cat_embeddings
+from image_tools.diffusion.precision import full_precision
 
 __all__ = ["TextLayout", "TextStack", "TextTower"]
 
@@ -71,7 +72,8 @@ class TextStack:
     def encode(self, prompts: Sequence[str]) -> TextEmbedding:
         """Encode prompts, one row each, without any cache; differentiable in the encoders."""
         encode_one = _last_hidden if self.layout == "last_hidden" else _penultimate_pooled
-        return cat_embeddings([encode_one(self.towers, prompt) for prompt in prompts])
+        with full_precision(self.device):
+            return cat_embeddings([encode_one(self.towers, prompt) for prompt in prompts])
 
 
 def _last_hidden(towers: Sequence[TextTower], prompt: str) -> TextEmbedding:

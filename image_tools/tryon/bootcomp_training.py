@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult
 from image_tools.personalization.loop import LoopHooks
@@ -123,7 +124,7 @@ class DecompositionLoss:
         with torch.no_grad():
             latents = draw_latents(denoiser, pairs.products, generator)
             shown = denoiser.encode_images(pairs.references.to(denoiser.device))
-            text = denoiser.encode_prompt([product_prompt(one) for one in pairs.categories])
+            text = encode_text(denoiser, [product_prompt(one) for one in pairs.categories])
         keeps = (~is_dropped).to(shown).reshape(-1, 1, 1, 1)
         bank = silent_features(denoiser, shown * keeps)
         noisy = draw_noisy(denoiser, latents, generator)
@@ -161,7 +162,7 @@ class CompositionLoss:
         ]
         with torch.no_grad():
             latents = draw_latents(prior, sample.people, generator)
-            text = prior.encode_prompt(prompts)
+            text = encode_text(prior, prompts)
         bank = self._bank(sample.garments, is_bare)
         noisy = draw_noisy(prior, latents, generator)
         condition = Condition(text, additions=(BankAddition(bank),))
@@ -175,7 +176,7 @@ class CompositionLoss:
                 pictures = fitted(garment.images, prior.image_hw).to(prior.device)
                 latents = prior.encode_images(pictures)
                 words = [PROMPT.format(word_for(category)) for category in garment.categories]
-                text = prior.encode_prompt(words)
+                text = encode_text(prior, words)
             banks.append(clean_features(prior, self.encoder, latents, text))
         worn = (~is_bare).to(prior.device).reshape(-1, 1, 1)
         return banks[0].beside(banks[1:]).scaled(worn)

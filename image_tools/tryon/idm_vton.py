@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from image_tools.diffusion.additions import DenoiserCall, scatter_rows
 from image_tools.diffusion.conditions import Condition, TextEmbedding
 from image_tools.diffusion.modified import ModifiedPrior, conditional_rows, rows_of
+from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.ip_adapter import IPAdapter
 from image_tools.personalization.ip_adapter_prior import IPAdapterPrior
 from image_tools.personalization.reference_features import ReferenceFeatures, encode_references
@@ -219,5 +220,5 @@ def garment_features(
 ) -> tuple[Float[Tensor, "b c s t"], TextEmbedding]:
     """Clean latents of garments, and the words that GarmentNet is told."""
     pictures = fitted(garment.images, denoiser.image_hw).to(denoiser.device)
-    text = denoiser.encode_prompt([GARMENT_PROMPT.format(one) for one in garment.captions])
+    text = encode_text(denoiser, [GARMENT_PROMPT.format(one) for one in garment.captions])
     return denoiser.encode_images(pictures), text

@@ -29,7 +29,7 @@ from torch import Tensor
 from image_tools.diffusion.attention import attention_operations
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.stock_modules import gradient_checkpointing
-from image_tools.personalization.captioned import CaptionedImages
+from image_tools.personalization.captioned import CaptionedImages, encode_text
 from image_tools.personalization.denoising import NoisyBatch, denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
 from image_tools.personalization.dreambooth_lora import run_lora_training
@@ -89,9 +89,8 @@ class IdmVtonLoss:
         prompts = worn_prompts(sample.only_garment(model=MODEL))
         with torch.no_grad():
             latents = draw_latents(denoiser, sample.person, generator)
-            text = denoiser.encode_prompt(
-                ["" if drops else prompt for drops, prompt in zip(is_dropped, prompts, strict=True)]
-            )
+            told = zip(is_dropped, prompts, strict=True)
+            text = encode_text(denoiser, ["" if drops else prompt for drops, prompt in told])
         self.tool.show(*self.tool.look(sample))
         noisy = draw_noisy(denoiser, latents, generator)
         roles = tuple("uncond" if drops else "cond" for drops in is_dropped)

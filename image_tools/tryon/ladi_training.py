@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from image_tools.diffusion.conditions import Condition, TextEmbedding
+from image_tools.diffusion.precision import full_precision
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult
 from image_tools.personalization.loop import LoopHooks
@@ -74,11 +75,12 @@ def train_skips(
     def loss(number: int, generator: torch.Generator) -> Float[Tensor, ""]:
         sample = batches(number, generator).to(prior.plain.device)
         pixels = (sample.person.movedim(-1, 1) * 2.0 - 1.0).to(vae.dtype)
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(pixels.device):
             posterior = vae.encode(pixels).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=generator)
         latents = posterior.mean + posterior.std * noise.to(posterior.mean)
-        with adding(vae, prior.added(sample.agnostic, sample.mask)):
+        added = prior.added(sample.agnostic, sample.mask)
+        with adding(vae, added), full_precision(pixels.device):
             decoded = vae.decode(latents).sample
         total = F.l1_loss(decoded, pixels)
         if perceptual is not None and config.perceptual:

@@ -24,6 +24,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from image_tools.diffusion.attention import AttentionCall, AttentionOperation
+from image_tools.diffusion.precision import full_precision
 from image_tools.errors import UnsupportedModel
 
 __all__ = ["ReferenceMatches", "flow_loss", "flow_of", "token_places"]
@@ -93,7 +94,9 @@ def flow_of(
         size: the layer's rows and columns.
         picture: height and width.
     """
-    flow = attention @ token_places(size, attention)
+    attention = attention.float()
+    with full_precision(attention.device):
+        flow = attention @ token_places(size, attention)
     planes = flow.mT.unflatten(2, size)
     return F.interpolate(planes, picture, mode="bilinear").movedim(1, -1)
 

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from image_tools.diffusion.precision import full_precision
 from image_tools.tryon.stable_viton_nets import WarpBlocks
 
 __all__ = ["SeenAttention", "attention_variation", "expected_places", "watching"]
@@ -63,9 +64,11 @@ def expected_places(
     attention: Float[Tensor, "rows n n"], size: tuple[int, int]
 ) -> Float[Tensor, "rows h w 2"]:
     """Mean row and column of what each pixel attends to."""
+    attention = attention.float()
     axes = (torch.arange(side, device=attention.device).to(attention) for side in size)
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, 2)
-    return (attention @ grid).unflatten(1, size)
+    with full_precision(attention.device):
+        return (attention @ grid).unflatten(1, size)
 
 
 def attention_variation(

@@ -61,7 +61,8 @@ class StableVitonLoss:
             channels = viton_channels(denoiser, sample)
         garment = sample.only_garment(model=MODEL).sized(sample.size)
         told = TextEmbedding(self.parts.context(garment))
-        text = told.lerp(TextEmbedding(self.parts.head.nothing(len(sample))), is_dropped)
+        nothing = self.parts.head.nothing(len(sample)).to(told.tokens)
+        text = told.lerp(TextEmbedding(nothing), is_dropped)
         noisy = draw_noisy(denoiser, latents, generator)
         blocks = config.atv_blocks if config.atv_weight else ()
         with watching(denoiser.unet.warps, blocks) as seen:

@@ -27,6 +27,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from image_tools.diffusion.precision import full_precision
 from image_tools.tryon.ladi_configs import WarpSettings
 from image_tools.tryon.own_modules import OwnModule
 from renderers.errors import check_shape
@@ -67,8 +68,10 @@ class SplineGrid(nn.Module):
 
     def forward(self, points: Float[Tensor, "b 25 2"]) -> Float[Tensor, "b h w 2"]:
         """Column and row in -1..1 that each pixel shows."""
+        points = points.to(self.inverse_kernel)
         padded = torch.cat([points, self.padding_matrix.expand(len(points), -1, -1)], dim=1)
-        places = self.target_coordinate_repr @ (self.inverse_kernel @ padded)
+        with full_precision(points.device):  # large terms cancel here
+            places = self.target_coordinate_repr @ (self.inverse_kernel @ padded)
         return places.unflatten(1, self.size)
 
 
