@@ -32,7 +32,14 @@ from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.vision.cutout_configs import CutoutConfig
 from renderers.errors import StudioError
 
-__all__ = ["PhotosError", "SkippedFile", "SubjectPhotos", "load_photo", "load_photos"]
+__all__ = [
+    "PhotosError",
+    "SkippedFile",
+    "SubjectPhotos",
+    "load_photo",
+    "load_photos",
+    "orientation_of",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -282,7 +289,7 @@ def _allow_heif(path: Path) -> None:
 
 def _square(image: Image.Image, size: int, config: PhotosConfig) -> Image.Image:
     """The photo as RGBA of the wanted size, turned upright, in sRGB."""
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     profile = image.info.get("icc_profile")
     image.draft("RGB", (2 * size, 2 * size))  # JPEG: decode an eighth, a quarter or a half
     megapixels = image.width * image.height / 1e6
@@ -297,7 +304,7 @@ def _square(image: Image.Image, size: int, config: PhotosConfig) -> Image.Image:
     return _to_srgb(small, profile).convert("RGBA")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """How the camera was held; unreadable EXIF data do not make a photo unreadable."""
     try:
         return image.getexif().get(EXIF_ORIENTATION, 1)

@@ -34,7 +34,8 @@ def pocket_folder(folder: Path | None = None) -> Path:
         raise WeightsMissing(
             f"Weights for the pocket prior are missing: no model_index.json in '{folder}'. "
             "Expected the model that ships with this package; install the package again, "
-            f"or train one with: studio train pocket --out {shlex.quote(str(folder))}"
+            "or train one, with DIR the folder of all-MiniLM-L6-v2: "
+            f"studio train pocket --text-source DIR --out {shlex.quote(str(folder))}"
         )
     return folder
 
@@ -71,7 +72,7 @@ def adapter_path(name: str, *, role: str) -> Path:
         path = WEIGHTS / name
     if not path.exists():
         place = "" if str(path) == name else f", nor at '{path}'"
-        training = f"train it with: studio train {name} --out {shlex.quote(str(path))}"
+        training = f"train it with: studio train {shlex.join([name, '--out', str(path)])}"
         remedy = training if is_name else "correct the path."
         raise WeightsMissing(
             f"Weights for the {role} are missing: '{name}' is not there{place}. Expected "

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 
-from image_tools.personalization.photos import load_photo
+from image_tools.personalization.photos import load_photo, orientation_of
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.tryon.garment_configs import GarmentConfig
 from image_tools.tryon.pictures import fitted
@@ -18,7 +18,8 @@ from image_tools.tryon.samples import Garment
 __all__ = ["picture_size", "read_garment"]
 
 WHOLE = PhotosConfig(fit="pad")
-FIRST_TURNED = 5  # from here on EXIF's orientations exchange rows and columns
+EXCHANGED = (5, 6, 7, 8)
+"""EXIF's orientations that exchange rows and columns."""
 
 
 def picture_size(path: str) -> tuple[int, int]:
@@ -29,7 +30,7 @@ def picture_size(path: str) -> tuple[int, int]:
     """
     load_photo(path, size=1)
     with Image.open(Path(path).expanduser()) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= FIRST_TURNED
+        turned = orientation_of(image) in EXCHANGED
         width, height = image.size
     return (width, height) if turned else (height, width)
 

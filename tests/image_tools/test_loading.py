@@ -166,8 +166,12 @@ def test_offline_switch_is_read_from_the_environment(monkeypatch, value, allowed
 
 
 def test_pocket_without_weights_says_how_to_get_them(tmp_path):
-    with pytest.raises(WeightsMissing, match="studio train pocket"):
+    """The command names everything that it is refused without."""
+    with pytest.raises(WeightsMissing) as missing:
         load_prior(PocketPriorConfig(path=str(tmp_path)), CPU)
+    told = str(missing.value)
+    assert told.endswith(f"studio train pocket --text-source DIR --out {tmp_path}")
+    assert "DIR the folder of all-MiniLM-L6-v2" in told
 
 
 def test_pocket_kind_opens_a_pocket_folder(tiny_pipelines):
