@@ -16,7 +16,6 @@ from image_tools.tryon.garment_files import picture_size
         (3, (22, 32)),
         (6, (32, 22)),
         (99, (22, 32)),
-        ("upright", (22, 32)),
     ],
 )
 def test_sizes_are_those_of_the_turned_picture_and_nonsense_turns_nothing(
