@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -27,10 +27,11 @@ from typing import Any
 
 from studio.config import dump, load_scene
 from studio.configs import SceneConfig
-from studio.errors import ConfigError, StorageError
+from studio.errors import ConfigError
+from studio.folder_lock import only_one
 from studio.progress import say
 from studio.resuming import find_run, is_resumable, scene_of
-from studio.run_folder import RunFolder, storage_errors
+from studio.run_folder import RunFolder
 
 __all__ = ["BatchConfig", "Job", "Outcome", "only_one", "run_jobs", "settled"]
 
@@ -266,34 +267,3 @@ def _share(cores: Sequence[int], worker: int, threads: int) -> list[int]:
     """The cores of one worker; none of another's as long as there are enough."""
     first = worker * threads
     return sorted({cores[(first + k) % len(cores)] for k in range(threads)})
-
-
-@contextmanager
-def only_one(folder: Path) -> Iterator[int | None]:
-    """Hold a folder while working in it: two batches would continue the same runs at once.
-
-    The lock is a file descriptor, None where the system has no locks. A run that outlives a killed
-    batch holds it, too, so nothing else begins to continue that run.
-
-    Raises:
-        StorageError: another process holds it, or it cannot be written.
-    """
-    with storage_errors(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
-        file = open(folder / ".lock", "w")  # noqa: SIM115 - held open
-    try:
-        try:
-            import fcntl
-        except ImportError:  # Windows: nothing to hold it with
-            yield None
-            return
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise StorageError(
-                f"Another process is working in {folder} - expected one at a time. "
-                "Wait for it, or choose another --name."
-            ) from error
-        yield file.fileno()
-    finally:
-        file.close()

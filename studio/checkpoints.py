@@ -7,7 +7,8 @@
 
 A checkpoint is written beside its place, flushed to the disk, and renamed, so that a half-written
 one is never seen; the previous one is deleted only afterwards. Reading verifies the checksums and
-falls back to the previous checkpoint.
+falls back to the previous checkpoint. It changes nothing, so that a run can be looked at while it
+is trained; what a killed process left is removed by the next save.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor
 
 from studio.errors import CheckpointError
 from studio.run_folder import storage_errors, write_atomic
+from studio.suggestions import command
 
 __all__ = [
     "Checkpoint",
@@ -43,7 +45,8 @@ __all__ = [
 
 FORMAT = 1
 KEEP = 2
-_STEP = re.compile(r"^step-(\d{6,})$")
+_STEP = re.compile(r"^step-\d{6,}$")
+_LEFTOVER = re.compile(r"^\.(step-\d{6,})\.(\d+)\.(tmp|old)$")
 _FILES = {"scene": "scene.safetensors", "optim": "optim.safetensors"}
 _PICKLES = {".pt", ".pth", ".ckpt", ".bin", ".pkl"}
 Tensors = dict[str, Tensor]
@@ -123,17 +126,29 @@ def _put_in_place(temporary: Path, path: Path) -> None:
 
 
 def _drop_leftovers(folder: Path) -> None:
-    """Remove what a killed save left; a checkpoint that was only set aside comes back."""
+    """Remove what killed saves left; a checkpoint that was only set aside comes back."""
     if not folder.is_dir():
         return
-    for path in folder.glob(".step-*.old"):
-        home = folder / path.name[1:].split(".")[0]
-        if home.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
+    for path in list(folder.iterdir()):
+        found = _LEFTOVER.match(path.name)
+        if not found or _is_saving(int(found[2])):
+            continue
+        home = folder / found[1]
+        if found[3] == "old" and not home.exists():
             os.rename(path, home)
-    for path in folder.glob(".step-*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_saving(pid: int) -> bool:
+    """Whether another process that lives wrote this; our own saves are over."""
+    try:
+        os.kill(pid, 0)  # asks, and ends nothing
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it lives, and is another user's
+        return True
+    return pid != os.getpid()
 
 
 def _flush(path: Path) -> None:
@@ -162,7 +177,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     found = [path for path in folder.iterdir() if _STEP.match(path.name)]
-    return sorted(found, key=lambda path: int(_STEP.match(path.name)[1]))
+    return sorted(found, key=_step_of)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -197,13 +212,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def load_latest(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | None:
     """The newest checkpoint that can be read, or None when there is none.
 
-    A damaged one is told through ``warn`` and the previous one is taken.
+    A damaged one is told through ``warn`` and the previous one is taken. Nothing is changed: a
+    trainer may be writing here.
 
     Raises:
         CheckpointError: there are checkpoints and none can be read.
     """
-    _drop_leftovers(folder)
-    found = list_checkpoints(folder)
+    found = _readable(folder)
     problems = []
     for path in reversed(found):
         try:
@@ -215,11 +230,27 @@ def load_latest(folder: Path, *, warn: Callable[[str], None]) -> Checkpoint | No
             warn(f"{problem} Going back to step {checkpoint.step}.")
         return checkpoint
     if found:
+        again = command("run", folder.parent / "resolved.yaml")
         raise CheckpointError(
-            f"No checkpoint in {folder} can be read: {problems[0]} "
-            "Start again with: studio run " + str(folder.parent / "resolved.yaml")
+            f"No checkpoint in {folder} can be read: {problems[0]} Start again with: {again}"
         )
     return None
+
+
+def _readable(folder: Path) -> list[Path]:
+    """Checkpoints, oldest first; also one that a killed save set aside and did not replace."""
+    found = list_checkpoints(folder)
+    names = {path.name for path in found}
+    for path in folder.glob(".step-*.old"):
+        home = _LEFTOVER.match(path.name)
+        if home and home[1] not in names:
+            found.append(path)
+    return sorted(found, key=_step_of)
+
+
+def _step_of(path: Path) -> int:
+    """The step in the name of a checkpoint, in place or set aside."""
+    return int(path.name.lstrip(".").split(".")[0].removeprefix("step-"))
 
 
 def generator_states(generators: dict[str, torch.Generator]) -> Tensors:

@@ -37,7 +37,9 @@ from studio.scene_file import (
     set_value,
     with_bases,
 )
+from studio.suggestions import command, quoted
 from studio.task_configs import TaskConfig, task_class
+from studio.total_steps import set_total_steps
 
 __all__ = [
     "Change",
@@ -94,7 +96,7 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
         joined = " ".join(scenes)
         raise ConfigError(
             f"{len(scenes)} scenes given ({', '.join(map(repr, scenes[:3]))}) - expected one file, "
-            f'preset or prompt. Put a prompt in quotes: studio run "{joined[:80]}"'
+            f"preset or prompt. Put a prompt in quotes: studio run {quoted(joined[:80])}"
         )
     return (scenes[0] if scenes else None), overrides
 
@@ -121,7 +123,7 @@ def load_scene(source: str | Path | None, overrides: Sequence[str] = ()) -> Scen
     if not isinstance(scene.config, SceneConfig):
         raise ConfigError(
             f"{source}: task {scene.config.task} makes pictures - expected a scene that makes an "
-            f"asset. Pictures come from: studio run {source}"
+            f"asset. Pictures come from: {command('run', source)}"
         )
     return scene
 
@@ -142,7 +144,7 @@ def load_task(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene
         config = open_edit(config, _read_resolved)
     name = path.stem
     if path.name == "resolved.yaml":  # a run's own record: keep the method's name
-        name = re.sub(r"-s\d+-\d{8}-\d{6}(-\d+)?$", "", path.parent.name)
+        name = re.sub(r"-s\d+-\d{8}-\d{6}(-\d+)?$", "", path.resolve().parent.name)
     return Scene(config, name, text, changes)
 
 
@@ -170,7 +172,8 @@ def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[s
     if exists and not folder:
         return path, overrides
     if folder and (path / "run.json").is_file():
-        raise ConfigError(f"{text} is a run folder. Continue it with: studio run --resume {text}")
+        on = command("run", "--resume", path)
+        raise ConfigError(f"{text} is a run folder. Continue it with: {on}")
     if folder or path.suffix in {".yaml", ".yml"}:
         hint = did_you_mean(path.stem, preset_names()) or " studio new lists the presets."
         what = "is a folder" if folder else "no such file"
@@ -308,7 +311,7 @@ def _apply_overrides(tp: Any, tree: dict[str, Any], overrides: Sequence[str]) ->
         try:
             key, value, raw = parse_override(text)
             if key == "steps" and "stages" in tree and isinstance(tree["stages"], list):
-                _set_total_steps(tree["stages"], value)
+                set_total_steps(tree["stages"], value)
             elif key.endswith(".kind"):
                 _set_kind(tp, tree, key.removesuffix(".kind"), value)
             else:
@@ -316,17 +319,6 @@ def _apply_overrides(tp: Any, tree: dict[str, Any], overrides: Sequence[str]) ->
         except ConfigError as error:
             problems[text] = str(error)
     return problems
-
-
-def _set_total_steps(stages: list[dict[str, Any]], total: Any) -> None:
-    """Share the number of steps among the stages in proportion to what they had."""
-    if not isinstance(total, int) or isinstance(total, bool):
-        raise ConfigError(f"steps: got {total!r} - expected a whole number.")
-    counts = [stage.get("steps") if isinstance(stage, dict) else None for stage in stages]
-    if not all(isinstance(count, int) for count in counts) or sum(counts) <= 0:
-        raise ConfigError("steps: the stages have no steps to share; set stages.0.steps instead.")
-    for stage, count in zip(stages, counts, strict=True):
-        stage["steps"] = max(round(total * count / sum(counts)), min(total, 1))
 
 
 def _set_kind(tp: Any, tree: dict[str, Any], key: str, kind: Any) -> None:

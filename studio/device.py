@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import resource
 import sys
 import warnings
@@ -32,9 +33,9 @@ def resolve_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    kind, _, index = name.partition(":")
-    if kind not in {"cpu", "cuda", "mps"} or (index and not index.isdigit()):
+    if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]+)?", name):
         raise ConfigError(f"device: unknown {name!r} - expected auto, cpu, cuda, cuda:N or mps.")
+    kind, _, index = name.partition(":")
     count = {
         "cpu": 1,
         "cuda": torch.cuda.device_count(),

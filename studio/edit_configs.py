@@ -17,6 +17,7 @@ from renderers.configs import FieldConfig
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig
 from studio.errors import ConfigError
 from studio.run_folder import open_run
+from studio.suggestions import command
 
 if TYPE_CHECKING:
     from studio.configs import SceneConfig
@@ -97,7 +98,7 @@ def open_edit(scene: SceneConfig, read: Callable[[Path], SceneConfig]) -> SceneC
     if status not in FINISHED:
         raise ConfigError(
             f"edit.run: {edit.run} is {status!r} - expected a finished run. Finish it first with: "
-            f"studio run --resume {edit.run}"
+            f"{command('run', '--resume', run.path)}"
         )
     source = read(run.resolved_path)
     last = source.field_of(len(source.stages) - 1)

@@ -52,6 +52,7 @@ from studio.run_folder import RunFolder, slug, storage_errors
 from studio.stop_request import StopRequest
 from studio.subject.folder import read_images
 from studio.subject.photos import check_name, keep_photos, kept_captions, kept_photos
+from studio.suggestions import command
 
 __all__ = ["personalize"]
 
@@ -78,7 +79,7 @@ def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
             if not result.finished:
                 raise Interrupted(
                     f"Stopped after step {result.step} of {config.method.loop.steps}, saved. "
-                    f"Continue with: studio personalize --resume {run.path}"
+                    f"Continue with: {command('personalize', '--resume', run.path)}"
                 )
             files = _results(config, run, prior, result)
     except BaseException as error:

@@ -7,6 +7,7 @@ making previews does not change a run.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 from renderers.cameras import Cameras, orbit_cameras
 from renderers.configs import CamerasConfig, MultiViewCamerasConfig
 from renderers.outputs import RenderOutput
-from studio.run_folder import storage_errors
+from studio.run_folder import storage_errors, write_atomic
 from studio.scene_parts import SceneRenderer
 
 __all__ = ["preview_cameras", "preview_sheet", "save_png"]
@@ -97,7 +98,7 @@ def _join(images: list[Tensor], *, dim: int) -> Tensor:
 def save_png(
     path: Path, image: Float[Tensor, "h w 3"], settings: Mapping[str, Any] | None = None
 ) -> None:
-    """Write an image in 0..1 with its settings in the PNG's text chunks.
+    """Write an image in 0..1, whole or not at all, with its settings in the PNG's text chunks.
 
     ``studio`` holds them as JSON, ``parameters`` as the line that image galleries show.
 
@@ -110,6 +111,8 @@ def save_png(
     line = ", ".join(f"{key}: {value}" for key, value in settings.items() if key != "prompt")
     text.add_itxt("parameters", f"{settings.get('prompt', '')}\n{line}".strip())
     pixels = (image.clamp(0.0, 1.0) * 255.0).round().to(torch.uint8).cpu().numpy()
+    data = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(data, format="PNG", pnginfo=text)
     with storage_errors(path, "write"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.ascontiguousarray(pixels)).save(path, pnginfo=text)
+        write_atomic(path, data.getvalue())

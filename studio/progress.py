@@ -6,7 +6,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -34,10 +34,29 @@ def say(text: str) -> None:
     _LOG.info(text)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that a run can do without: a full disk costs its lines, and not the run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line, if the file can be opened."""
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Print no traceback about a line that could not be written."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Close the file; lines that a full disk did not take are lost."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def logged_to(path: Path) -> Iterator[None]:
     """Also append what is said to ``path``, each line with its time."""
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _LogFile(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
     _LOG.addHandler(handler)
     try:

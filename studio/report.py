@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import html
 import os
-import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from studio.report_pictures import picture_section
 from studio.report_subject import subject_section
 from studio.run_folder import RunFolder, storage_errors, write_atomic
 from studio.scene_file import read_yaml
+from studio.suggestions import command
 from studio.task_configs import tasks_of
 
 __all__ = ["data_uri", "write_gallery", "write_report"]
@@ -48,9 +48,10 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         ConfigError: this is no run folder.
         StorageError: the file cannot be written.
     """
-    info = run.read_info()
+    from studio.evaluation.assets import asset_glb  # torch, which a gallery does without
+
+    info, glb = run.read_info(), asset_glb(run)
     target = out or run.report_path
-    glb = run.asset_dir / "asset.glb"
     sections = [
         _hero(run, info, glb, target.parent),
         picture_section(run),
@@ -61,7 +62,7 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         _curves(run),
         _settings(run, info),
     ]
-    script = _viewer_script() if glb.is_file() else ""
+    script = _viewer_script() if glb else ""
     page = fill_page(
         title=str(info.get("prompt") or run.path.name),
         subtitle=run.path.name,
@@ -106,14 +107,14 @@ def _viewer_script() -> str:
 # --- one run --------------------------------------------------------------------------------------
 
 
-def _hero(run: RunFolder, info: dict[str, Any], glb: Path, home: Path) -> str:
+def _hero(run: RunFolder, info: dict[str, Any], glb: Path | None, home: Path) -> str:
     """Viewer, prompt, key figures and files; without an asset, the error instead."""
     prompt = html.escape(str(info.get("prompt", "")))
     about = (
         f'<div class="about"><p class="kicker">{html.escape(str(info.get("method", "run")))}</p>'
-        f"<h1>{prompt}</h1>{_chips(info)}{_facts(info)}{_files(run, home)}</div>"
+        f"<h1>{prompt}</h1>{_chips(info)}{_facts(info)}{_files(run, info, home)}</div>"
     )
-    if not glb.is_file():
+    if glb is None:
         # Runs that make pictures have no asset, and need none.
         is_whole = info.get("task") in PICTURE_TASKS and info.get("status") == "done"
         missing = "" if is_whole else _error(info)
@@ -185,11 +186,15 @@ def _facts(info: dict[str, Any]) -> str:
     return f'<dl class="facts">{items}</dl>' if items else ""
 
 
-def _files(run: RunFolder, home: Path) -> str:
-    """Links to the files beside the report; the GLB first."""
-    paths = sorted(
-        run.asset_dir.glob("asset.*"), key=lambda path: (path.suffix != ".glb", path.name)
-    )
+def _files(run: RunFolder, info: dict[str, Any], home: Path) -> str:
+    """Links to the files of the last export, the GLB first, and of the turntable."""
+    noted = (info.get("export") or {}).get("files")
+    paths = [
+        path
+        for path in run.asset_dir.glob("asset.*")
+        if noted is None or path.name in noted.values()
+    ]
+    paths.sort(key=lambda path: (path.suffix != ".glb", path.name))
     paths += sorted(run.renders_dir.glob("turntable.*"))
     links = [
         f'<a class="{"main" if path.suffix == ".glb" else ""}" download '
@@ -275,11 +280,19 @@ def _settings(run: RunFolder, info: dict[str, Any]) -> str:
         for name, rows in ((name, list(rows)) for name, rows in groups)
         if rows
     )
-    again = f"cd {shlex.quote(run.path.name)}  # the run's folder\nstudio run resolved.yaml"
+    again = f"# in the folder in which this run was started\n{_command(run, info)}"
     return (
         f'<h2>Settings</h2><section class="card">{folds}</section>'
         f'<h2>Make it again</h2><section class="card"><pre>{html.escape(again)}</pre></section>'
     )
+
+
+def _command(run: RunFolder, info: dict[str, Any]) -> str:
+    """What makes the same again where the run was started, from which its scene's paths count."""
+    resolved, started_in = run.resolved_path, info.get("cwd")
+    if started_in and resolved.resolve().is_relative_to(started_in):
+        return command("run", resolved.resolve().relative_to(started_in))
+    return command("run", resolved.resolve() if started_in else resolved)
 
 
 def _leaves(tree: Any, key: str = "") -> list[tuple[str, Any]]:

@@ -7,6 +7,7 @@ unfinished runs by that, whatever order or number of calls made them.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from studio.config import Change, differences, dump, validate
@@ -22,6 +23,7 @@ __all__ = [
     "find_run",
     "is_resumable",
     "scene_of",
+    "work_of",
 ]
 
 FREE_ON_RESUME = ("device", "export", "saving")
@@ -38,6 +40,12 @@ def scene_of(run: RunFolder) -> SceneConfig:
     """
     tree, _ = read_yaml(run.resolved_path)
     return validate(SceneConfig, tree, where=str(run.resolved_path))
+
+
+def work_of(scene: SceneConfig) -> str:
+    """What a scene optimises, in a form that is equal for all scenes of which one run is made."""
+    tree = {key: value for key, value in dump(scene).items() if key not in FREE_ON_RESUME}
+    return json.dumps(tree, sort_keys=True)
 
 
 def changes_of(before: SceneConfig, after: SceneConfig) -> list[Change]:

@@ -169,15 +169,16 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.info_path} cannot be read: {error}.") from error
 
-    def update_info(self, values: dict[str, Any]) -> None:
-        """Set keys of `run.json`, atomically.
+    def update_info(self, values: dict[str, Any], *, drop: Sequence[str] = ()) -> None:
+        """Set keys of `run.json` and drop others, atomically.
 
         Raises:
             StorageError: the file cannot be written.
         """
         info = self.read_info() if self.info_path.exists() else {}
+        kept = {key: value for key, value in info.items() if key not in drop}
         with storage_errors(self.path, "write"):
-            text = json.dumps({**info, **values}, indent=2, ensure_ascii=False)
+            text = json.dumps({**kept, **values}, indent=2, ensure_ascii=False)
             write_atomic(self.info_path, text + "\n")
 
     def add_to_index(self) -> None:
@@ -208,6 +209,7 @@ def create_run(
     parent = Path(out) / slug(prompt)
     name = f"{slug(method, limit=24)}-s{seed}-{stamp}"
     with storage_errors(Path(out), "create a run folder in"):
+        started_in = os.getcwd()  # relative paths of its scene count from here
         parent.mkdir(parents=True, exist_ok=True)
         path, copy = parent / name, 1
         while True:
@@ -220,10 +222,8 @@ def create_run(
         run = RunFolder(path)
         for folder in folders:
             (path / folder).mkdir()
-    run.update_info(
-        {"status": "started", "prompt": prompt, "method": method, "seed": seed, "created": stamp}
-        | info
-    )
+    known = {"status": "started", "prompt": prompt, "method": method, "seed": seed}
+    run.update_info({**known, "created": stamp, "cwd": started_in, **info})
     return run
 
 
@@ -250,4 +250,6 @@ def open_run(path: str | Path) -> RunFolder:
             newest = max(inside, key=_modified).parent
             raise ConfigError(f"{path} is no run folder. The newest run inside it is {newest}")
     run.read_info()
-    return run
+    # Its name and its parent's say what it is; "." and a bare name do not have them.
+    is_named = len(run.path.parts) > 1 and ".." not in run.path.parts
+    return run if is_named else RunFolder(run.path.resolve())

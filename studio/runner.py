@@ -46,6 +46,7 @@ from studio.metrics_log import MetricsLog
 from studio.optimizers import set_learning_rates
 from studio.previews import preview_cameras, preview_sheet, save_png
 from studio.progress import logged_to, make_progress, say
+from studio.run_costs import costs_with
 from studio.run_folder import RunFolder
 from studio.run_start import RunStart
 from studio.scene_parts import build_rule, work_of
@@ -54,6 +55,7 @@ from studio.stages import Stage, build_stage, rule_tensors
 from studio.start_mesh import take_mesh_file
 from studio.stop_request import StopRequest
 from studio.subject.subject_run import SubjectRun
+from studio.suggestions import command
 
 __all__ = ["Runner"]
 
@@ -140,9 +142,8 @@ class Runner:
             self._tolerate(lambda: self.run.update_info(values))
             raise
         finally:
-            self._leave.close()
-            progress.close()
-            log.close()
+            for close in (self._leave.close, progress.close, log.close):
+                self._tolerate(close)
             prepared = self._preparing() - before
             self.seconds["optimise"] = time.perf_counter() - started - prepared
             self._tolerate(lambda: self._note(metrics))
@@ -359,26 +360,23 @@ class Runner:
         self.save()
         return (
             f"Stopped after step {self.steps_done} of {self.total_steps}; the checkpoint is saved. "
-            f"Continue with: studio run --resume {self.run.path}"
+            f"Continue with: {command('run', '--resume', self.run.path)}"
         )
 
     def _note(self, metrics: dict[str, float]) -> None:
         """Record times, memory and the last metrics in run.json."""
-        info = self.run.read_info()
-        before = info.get("seconds", {})
-        seconds = {
-            name: round(before.get(name, 0.0) + value, 3) for name, value in self.seconds.items()
-        }
-        if self.subject:
-            seconds["prepare"] = self.subject.preparation.total_seconds()
         values: dict[str, Any] = {
             "steps_done": self.steps_done,
             "denoiser_evaluations": self.denoiser_evaluations,
-            "seconds": seconds,
-            "peak_memory_bytes": self.memory.total(),
+            **costs_with(
+                self.run.read_info(),
+                seconds=self.seconds,
+                peak_bytes=self.memory.total(),
+                stage_bytes=self.memory.stages(),
+            ),
         }
-        if stages := self.memory.stages():
-            values["stage_memory_bytes"] = info.get("stage_memory_bytes", {}) | stages
+        if self.subject:
+            values["seconds"]["prepare"] = self.subject.preparation.total_seconds()
         if metrics:
             values["metrics"] = {name: round(value, 6) for name, value in metrics.items()}
         self.run.update_info(values)

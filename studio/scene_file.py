@@ -15,6 +15,7 @@ import yaml
 
 from studio.config_types import child_type, hints_of, members, pick_member
 from studio.errors import ConfigError
+from studio.suggestions import command
 
 __all__ = [
     "POCKET_METHODS",
@@ -254,5 +255,5 @@ def _absent(path: str, part: str) -> str:
     keys = ".".join(name for name in path.split(".") if not name.isdigit())
     return (
         f"this scene leaves {path} empty (null) - expected the section as a whole, such as "
-        f"{path}='{{{part}: …}}'. Its keys: studio explain {keys}"
+        f"{path}='{{{part}: …}}'. Its keys: {command('explain', keys)}"
     )

@@ -31,6 +31,7 @@ from studio.progress import say
 from studio.run_folder import RunFolder
 from studio.scene_parts import SceneRenderer, build_renderer, hand_over
 from studio.stage_configs import PreviousFieldConfig
+from studio.suggestions import command
 
 __all__ = ["GENERATORS", "LoadedStage", "Stage", "build_stage", "load_stage", "rule_tensors"]
 
@@ -243,7 +244,7 @@ def load_stage(
     if checkpoint is None:
         raise CheckpointError(
             f"{run.path} has no checkpoint yet - expected at least one. "
-            f"Run it first with: studio run --resume {run.path}"
+            f"Run it first with: {command('run', '--resume', run.path)}"
         )
     index = checkpoint.state["stage"]
     stage = config.stages[index]

@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -93,8 +94,9 @@ class TensorboardLog:
         """Write what is left and close."""
         self._ended.set()
         self._thread.join()
-        self._read()
-        self.writer.close()
+        with suppress(OSError):  # what a full disk does to the run is the error to show
+            self._read()
+            self.writer.close()
 
     def _open(self) -> SummaryWriter:
         """An empty log."""
@@ -108,7 +110,8 @@ class TensorboardLog:
     def _follow(self) -> None:
         """Look again every few seconds until the run ends."""
         while not self._ended.wait(POLL_S):
-            self._read()
+            with suppress(OSError):  # a full disk costs points of the curves
+                self._read()
 
     def _read(self) -> None:
         """Add the rows and previews that are new."""

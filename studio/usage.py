@@ -20,6 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from studio.errors import ConfigError, StudioError
+from studio.suggestions import quoted
 
 __all__ = ["START", "VerbGroup", "print_version", "run_app", "usage_problem"]
 
@@ -65,8 +66,7 @@ def _meant_run(args: Sequence[str]) -> str | None:
     if word in presets or word.endswith((".yaml", ".yml")):
         return f"{RUN} {shlex.join(args)}"
     if " " in word.strip():
-        quoted = f'"{word}"' if not set(word) & set('"$`\\!') else shlex.quote(word)
-        return " ".join([RUN, quoted, *([shlex.join(rest)] if rest else [])])
+        return " ".join([RUN, quoted(word), *([shlex.join(rest)] if rest else [])])
     near = difflib.get_close_matches(word, presets, n=1, cutoff=0.8)
     return f"{RUN} {shlex.join([near[0], *rest])}" if near else None
 

@@ -149,6 +149,16 @@ def test_every_error_has_a_paragraph_with_its_exit_code() -> None:
     assert found == {cls.__name__: cls.exit_code for cls in ours}
 
 
+def test_messages_quoted_in_troubleshooting_are_printed_by_the_program() -> None:
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    packages = ("studio", "guidance", "image_tools", "scenes", "renderers")
+    sources = [path.read_text() for name in packages for path in (ROOT / name).rglob("*.py")]
+    quotes = re.findall(r"\*([^*`]+)\*\s+—", text)
+    assert len(quotes) >= 5
+    parts = [part for quote in quotes for part in re.split(r"\s*…\s*", quote) if part]
+    assert [part for part in parts if not any(part in source for source in sources)] == []
+
+
 def is_rounded(text: str, value: float) -> bool:
     """Whether a number in a document is ``value`` to the digits that it has."""
     digits = len(text.partition(".")[2])

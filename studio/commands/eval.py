@@ -7,7 +7,6 @@ what can be said without the truth. A prior is sampled and its gates are printed
 from __future__ import annotations
 
 import json
-import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +17,7 @@ from studio.evaluation.comparison import result_of
 from studio.evaluation.tables import runs_table
 from studio.progress import say
 from studio.run_folder import RunFolder, open_run
+from studio.suggestions import command
 
 if TYPE_CHECKING:
     import torch
@@ -119,10 +119,9 @@ def evaluate_and_note(run: RunFolder, judge: Judge) -> AssetMetrics:
 
 def _without_asset(run: RunFolder) -> str:
     """Why figures of the shape are absent, and how they are had."""
-    path = shlex.quote(str(run.path))
     return (
         f"no iou, no chamfer: {run.path} has no GLB, whose surface they compare; write it with: "
-        f"studio export {path} --format glb\n"
+        f"{command('export', run.path, '--format', 'glb')}\n"
     )
 
 
@@ -241,7 +240,7 @@ def figures_table(figures: Mapping[str, Estimate], gates: Mapping[str, float] | 
     heading = f"{'figure':<18}{'value':>8}{'95 % interval':>20}{'n':>6}"
     lines = [heading + (f"{'gate':>8}" if gates else "")]
     for name, figure in figures.items():
-        interval = f"{figure.low:.3f} .. {figure.high:.3f}"
+        interval = f"{figure.low:.3f} .. {figure.high:.3f}" if figure.has_interval else "-"
         line = f"{name:<18}{figure.value:>8.3f}{interval:>20}{figure.n:>6}"
         if name in gates:
             verdict = "pass" if figure.value >= gates[name] else "MISSED"

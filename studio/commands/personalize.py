@@ -17,10 +17,12 @@ from pathlib import Path
 from image_tools.configs import PocketPriorConfig
 from studio.config import dump, dump_yaml, split_arguments, validate
 from studio.errors import ConfigError, StorageError
+from studio.folder_lock import hold_run
 from studio.personalize_configs import PersonalizeConfig
 from studio.progress import say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import POCKET_METHODS, merge, read_yaml, with_bases
+from studio.suggestions import command
 from studio.waiting import settle_waiting
 
 __all__ = ["TASK", "is_personalization", "run"]
@@ -80,11 +82,12 @@ def run(
     folder = open_run(resume) if resume else _start(config, text, out)
     from studio.personalize import personalize
 
-    try:
-        files = personalize(config, folder)
-    finally:
-        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
-            folder.add_to_index()
+    with hold_run(folder):
+        try:
+            files = personalize(config, folder)
+        finally:
+            with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
+                folder.add_to_index()
     _print(config, folder, files, as_json)
 
 
@@ -132,7 +135,7 @@ def _resumed(
     if folder.read_info().get("task") != TASK:
         raise ConfigError(
             f"{resume} is no personalization - expected a folder that studio personalize made. "
-            f"Continue it with: studio run --resume {resume}"
+            f"Continue it with: {command('run', '--resume', resume)}"
         )
     tree, text = read_yaml(folder.resolved_path)
     if source is not None or any(not text.startswith("device=") for text in overrides):

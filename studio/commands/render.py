@@ -117,7 +117,7 @@ def _renderer(source: str, folder: RunFolder, stage: LoadedStage) -> Render:
         if glb is None:
             raise ConfigError(
                 f"{folder.path} has no GLB - expected one to render. Make it with: "
-                "studio export RUN --formats glb"
+                "studio export RUN --format glb"
             )
         return asset_render(load_asset(glb))
     raise ConfigError(f"--source: unknown {source!r} - expected field or asset.")

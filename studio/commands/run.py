@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -28,12 +27,14 @@ from studio.config import (
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
 from studio.errors import ConfigError, Interrupted, StorageError, StudioError
+from studio.folder_lock import hold_run
 from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changes_of
 from studio.run_folder import RunFolder, open_run, storage_errors, write_atomic
 from studio.scene_file import read_yaml
 from studio.scene_inputs import check_inputs, check_priors
 from studio.stop_request import terminate_as_interrupt
+from studio.suggestions import command
 from studio.task_configs import task_class
 from studio.waiting import settle_waiting
 
@@ -100,9 +101,15 @@ def run(
         return
     watchers = _watchers(log, view)  # refuse before anything is made
     settle_waiting()
-    prepared = _continue(resume, source, overrides) if resume is not None else _start(given, out)
-    with terminate_as_interrupt():
-        files = _make(prepared, watchers, evaluate=evaluate)
+    with contextlib.ExitStack() as held:
+        if resume is not None:
+            held.enter_context(hold_run(open_run(resume)))  # before anything of it is written anew
+            prepared = _continue(resume, source, overrides)
+        else:
+            prepared = _start(given, out)
+            held.enter_context(hold_run(prepared.run))
+        with terminate_as_interrupt():
+            files = _make(prepared, watchers, evaluate=evaluate)
     _print_results(prepared.run, files, as_json)
 
 
@@ -227,7 +234,7 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
     if task_class(tree, str(run.resolved_path)) is not SceneConfig:
         raise ConfigError(
             f"--resume: {run.path} made pictures, which are not continued - expected a run that "
-            f"makes an asset. Make them again: studio run {run.resolved_path}"
+            f"makes an asset. Make them again: {command('run', run.resolved_path)}"
         )
     before = validate(SceneConfig, tree, where=str(run.resolved_path))
     after = validate(SceneConfig, tree, overrides, where="--resume")
@@ -235,10 +242,10 @@ def _resumed_scene(run: RunFolder, source: str | None, overrides: list[str]) -> 
         after = load_scene(source, overrides).config
     changes = changes_of(before, after)
     if changes:
-        again = ["studio", "run", source or str(run.resolved_path), *overrides]
+        again = command("run", source or run.resolved_path, *overrides)
         raise ConfigError(
             f"--resume: the run in {run.path} has other values: {_told(changes)} - expected the "
-            f"same scene. For a new run use: {shlex.join(again)}"
+            f"same scene. For a new run use: {again}"
         )
     return after
 
@@ -268,10 +275,10 @@ def _finish(run: RunFolder, device: str) -> dict[str, str]:
         with logged_to(run.log_path):
             paths = finish_run(run, device=device, progress=lambda name: say(f"  {name}"))
     except KeyboardInterrupt:
-        folder = shlex.quote(str(run.path))
+        asset, both = command("export", run.path), command("run", "--resume", run.path)
         raise Interrupted(
             "Stopped while the asset was written; what was optimised is saved. Write the asset "
-            f"with: studio export {folder} (or asset and report: studio run --resume {folder})"
+            f"with: {asset} (or asset and report: {both})"
         ) from None
     exported = run.read_info().get("export", {}).get("files", {})
     files = {kind: run.asset_dir / name for kind, name in exported.items()}

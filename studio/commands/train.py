@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from studio.errors import ConfigError, WeightsMissing
 from studio.progress import say
+from studio.suggestions import command
 
 if TYPE_CHECKING:
     import torch
@@ -171,7 +172,7 @@ def _train_pocket(
             refine_pocket(config, work, start=begin, out=out, device=place, log=say)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    say(f"Measure it with: studio eval --prior {out}")
+    say(f"Measure it with: {command('eval', '--prior', out)}")
     return {}
 
 
@@ -202,7 +203,7 @@ def _train_multiview(
         )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    say(f"Measure it with: studio eval --prior {out}")
+    say(f"Measure it with: {command('eval', '--prior', out)}")
     return {}
 
 

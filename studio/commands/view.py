@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from studio.errors import ConfigError, require
 from studio.progress import say
 from studio.run_folder import open_run
+from studio.suggestions import command
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -64,9 +65,15 @@ def find_asset(path: Path) -> Path:
         if not path.is_file():
             raise ConfigError(f"{path}: no such file - expected a GLB or a run folder.")
         return path
-    asset = open_run(path).asset_dir / "asset.glb"
-    if not asset.is_file():
-        raise ConfigError(f"{path} has no asset yet. Make it with: studio export {path}")
+    from studio.evaluation.assets import asset_glb  # torch, which a wrong path must not wait for
+
+    run = open_run(path)
+    asset = asset_glb(run)
+    if asset is None:
+        raise ConfigError(
+            f"{path} has no GLB - expected an exported asset. "
+            f"Make it with: {command('export', run.path, '--format', 'glb')}"
+        )
     return asset
 
 

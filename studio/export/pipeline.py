@@ -49,6 +49,8 @@ if TYPE_CHECKING:
 __all__ = ["ExportResult", "export_field", "export_mesh", "export_painted", "export_run"]
 
 Progress = Callable[[str], None]
+MEASURED = ("evaluation", "subject_evaluation")
+"""Keys of ``run.json`` with figures of the asset, which another asset makes untrue."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ def export_run(
         result = export(triangles, colours, config, run.asset_dir, **options)
     else:
         result = export_field(stage.field, config, run.asset_dir, **options)
-    run.update_info({"export": result.as_dict()})
+    run.update_info({"export": result.as_dict()}, drop=MEASURED)
     return result
 
 

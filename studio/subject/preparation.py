@@ -60,6 +60,7 @@ from studio.subject.views import (
     render_views,
     view_cameras,
 )
+from studio.suggestions import command
 
 __all__ = ["PREPARATIONS", "SubjectPreparation"]
 
@@ -276,7 +277,7 @@ class SubjectPreparation:
         if not is_finished:
             raise Interrupted(
                 "Stopped while the subject was prepared; all that is done is kept. "
-                f"Continue with: studio run --resume {self.run.path}"
+                f"Continue with: {command('run', '--resume', self.run.path)}"
             )
 
     def _hooks(self, prior: DiffusionPrior, training: str) -> LoopHooks:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,16 @@ def start(scene_file: Path, out: Path, *overrides: str) -> tuple[SceneConfig, Ru
     run = create_run(out, prompt=scene.prompt, method="tiny", seed=scene.seed, info={})
     write_atomic(run.resolved_path, dump_yaml(scene))
     return scene, run
+
+
+@contextlib.contextmanager
+def disk_full_at(size: int) -> Iterator[None]:
+    """Writes beyond so many bytes of a file fail, as on a full disk; the system's own limit."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)

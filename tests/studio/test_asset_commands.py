@@ -117,6 +117,33 @@ def test_export_prints_paths_on_stdout_and_the_rest_on_stderr(run, capsys):
     assert "silhouettes" in output.err
 
 
+def test_figures_of_an_asset_end_with_it(run, capsys):
+    """Another asset is written: what was measured of the one before is no longer true."""
+    export.run(run.path, formats="glb", texture=0)
+    kept = {"metrics": {"opacity": 0.5}}
+    run.update_info({**kept, "evaluation": {"chroma": 0.4}, "subject_evaluation": {"dino": 0.6}})
+    with pytest.raises(ConfigError):
+        export.run(run.path, formats="stl")
+    assert run.read_info()["evaluation"] == {"chroma": 0.4}
+    export.run(run.path, formats="ply", faces=100)
+    info = run.read_info()
+    assert not {"evaluation", "subject_evaluation"} & set(info)
+    assert info["metrics"] == kept["metrics"]
+    capsys.readouterr()
+
+
+def test_the_asset_that_is_shown_is_that_of_the_last_export(run, capsys):
+    export.run(run.path, formats="glb", texture=0)
+    glb = run.asset_dir / "asset.glb"
+    assert view.find_asset(run.path) == glb
+    older = glb.read_bytes()
+    export.run(run.path, formats="ply")
+    glb.write_bytes(older)  # as versions before left it there
+    with pytest.raises(ConfigError, match=f"studio export {run.path} --format glb"):
+        view.find_asset(run.path)
+    capsys.readouterr()
+
+
 WRONG_EXPORTS = {
     "format": ({"formats": "glb,stl"}, "stl"),
     "no format": ({"formats": ","}, "formats is empty"),
@@ -196,7 +223,7 @@ def test_asset_exported_in_other_formats_is_not_there_to_render(run):
     export.run(run.path, formats="glb,ply", texture=0)
     assert (run.asset_dir / "asset.glb").is_file()
     export.run(run.path, formats="ply", texture=0)
-    with pytest.raises(ConfigError, match=r"has no GLB - expected one.*--formats glb"):
+    with pytest.raises(ConfigError, match=r"has no GLB - expected one.*--format glb"):
         render.run(run.path, source="asset", frames=1, size=8)
 
 
@@ -232,7 +259,7 @@ def test_view_without_viser_names_the_extra(finished):
 
 
 def test_view_looks_for_the_asset_before_the_viewer(run, tmp_path):
-    with pytest.raises(ConfigError, match="no asset yet"):
+    with pytest.raises(ConfigError, match="has no GLB"):
         view.run(run.path)
     with pytest.raises(ConfigError, match="no such file"):
         view.run(tmp_path / "none.glb")

@@ -10,9 +10,7 @@ import contextlib
 import json
 import os
 import re
-import resource
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +24,10 @@ from studio.checkpoints import list_checkpoints, load_latest, save_checkpoint
 from studio.cli import main
 from studio.config import dump_yaml, load_scene
 from studio.errors import StorageError
+from studio.folder_lock import hold_run
 from studio.run_folder import RunFolder, create_run, storage_errors, write_atomic
 from studio.runner import Runner
-from tests.studio.conftest import start
+from tests.studio.conftest import disk_full_at, start
 from tests.tiny_models import write_pipeline, write_single_file
 
 SNAPSHOTS = Path(__file__).parent / "snapshots" / "bad_input.json"
@@ -86,10 +85,12 @@ CASES = [
     case("zero steps by option", "run", "demo", "--steps", "0"),
     case("negative steps of a stage", "run", "demo", "stages.0.steps=-5"),
     case("steps that are no number", "run", "demo", "steps=ten"),
+    case("fewer steps than stages", "run", "pocket-magic3d", "--steps", "1"),
     case("negative resolution", "run", "demo", "stages.0.cameras.height=-64"),
     case("negative seed", "run", "demo", "seed=-1"),
     case("unknown device", "run", "demo", "--device", "gpu"),
     case("device that is not here", "run", "demo", "--device", "cuda:63"),
+    case("device without its number", "run", "demo", "--device", "cpu:"),
     case("no stages", "run", "demo", "stages=[]"),
     case("eikonal without a distance", "run", "demo", "stages.0.losses.eikonal=0.1"),
     case("broken key of an override", "run", "demo", "stages..steps=1"),
@@ -263,6 +264,7 @@ CASES = [
     case("sweep with a value twice", "sweep", "demo", "seed=1,1"),
     case("sweep with an empty value", "sweep", "demo", "seed=1,,2"),
     case("sweep of equal scenes", "sweep", "demo", "seed=1,01"),
+    case("sweep of one run", "sweep", "demo", "export.max_faces=500,900"),
     case("sweep with the seeds twice", "sweep", "demo", "seed=1,2", "--seeds", "0-1"),
     case("sweep with senseless seeds", "sweep", "demo", "--seeds", "3-1"),
     case(
@@ -489,21 +491,53 @@ def test_a_folder_without_permission_is_one_clear_error(tmp_path):
 def test_disk_full_during_save_keeps_the_checkpoint_before(
     finished_run, tmp_path, monkeypatch, capsys
 ):
-    """A limit of the system on the size of files stands for the full disk."""
+    """The checkpoint does not fit any more; what is small does."""
     run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
     shutil.copytree(finished_run, run.path)
     shutil.rmtree(list_checkpoints(run.checkpoints_dir)[-1])
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, before[1]))
-    try:
+    with disk_full_at(8000):
         code, _, err = run_main(["run", "--resume", str(run.path)], monkeypatch, capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     assert code == 2
     check_snapshot("disk full during save", err[err.rindex("error:") :], tmp_path)
     assert load_latest(run.checkpoints_dir, warn=pytest.fail).step == 4
+
+
+def test_a_disk_that_fills_up_is_one_clear_error(finished_run, tmp_path, monkeypatch, capsys):
+    """Nothing can be written any more, not even the row that is still in memory."""
+    run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
+    shutil.copytree(finished_run, run.path)
+    shutil.rmtree(list_checkpoints(run.checkpoints_dir)[-1])
+    step = Runner.step
+    with contextlib.ExitStack() as disk:
+
+        def step_and_fill(self: Runner) -> dict[str, float]:
+            """Another program takes the rest of the disk during the last but one step."""
+            metrics = step(self)
+            if self.steps_done == 5:
+                disk.enter_context(disk_full_at(64))
+            return metrics
+
+        monkeypatch.setattr(Runner, "step", step_and_fill)
+        code, out, err = run_main(["run", "--resume", str(run.path)], monkeypatch, capsys)
+    assert code == 2
+    assert out == ""
+    assert "Traceback" not in err
+    assert "Logging error" not in err
+    check_snapshot("disk full during save", err[err.rindex("error:") :], tmp_path)
+    assert load_latest(run.checkpoints_dir, warn=pytest.fail).step == 4
+
+
+def test_a_run_that_another_process_works_on_is_one_clear_error(
+    finished_run, tmp_path, monkeypatch, capsys
+):
+    run = RunFolder(tmp_path / "old" / "tiny-s0-20260101-000000")
+    shutil.copytree(finished_run, run.path)
+    before = {path: path.read_bytes() for path in run.path.rglob("*") if path.is_file()}
+    with hold_run(run):
+        code, out, err = run_main(["run", "--resume", str(run.path)], monkeypatch, capsys)
+    assert (code, out) == (2, "")
+    check_snapshot("resume of a run that goes on", err, tmp_path)
+    assert {path: path.read_bytes() for path in before} == before
 
 
 def test_a_full_disk_says_what_to_do(tmp_path):

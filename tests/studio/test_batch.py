@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from studio.batch import BatchConfig, Job, only_one, run_jobs, settled
+from studio.batch import BatchConfig, Job, run_jobs, settled
 from studio.batch import _command as command_of
 from studio.batch import _share as share
-from studio.errors import ConfigError, StorageError
+from studio.errors import ConfigError
 from tests.studio.test_resuming import a_run
 
 
@@ -86,24 +86,6 @@ def test_workers_have_cores_of_their_own_as_long_as_there_are_enough(workers, th
 def test_impossible_numbers_are_refused(values):
     with pytest.raises(ConfigError, match="expected more than 0"):
         BatchConfig(**values)
-
-
-def test_a_folder_is_worked_in_by_one_process(tmp_path):
-    with only_one(tmp_path), pytest.raises(StorageError, match="one at a time"), only_one(tmp_path):
-        pass
-    with only_one(tmp_path):
-        pass
-
-
-def test_a_run_that_outlives_its_batch_still_holds_the_folder(tmp_path):
-    wait = [sys.executable, "-c", "input()"]
-    with only_one(tmp_path) as lock:
-        run = subprocess.Popen(wait, stdin=subprocess.PIPE, pass_fds=(lock,))
-    with pytest.raises(StorageError, match="one at a time"), only_one(tmp_path):
-        pass
-    run.communicate(b"\n")
-    with only_one(tmp_path):
-        pass
 
 
 @pytest.mark.slow

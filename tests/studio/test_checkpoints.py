@@ -171,11 +171,44 @@ def test_unwritable_folder_is_a_clear_error(tmp_path):
 
 
 def test_kill_between_set_aside_and_rename_loses_nothing(tmp_path):
-    path = save_checkpoint(tmp_path, make(5))
-    path.rename(tmp_path / ".step-000005.99.old")
-    shutil.copytree(tmp_path / ".step-000005.99.old", tmp_path / ".step-000005.99.tmp")
+    path, gone = save_checkpoint(tmp_path, make(5)), pid_of_a_dead_process()
+    path.rename(tmp_path / f".step-000005.{gone}.old")
+    shutil.copytree(tmp_path / f".step-000005.{gone}.old", tmp_path / f".step-000005.{gone}.tmp")
     assert load_latest(tmp_path, warn=pytest.fail).step == 5
-    assert [p.name for p in sorted(tmp_path.iterdir())] == ["latest", "step-000005"]
+    save_checkpoint(tmp_path, make(6))
+    names = ["latest", "step-000005", "step-000006"]
+    assert [p.name for p in sorted(tmp_path.iterdir())] == names
+
+
+def pid_of_a_dead_process() -> int:
+    """A number that no process has."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_reading_a_run_changes_nothing_in_it(tmp_path):
+    """Whoever renders or exports a run that is being trained must not break its next save."""
+    save_checkpoint(tmp_path, make(1))
+    (tmp_path / f".step-000002.{pid_of_a_dead_process()}.tmp").mkdir()
+    (tmp_path / f".step-000001.{os.getppid()}.old").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert load_latest(tmp_path, warn=pytest.fail).step == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_save_removes_what_dead_processes_and_itself_left_and_no_others(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        for pid in (writer.pid, os.getpid(), pid_of_a_dead_process()):
+            (tmp_path / f".step-000002.{pid}.tmp").mkdir()
+        save_checkpoint(tmp_path, make(3))
+        left = [path.name for path in tmp_path.iterdir() if path.name.startswith(".")]
+        assert left == [f".step-000002.{writer.pid}.tmp"]
+    finally:
+        writer.communicate(b"\n")
+    save_checkpoint(tmp_path, make(4))
+    assert not (tmp_path / f".step-000002.{writer.pid}.tmp").exists()
 
 
 @pytest.mark.slow

@@ -228,6 +228,15 @@ def test_schema_refuses_unknown_keys_and_names_the_kinds():
     assert json.loads(json.dumps(schema)) == schema
 
 
+def test_a_run_s_record_keeps_the_method_s_name_from_inside_its_folder(tmp_path, monkeypatch):
+    run = tmp_path / "a-duck" / "mine-s3-20260101-000000-2"
+    run.mkdir(parents=True)
+    (run / "resolved.yaml").write_text(dump_yaml(load_scene("demo").config))
+    monkeypatch.chdir(run)
+    assert load_scene("resolved.yaml").name == "mine"
+    assert load_scene("../mine-s3-20260101-000000-2/resolved.yaml").name == "mine"
+
+
 def test_dump_is_plain_and_differences_are_leaves():
     old, new = load_scene("demo").config, load_scene("demo", ["seed=9"]).config
     assert list(differences(dump(old), dump(new))) == [Change("seed", 0, 9)]

@@ -15,8 +15,10 @@ from image_tools.personalization.captions import CaptionsError
 from image_tools.personalization.photos import PhotosError
 from studio.commands import personalize
 from studio.commands import run as run_command
-from studio.errors import ConfigError, StudioError
+from studio.errors import ConfigError, StorageError, StudioError
+from studio.folder_lock import hold_run
 from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
+from studio.run_folder import RunFolder
 from studio.subject.photos import keep_photos, kept_captions
 from tests.file_bits import bits_of
 
@@ -105,6 +107,8 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
     with pytest.raises(ConfigError, match="other settings were given - expected none but device"):
         personalize.run(["method.loop.steps=9"], out=tmp_path, resume=folder)
+    with hold_run(RunFolder(folder)), pytest.raises(StorageError, match="Another process"):
+        run_command.run([], out=tmp_path / "b", resume=folder)
     capsys.readouterr()
     shutil.rmtree(photos)  # the run has its own copies from now on
     run_command.run([], out=tmp_path / "b", resume=folder, as_json=True)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from studio.errors import StorageError
 from studio.metrics_log import MetricsLog, read_metrics
 from studio.progress import (
     BarProgress,
@@ -13,6 +16,7 @@ from studio.progress import (
     make_progress,
     say,
 )
+from tests.studio.conftest import disk_full_at
 
 
 @pytest.mark.parametrize(
@@ -50,6 +54,15 @@ def test_what_is_said_goes_to_stderr_and_into_the_log(tmp_path, capsys):
     assert capsys.readouterr().err == "step 3\nnot logged\n"
     (line,) = path.read_text().splitlines()
     assert line.endswith(" step 3")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_costs_lines_of_the_log_and_nothing_else(capsys):
+    with logged_to(Path("/dev/full")):
+        say("step 3")
+    with logged_to(Path("/no/such/folder/log.txt")):
+        say("step 4")
+    assert capsys.readouterr().err == "step 3\nstep 4\n"
 
 
 def test_no_bar_without_a_terminal_and_the_bar_starts_and_stops(capsys):
@@ -111,3 +124,47 @@ def test_a_later_stage_may_add_columns(tmp_path):
         {"step": "2", "loss": "0.25", "critic_loss": "1"},
         {"step": "3", "loss": "0.125", "critic_loss": "2"},
     ]
+
+
+def test_rows_that_a_full_disk_refused_are_written_once_there_is_space(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    log.write({"step": 1, "loss": 0.5})
+    with disk_full_at(path.stat().st_size + 3):  # in the middle of a row
+        for step in (2, 3):
+            with pytest.raises(StorageError, match=r"Cannot write .*metrics\.csv"):
+                log.write({"step": step, "loss": 0.25})
+    log.write({"step": 4, "loss": 0.125})
+    log.close()
+    assert [row["step"] for row in read_metrics(path)] == ["1", "2", "3", "4"]
+
+
+def test_a_log_is_closed_on_a_full_disk_and_goes_on_from_its_last_whole_row(tmp_path):
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    log.write({"step": 1, "loss": 0.5})
+    with disk_full_at(path.stat().st_size + 3):
+        with pytest.raises(StorageError):
+            log.write({"step": 2, "loss": 0.25})
+        log.close()
+    log = MetricsLog(path, after_step=9)
+    log.write({"step": 2, "loss": 0.25})
+    log.close()
+    assert [row["step"] for row in read_metrics(path)] == ["1", "2"]
+
+
+@pytest.mark.parametrize("rows_before", [0, 1])
+def test_columns_that_a_full_disk_refused_come_with_a_later_row(tmp_path, rows_before):
+    """A stage with new columns begins while the disk is full; the run goes on."""
+    path = tmp_path / "metrics.csv"
+    log = MetricsLog(path)
+    for step in range(rows_before):
+        log.write({"step": step, "loss": 0.5})
+    with disk_full_at(path.stat().st_size + 3):
+        rows = [{"step": 7, "loss": 0.5}, *({"step": k, "loss": 0.25, "critic": 1} for k in (8, 9))]
+        for row in rows:
+            with pytest.raises(StorageError):
+                log.write(row)
+    log.write({"step": 10, "loss": 0.25, "critic": 1})
+    log.close()
+    assert read_metrics(path)[-1] == {"step": "10", "loss": "0.25", "critic": "1"}

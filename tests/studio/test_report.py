@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import html
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from studio.metrics_log import MetricsLog
 from studio.previews import save_png
 from studio.report import VIEWER_SCRIPT, write_gallery, write_report
 from studio.report_charts import line_chart, nice_number
-from studio.run_folder import RunFolder, create_run, write_atomic
+from studio.run_folder import RunFolder, create_run, open_run, write_atomic
 from studio.video import write_mp4
 
 PROMPT = 'a "small" blue teapot & <b>lid</b></script><script>alert(1)</script>'
@@ -227,6 +229,45 @@ def test_problems_of_the_glb_are_shown(full_run):
     export = full_run.read_info()["export"] | {"problems": ["3 normals are not of unit length"]}
     full_run.update_info({"export": export})
     assert "GLB: 1 problems" in page_of(write_report(full_run)).words
+
+
+def command_of(run: RunFolder) -> str:
+    """What the report says to type to make the run again."""
+    (block,) = re.findall(r"<pre>(.*?)</pre>", write_report(run).read_text(), re.DOTALL)
+    comment, line = html.unescape(block).splitlines()
+    assert comment == "# in the folder in which this run was started"
+    return line
+
+
+def test_make_it_again_works_where_the_run_was_started(tmp_path, monkeypatch):
+    """A scene's relative paths count from there, and the method keeps its name."""
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path / "home")
+    made = fill(create_run("my runs", prompt="a duck", method="mine", seed=3, info={}))
+    words = shlex.split(command_of(made))
+    assert words == ["studio", "run", str(made.resolved_path)]
+    assert load_scene(words[2]).name == "mine"
+    made = RunFolder(made.path.resolve())
+    monkeypatch.chdir(made.path)  # whoever looks at the report may stand anywhere
+    assert shlex.split(command_of(open_run("."))) == words
+    moved = RunFolder(made.path.rename(tmp_path / made.path.name))
+    assert shlex.split(command_of(moved))[2] == str(moved.resolved_path)
+
+
+def test_a_run_that_does_not_know_where_it_was_started_is_named_as_it_was_given(full_run):
+    full_run.update_info({}, drop=("cwd",))
+    assert shlex.split(command_of(full_run))[2] == str(full_run.resolved_path)
+
+
+def test_only_files_of_the_last_export_are_shown(full_run):
+    """An older GLB that a later export did not write again is another asset."""
+    export = full_run.read_info()["export"]
+    full_run.update_info({"export": {**export, "files": {"ply": "asset.ply"}}})
+    page = page_of(write_report(full_run))
+    assert page.all("model-viewer") == []
+    links = [attrs["href"] for attrs in page.all("a")]
+    assert "asset/asset.ply" in links
+    assert "asset/asset.glb" not in links
 
 
 def test_report_elsewhere_links_back(full_run, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from studio.config import load_scene
 from studio.configs import SceneConfig
-from studio.resuming import changed_keys, find_run, is_resumable, scene_of
+from studio.resuming import changed_keys, find_run, is_resumable, scene_of, work_of
 from studio.run_folder import RunFolder
 from tests.studio.conftest import start
 
@@ -38,6 +38,13 @@ def test_settings_that_shape_nothing_may_differ(tiny_scene, scene):
     assert changed_keys(scene, other) == []
     other = load_scene(tiny_scene, ["seed=4", "stages.0.losses.sparsity=0.1"]).config
     assert changed_keys(scene, other) == ["stages.0.losses.sparsity", "seed"]
+
+
+def test_scenes_are_the_same_work_when_one_run_is_made_of_them(tiny_scene, scene):
+    free = ["export.max_faces=500", "saving.keep_checkpoints=5", "device=auto"]
+    assert work_of(load_scene(tiny_scene, free).config) == work_of(scene)
+    for other in ("seed=4", "prompt=a red fish", "stages.0.losses.sparsity=0.1"):
+        assert work_of(load_scene(tiny_scene, [other]).config) != work_of(scene)
 
 
 def test_the_scene_of_a_run_is_read_back(tiny_scene, scene, tmp_path):

@@ -14,7 +14,11 @@ import pytest
 import trimesh
 
 from studio.cli import main
+from studio.commands import run as run_command
 from studio.config import load_scene
+from studio.errors import StorageError
+from studio.folder_lock import hold_run
+from tests.studio.conftest import start
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +86,27 @@ def test_last_line_is_the_file_to_open(finished, monkeypatch):
     lines = studio(monkeypatch, "run", "--resume", result["run"]).strip().splitlines()
     assert lines[0].split()[1] == result["run"]
     assert Path(lines[-1].split()[1]).is_file()
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["new", "resumed"])
+def test_a_run_is_held_while_it_is_worked_on(resume, tiny_scene, tmp_path, monkeypatch):
+    """A second process that continues it would save over the first one's checkpoints."""
+    seen = []
+
+    def work(prepared: run_command.Prepared, *_: object, **__: object) -> dict[str, str]:
+        with pytest.raises(StorageError, match="Another process"), hold_run(prepared.run):
+            pass
+        seen.append(prepared.run)
+        return {}
+
+    monkeypatch.setattr(run_command, "_make", work)
+    arguments = [str(tiny_scene), "--out", str(tmp_path)]
+    if resume:
+        arguments = ["--resume", str(start(tiny_scene, tmp_path)[1].path)]
+    studio(monkeypatch, "run", *arguments, "--json")
+    (run,) = seen
+    with hold_run(run):
+        pass
 
 
 @pytest.fixture

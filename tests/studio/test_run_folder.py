@@ -65,6 +65,28 @@ def test_index_has_one_line_for_each_run(tmp_path):
     assert entry["status"] == "started"
 
 
+@pytest.mark.parametrize("given", [".", "run", "./run", "../slug/run"])
+def test_a_run_that_is_named_from_near_by_is_listed_with_all_others(tmp_path, monkeypatch, given):
+    run = create_run(tmp_path, prompt="duck", method="demo", seed=0, info={})
+    (tmp_path / "slug").mkdir()
+    run.path.rename(tmp_path / "slug" / "run")
+    monkeypatch.chdir(tmp_path / "slug" / ("run" if given == "." else ""))
+    found = open_run(given)
+    assert (found.path.name, found.path.parent.name) == ("run", "slug")
+    found.add_to_index()
+    (line,) = (tmp_path / "index.jsonl").read_text().splitlines()
+    assert json.loads(line)["id"] == "slug/run"
+    assert list(tmp_path.glob("slug/**/index.jsonl")) == []
+
+
+def test_keys_of_the_info_are_dropped(tmp_path):
+    run = create_run(tmp_path, prompt="duck", method="demo", seed=0, info={"old": 1, "kept": 2})
+    run.update_info({"new": 3}, drop=("old", "absent"))
+    info = run.read_info()
+    assert (info["kept"], info["new"]) == (2, 3)
+    assert "old" not in info
+
+
 def test_write_atomic_replaces_and_leaves_no_temporary_file(tmp_path):
     path = tmp_path / "a.txt"
     write_atomic(path, "one")

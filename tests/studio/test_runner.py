@@ -150,6 +150,16 @@ def test_loaded_stage_renders_like_the_trained_one(tiny_scene, tmp_path):
     assert torch.equal(images.depth, expected.depth)
 
 
+def test_peak_memory_is_the_highest_of_all_processes(tiny_scene, tmp_path):
+    """A run that was resumed for its last steps, or none, needed what the others needed."""
+    scene, run = start(tiny_scene, tmp_path, "stages.0.steps=2")
+    run_to_the_end(scene, run)
+    assert 50e6 < run.read_info()["peak_memory_bytes"] < 1e12
+    run.update_info({"peak_memory_bytes": 10**13})
+    run_to_the_end(scene, run)
+    assert run.read_info()["peak_memory_bytes"] == 10**13
+
+
 def test_run_without_checkpoint_has_no_stage_to_load(tiny_scene, tmp_path):
     _, run = start(tiny_scene, tmp_path)
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):

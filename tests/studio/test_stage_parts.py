@@ -34,7 +34,9 @@ def test_auto_is_a_device_that_exists():
     assert resolve_device("cpu") == CPU
 
 
-@pytest.mark.parametrize("name", ["", "gpu", "cuda:x", "cuda:99", "cpu:1", "CPU"])
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "cuda:x", "cuda:99", "cpu:1", "CPU", "cpu:", "cuda:", "mps:", "cpu:²", ":0"]
+)
 def test_impossible_devices_are_refused(name):
     with pytest.raises(ConfigError, match="device:"):
         resolve_device(name)

@@ -12,54 +12,8 @@ import yaml
 
 from studio.cli import main
 from studio.commands import sweep
-from studio.commands.sweep import Axis, axes_of, combinations, split_values
 from studio.errors import ConfigError, Interrupted
 from tests.studio.test_resuming import a_run
-
-VALUES = {
-    "1,2,3": ("1", "2", "3"),
-    "one": ("one",),
-    "[1,2],[3,4]": ("[1,2]", "[3,4]"),
-    "[[0,0.98],[1,0.5]],0.9": ("[[0,0.98],[1,0.5]]", "0.9"),
-    "{kind: a, b: 1},{kind: c}": ("{kind: a, b: 1}", "{kind: c}"),
-    "'a, b', c": ("'a, b'", "c"),
-    '"it\'s, red",b': ('"it\'s, red"', "b"),
-    "a red duck's beak,b": ("a red duck's beak", "b"),
-    "a,": ("a", ""),
-}
-
-
-@pytest.mark.parametrize(("text", "values"), VALUES.items())
-def test_values_are_split_at_commas_outside_of_brackets_and_quotes(text, values):
-    assert split_values(text) == values
-
-
-def test_overrides_with_one_value_are_fixed():
-    axes, fixed = axes_of(["seed=0,1", "steps=7", "prompt='a, b',c"])
-    assert axes == [Axis("seed", ("0", "1")), Axis("prompt", ("'a, b'", "c"))]
-    assert fixed == ["steps=7"]
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [(["seed=1,"], "an empty value"), (["seed=1,1"], "a value twice"),
-     (["seed=1", "seed=2"], "stands twice")],
-)  # fmt: skip
-def test_values_that_say_nothing_are_refused(overrides, message):
-    with pytest.raises(ConfigError, match=message):
-        axes_of(overrides)
-
-
-def test_all_combinations_or_side_by_side():
-    axes = [Axis("a", ("1", "2")), Axis("b", ("x", "y"))]
-    assert combinations(axes) == [("1", "x"), ("1", "y"), ("2", "x"), ("2", "y")]
-    assert combinations(axes, side_by_side=True) == [("1", "x"), ("2", "y")]
-    assert combinations([]) == [()]
-    with pytest.raises(ConfigError, match="a has 2, c has 3"):
-        combinations([axes[0], Axis("c", ("1", "2", "3"))], side_by_side=True)
-    many = Axis("n", tuple(map(str, range(101))))
-    with pytest.raises(ConfigError, match="10201 runs"):
-        combinations([many, many])
 
 
 def listed(capsys, *arguments: str, **options) -> list[str]:
@@ -86,6 +40,26 @@ def test_a_wrong_value_is_refused_before_the_first_run(tiny_scene, tmp_path):
         with pytest.raises(ConfigError, match=message):
             sweep.run([str(tiny_scene), *arguments], out=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+FREE = ("export.max_faces=300,400", "saving.keep_checkpoints=2,3", "device=cpu,auto")
+
+
+@pytest.mark.parametrize("values", FREE)
+def test_values_that_would_go_on_with_one_run_are_refused(values, tiny_scene, tmp_path):
+    """The last one would overwrite the asset of the others, and stand in every row of the table."""
+    key, first, last = *values.split("=")[:1], *values.split("=")[1].split(",")
+    with pytest.raises(ConfigError) as refused:
+        sweep.run([str(tiny_scene), values, "seed=0,1"], out=tmp_path)
+    assert f"{key}={last} seed=0 is the same run as {key}={first} seed=0" in str(refused.value)
+    assert "studio export RUN" in str(refused.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_export_may_follow_a_value_that_makes_another_run(tiny_scene, capsys):
+    values = ["seed=0,1", "export.max_faces=300,400"]
+    found = listed(capsys, str(tiny_scene), *values, side_by_side=True)
+    assert found == ["seed=0, max_faces=300", "seed=1, max_faces=400"]
 
 
 @pytest.mark.parametrize("seeds", ["x", "3-1", "1,,2", "0-99999"])
