@@ -146,7 +146,9 @@ def test_cards_and_figures_lie_beside_the_weights(which: str, request) -> None:
     assert {name: figure["value"] for name, figure in told.items()} == figures
     shares = [f for n, f in told.items() if "gain" not in n and not n.endswith("_db")]
     assert shares
-    assert all(0.0 <= f["low"] <= f["high"] <= 1.0 for f in shares)
+    assert all(0.0 <= f["value"] <= 1.0 for f in shares)
+    told_apart = [f for f in shares if f["low"] is not None]  # of few samples there is none
+    assert all(0.0 <= f["low"] <= f["high"] <= 1.0 for f in told_apart)
     texts = [path.read_text() for path in (work / "out").rglob("*.json")]
     assert not [text for text in texts if str(work) in text or str(POCKET_FOLDER) in text]
 
