@@ -80,9 +80,11 @@ def thread_counts() -> dict[str, int]:
     """Threads of torch and numba; sums are split among them, so the last bits depend on it."""
     import numba
 
-    # numba first: starting its threads can set OpenMP's number, which is torch's as well.
-    count = numba.get_num_threads()
-    return {"torch": torch.get_num_threads(), "numba": count}
+    counts = {"torch": torch.get_num_threads()}
+    counts["numba"] = numba.get_num_threads()
+    # Starting numba's threads can set OpenMP's number, which is torch's as well.
+    torch.set_num_threads(counts["torch"])
+    return counts
 
 
 def use_thread_counts(counts: Mapping[str, int]) -> bool:
