@@ -16,6 +16,7 @@ the largest in size names the relation. More objects make a chain, each with the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -24,7 +25,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from guidance.configs import MAX_RELATED, RelationPromptsConfig, RelationWordsConfig
+from guidance.configs import MAX_RELATED, RelationPromptsConfig
 from guidance.prompts import ViewCondition
 from guidance.views import CameraAngles
 from image_tools.diffusion.conditions import TextEmbedding
@@ -36,6 +37,8 @@ __all__ = ["RELATIONS", "RelationPrompts", "build_relation_prompts", "relations_
 
 RELATIONS = ("front", "behind", "right", "left", "above", "below")
 """Names of the words, in the order of :func:`relations_seen`."""
+SLACK = 1e-4
+"""Rounding that may turn a tie: a text too many is harmless, a missing one is not."""
 
 
 @dataclass(frozen=True)
@@ -119,17 +122,19 @@ def build_relation_prompts(
 
 
 def _possible(step: Float[Tensor, " 3"]) -> list[int]:
-    """What the pair can be to each other from any side: no text of another relation is needed."""
-    every = torch.arange(360.0)
-    return relations_seen(step[None], every).unique().tolist()
+    """What the pair can be to each other from any side: no text of another relation is needed.
+
+    The larger of front and right is between r / sqrt 2 and r, r the distance on the ground.
+    """
+    ground, height = float(step[:2].norm()), float(step[2])
+    found = [0, 1, 2, 3] if ground >= abs(height) * (1.0 - SLACK) else []
+    if abs(height) >= ground / math.sqrt(2.0) * (1.0 - SLACK) and height != 0.0:
+        found.append(RELATIONS.index("above" if height > 0.0 else "below"))
+    return found
 
 
 def _text(config: RelationPromptsConfig, objects: Sequence[str], chosen: Sequence[int]) -> str:
     text = objects[0]
     for relation, following in zip(chosen, objects[1:], strict=True):
-        text += f" {_words(config.words, relation)} {following}"
+        text += f" {getattr(config.words, RELATIONS[relation])} {following}"
     return config.template.replace("{objects}", text)
-
-
-def _words(words: RelationWordsConfig, relation: int) -> str:
-    return getattr(words, RELATIONS[relation])

@@ -20,6 +20,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from image_tools.diffusion.precision import full_precision
+
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
@@ -68,7 +70,7 @@ class TextPreconditioner:
         if self._placed.device != states.device:
             self._placed = self.matrix.to(states.device)
         # Rounding the large shared directions would drown the small ones that are scaled up.
-        with torch.autocast(states.device.type, enabled=False):
+        with full_precision(states.device):
             return states @ self._placed.to(states.dtype)
 
     def enter(self, unet: UNet2DConditionModel) -> None:

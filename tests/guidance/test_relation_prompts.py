@@ -90,6 +90,20 @@ def test_more_objects_make_a_chain_in_the_layout_s_order(prior):
     ]
 
 
+@pytest.mark.parametrize("height", [0.0, 0.5, 0.71, 0.9, 0.99998, 1.0, 1.5])
+def test_every_view_has_a_text_however_narrow_the_angle_in_which_it_is_true(prior, height):
+    turn = torch.deg2rad(torch.tensor(0.5))
+    above = BoxConfig((float(turn.cos()), float(turn.sin()), height), (0.2, 0.2, 0.2))
+    pair = [("a hat", above), ("a red duck", BoxConfig((0.0, 0.0, 0.0), (0.2, 0.2, 0.2)))]
+    found = build_relation_prompts(CONFIG, prior, pair, "both")
+    views = around(7200)
+    rows = found.rows_at(views)
+    assert rows.min() >= 0
+    names = relations_seen(found.steps, views.azimuth_deg)[:, 0]
+    words = [getattr(CONFIG.words, RELATIONS[name]) for name in names]
+    assert [found.texts[row] for row in rows] == [f"a hat {word} a red duck" for word in words]
+
+
 def test_each_view_is_guided_by_its_text(prior, prompts):
     views = around(4)
     told = prompts.at(views)

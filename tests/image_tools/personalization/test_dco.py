@@ -59,6 +59,14 @@ def test_it_starts_at_log_two_with_half_beta_times_the_plain_gradient(tiny_pipel
     torch.testing.assert_close(dco, CONFIG.beta / 2 * plain, rtol=1e-4, atol=1e-6 * CONFIG.beta)
 
 
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_in_mixed_precision_it_starts_at_log_two_exactly(tiny_pipelines, kind):
+    loss, _ = _loss(load_tiny(tiny_pipelines, kind))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        student, reference = loss.errors(0, batch_generator(0, 0))
+    assert torch.equal(student, reference), "beta would blow up what texts differ by"
+
+
 def test_its_gradient_is_beta_sigmoid_times_the_plain_one(generator):
     student = torch.rand(5, generator=generator, dtype=torch.float64, requires_grad=True)
     reference, beta = torch.rand(5, generator=generator, dtype=torch.float64), 7.0

@@ -99,6 +99,16 @@ def test_composition_trains_the_encoder_alone(plain, tmp_path):
     assert all(torch.equal(v, frozen[n]) for n, v in plain.unet.state_dict().items())
 
 
+def test_captions_of_batches_are_not_kept(plain):
+    loss = CompositionLoss(
+        plain, copy.deepcopy(plain.unet), dressed_batch, CompositionTrainingConfig()
+    )
+    plain._encoded.clear()
+    for batch in range(2):
+        loss(batch, torch.Generator().manual_seed(batch))
+    assert not plain._encoded
+
+
 def test_features_of_zeros_stand_for_no_garments(plain):
     """With all garments dropped the encoder gets no gradient, and the loss is the zero bank's."""
     encoder = copy.deepcopy(plain.unet).requires_grad_(True)

@@ -62,6 +62,12 @@ def changed(module, before) -> set[str]:
     return {name for name, t in module.state_dict().items() if not torch.equal(t, before[name])}
 
 
+def test_captions_of_batches_are_not_kept(tool, sample):
+    tool.denoiser._encoded.clear()
+    IdmVtonLoss(tool, lambda *_: sample)(0, noise(0))
+    assert not tool.denoiser._encoded
+
+
 def test_gradients_reach_tryonnet_and_its_image_prompt_alone(tool, sample):
     trained = (tool.denoiser.unet, tool.prompted.adapter)
     for module in trained:

@@ -73,6 +73,19 @@ def test_encoder_warps_and_head_learn_beside_a_frozen_denoiser(prior, tmp_path) 
     assert torch.allclose(*outputs, atol=1e-5)
 
 
+def test_a_step_in_mixed_precision_is_nearly_that_of_full_precision(prior) -> None:
+    model = tiny_viton(prior)
+    loss = StableVitonLoss(
+        model.denoiser, model.parts, same_batch, replace(CONFIG, atv_weight=1.0, dropout=0.5)
+    )
+    full = loss(0, torch.Generator().manual_seed(3))
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = loss(0, torch.Generator().manual_seed(3))
+    mixed.backward()
+    torch.testing.assert_close(mixed.float(), full, rtol=0.02, atol=0.0)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parts.head.parameters())
+
+
 def test_smooth_attention_is_a_term_of_its_own(prior) -> None:
     model = tiny_viton(prior)
     without = replace(CONFIG, atv_weight=0.0, dropout=0.0)
