@@ -220,7 +220,7 @@ def _train(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
     finished = loop.run(loss, hooks or LoopHooks())
     adapter.eval().requires_grad_(False)

@@ -197,7 +197,7 @@ def train_edit_unet(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 
     def after_step(step: int) -> None:

@@ -137,7 +137,9 @@ def train_dco(
     subject = CaptionedImages(images, captions.prompts)
     base = CaptionedImages(images, captions.base_prompts)
     words = dict(zip(captions.tokens, captions.initializers, strict=True))
-    identity = identity_of(config, prior, [subject, base], {**words, **start_digest(start)})
+    identity = identity_of(
+        config, prior.fingerprint, [subject, base], {**words, **start_digest(start)}
+    )
     generator = batch_generator(config.loop.seed, WORD_DRAW)
     embeddings = [_first_rows(prior, *pair, generator) for pair in words.items()]
     with _attached(prior, embeddings) as tokens, trained_lora(prior, config, start) as lora:

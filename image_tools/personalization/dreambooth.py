@@ -44,6 +44,7 @@ from image_tools.personalization.denoising import (
     min_snr_weights,
 )
 from image_tools.personalization.dreambooth_configs import BatchConfig, DreamBoothConfig
+from image_tools.personalization.in_place import in_place
 from image_tools.personalization.loop import (
     LoopHooks,
     ParameterGroup,
@@ -166,8 +167,22 @@ def train_dreambooth(
     Raises:
         StudioError: the folder holds another training, or the weights are not float32.
     """
+    with in_place(prior.unet, folder, lambda: prior.fingerprint) as began:
+        identity = identity_of(config, began, [subject, class_set])
+        return _train(prior, subject, class_set, config, folder, identity, hooks)
+
+
+def _train(
+    prior: DiffusionPrior,
+    subject: CaptionedImages,
+    class_set: CaptionedImages | None,
+    config: DreamBoothConfig,
+    folder: Path,
+    identity: str,
+    hooks: LoopHooks | None,
+) -> TrainingResult:
+    """Train, and tell the prior what it has become, also where the training breaks off."""
     trains_text = config.parts == "unet_and_text"
-    identity = identity_of(config, prior, [subject, class_set])
     groups = [ParameterGroup(_named("unet", prior.unet))]
     if trains_text:
         encoders = _text_encoders(prior)
@@ -185,9 +200,11 @@ def train_dreambooth(
         seed=config.loop.seed,
     )
     loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
-    finished = _run(prior, loop, loss, hooks, config.batch.checkpointing)
-    digest = _digest(loop.parameters)
-    prior.fingerprint_parts[PART] = lambda: digest
+    try:
+        finished = _run(prior, loop, loss, hooks, config.batch.checkpointing)
+    finally:
+        digest = _digest(loop.parameters)
+        prior.fingerprint_parts[PART] = lambda: digest
     return TrainingResult(finished, loop.step, _write_weights(loop, finished))
 
 
@@ -225,18 +242,25 @@ def trained_weights(path: Path) -> dict[str, Tensor]:
 
 def identity_of(
     config: Any,
-    prior: DiffusionPrior,
+    fingerprint: str,
     sets: Sequence[CaptionedImages | None],
     extra: Mapping[str, str] | None = None,
 ) -> str:
-    """A hash of everything that makes two trainings the same, whatever their bookkeeping."""
+    """A hash of everything that makes two trainings the same, whatever their bookkeeping.
+
+    Args:
+        config: settings, with those of a loop.
+        fingerprint: of the prior at the beginning.
+        sets: pictures and captions.
+        extra: what else matters, by name.
+    """
     free = {"save_every", "sample_every", "log_every", "checkpoint_steps"}
     settings = dataclasses.asdict(config)
     settings["loop"] = {k: v for k, v in settings["loop"].items() if k not in free}
     if isinstance(config.loop, TuningConfig) and config.loop.schedule == "constant":
         del settings["loop"]["steps"]  # a longer training begins as the shorter one
     digest = hashlib.sha256(json.dumps([settings, dict(extra or {})], sort_keys=True).encode())
-    digest.update(prior.fingerprint.encode())
+    digest.update(fingerprint.encode())
     for item in sets:
         if item is not None:
             digest.update(json.dumps(item.captions).encode())

@@ -65,7 +65,7 @@ def train_dreambooth_lora(
     Raises:
         StudioError: the folder holds another training, or no layer fits the config.
     """
-    identity = identity_of(config, prior, [subject, class_set], start_digest(start))
+    identity = identity_of(config, prior.fingerprint, [subject, class_set], start_digest(start))
     with trained_lora(prior, config, start) as lora:
         loss = SubjectLoss(
             prior,

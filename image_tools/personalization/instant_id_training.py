@@ -235,7 +235,7 @@ def train_instant_id(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 
     def checkpoint(step: int) -> None:

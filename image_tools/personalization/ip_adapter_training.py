@@ -226,7 +226,7 @@ def train_ip_adapter(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 
     def checkpoint(step: int) -> None:

@@ -209,7 +209,9 @@ def train_alignment(
     """
     loss = AlignmentLoss(prior, model, captions, config)
     told = hashlib.sha256("\0".join(captions).encode()).hexdigest()
-    identity = identity_of(config, prior, [], {"captions": told, "model": model.fingerprint})
+    identity = identity_of(
+        config, prior.fingerprint, [], {"captions": told, "model": model.fingerprint}
+    )
     named = dict(model.aligner.named_parameters(prefix="aligner"))
     finished, step = _run(model, loss, named, config, folder, hooks, prior.device, identity)
     if not finished:
@@ -244,7 +246,9 @@ def train_instructions(
         UnsupportedModel: the prior reads other text states.
     """
     loss = InstructionLoss(prior, model, batches, config)
-    told = identity_of(config, prior, [], {"batches": identity, "model": model.fingerprint})
+    told = identity_of(
+        config, prior.fingerprint, [], {"batches": identity, "model": model.fingerprint}
+    )
     named = tuned_parameters(model)
     with gradient_checkpointing([prior.unet], config.checkpointing):
         finished, step = _run(model, loss, named, config, folder, hooks, prior.device, told)

@@ -222,9 +222,9 @@ class TuningLoop:
             self._stepper.step()
         self._stepper.zero_grad(set_to_none=True)
         self.skipped = 0 if math.isfinite(norm) else self.skipped + 1
-        if self.skipped >= MAX_SKIPPED:
+        if self.skipped >= min(MAX_SKIPPED, self.config.steps):
             raise TrainingDiverged(
-                f"The last {MAX_SKIPPED} gradients before step {self.step + 1} were not finite - "
+                f"The last {self.skipped} gradients before step {self.step + 1} were not finite - "
                 f"expected numbers. Lower the learning rate ({self.config.learning_rate:g}) or use "
                 f"precision: float32; {self.folder} keeps the last save."
             )
@@ -303,8 +303,11 @@ class TuningLoop:
         path = self.folder / "log.csv"
         if not path.exists():
             return
-        lines = path.read_text().splitlines(keepends=True)[1:]
-        kept = [line for line in lines if int(line.partition(",")[0]) <= self.step]
+        # A process that is killed while it writes leaves part of a line.
+        lines = path.read_text(errors="replace").splitlines(keepends=True)
+        steps = [line.partition(",")[0] if line.endswith("\n") else "" for line in lines]
+        known = [int(step) if step.isdecimal() else math.inf for step in steps]
+        kept = [line for line, step in zip(lines, known, strict=True) if step <= self.step]
         partial = path.with_suffix(".csv.tmp")
         partial.write_text(LOG_HEADER + "".join(kept))
         partial.replace(path)

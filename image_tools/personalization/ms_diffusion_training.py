@@ -240,7 +240,7 @@ def train_ms_diffusion(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 
     def checkpoint(step: int) -> None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ from image_tools.personalization.captioned import CaptionedImages, cache_latents
 from image_tools.personalization.denoising import draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult, identity_of
 from image_tools.personalization.dreambooth_lora import start_digest
+from image_tools.personalization.in_place import in_place
 from image_tools.personalization.loop import (
     LoopHooks,
     ParameterGroup,
@@ -179,10 +180,13 @@ def train_photomaker(
     """
     encoder.to(prior.device)
     captioned = CaptionedImages(photos.images, photos.captions)
-    facts = {**_facts(encoder, photos), **start_digest(start)}
-    identity = identity_of(config, prior, [captioned], facts)
-    loss = PhotoMakerLoss(prior, encoder, photos, config)
-    with _trained_lora(prior, config, start) as lora:
+    loss, plain = PhotoMakerLoss(prior, encoder, photos, config), prior.fingerprint
+    with (
+        in_place(encoder, folder, lambda: _digest(encoder, photos)) as began,
+        _trained_lora(prior, config, start) as lora,
+    ):
+        facts = {"photomaker": began, **start_digest(start)}
+        identity = identity_of(config, plain, [captioned], facts)
         groups = lora.groups(text_learning_rate=0.0)
         groups.append(ParameterGroup(_trained(encoder, config), config.encoder_learning_rate))
         loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
@@ -242,15 +246,15 @@ def _trained(encoder: IdEncoder, config: PhotoMakerTrainingConfig) -> dict[str, 
     return {n: p for n, p in named.items() if not n.startswith(clip) or n.startswith(opened)}
 
 
-def _facts(encoder: IdEncoder, photos: PeoplePhotos) -> Mapping[str, str]:
-    """What makes this training another one, beyond pictures, captions and settings."""
+def _digest(encoder: IdEncoder, photos: PeoplePhotos) -> str:
+    """Of what makes this training another one, beyond pictures, captions and settings."""
     digest = hashlib.sha256(json.dumps(photos.people).encode())
     tensors = {"masks": photos.masks, "faces": photos.faces, **encoder.state_dict()}
     for name, tensor in tensors.items():
         if tensor is not None:
             digest.update(name.encode())
             digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-    return {"photomaker": digest.hexdigest()[:32]}
+    return digest.hexdigest()[:32]
 
 
 def _step_file(folder: Path, step: int) -> Path:

@@ -114,7 +114,7 @@ def train_textual_inversion(
     first = word_embedding(prior, config.token, config.init_word, vectors=config.vectors)
     origin = {"prior": prior.fingerprint, "fix_eos": str(config.fix_eos).lower()}
     first = replace(first, metadata={**first.metadata, **origin})
-    identity = identity_of(config, prior, [photos])
+    identity = identity_of(config, prior.fingerprint, [photos])
     with (
         attach_tokens(prior, [first], fix_eos=config.fix_eos) as tokens,
         gradient_checkpointing([prior.unet], config.batch.checkpointing),

@@ -276,8 +276,26 @@ def _pairs(path: Path) -> list[tuple[str, str]]:
             f"The list of pairs '{path}' is missing. Expected the data set's own folders and "
             "lists; correct its path."
         )
-    rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    return [(row[0], row[1]) for row in rows]
+    pairs = []
+    for number, line in enumerate(_lines(path), start=1):
+        row = line.split()
+        if len(row) == 1:
+            raise StudioError(
+                f"Line {number} of '{path}' is '{line.strip()}' - expected two files, a person and "
+                "a product. Correct the line, or unpack the data set again."
+            )
+        pairs += [(row[0], row[1])] if row else []
+    return pairs
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise StudioError(
+            f"'{path}' cannot be read ({error}). Expected a text file of the data set as it is "
+            "published; unpack it again."
+        ) from error
 
 
 def _pixels(path: Path, mode: str | None) -> np.ndarray:
@@ -328,16 +346,23 @@ def _viton_words(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
     words = {}
-    for rows in json.loads(path.read_text(encoding="utf-8")).values():
-        for row in rows:
-            tags = {tag["tag_name"]: tag["tag_category"] for tag in row["tag_info"]}
-            said = [tags.get(name) for name in ("sleeveLength", "neckLine", "item")]
-            words[row["file_name"]] = " ".join(word for word in said if word)
+    try:
+        for rows in json.loads("\n".join(_lines(path))).values():
+            for row in rows:
+                tags = {tag["tag_name"]: tag["tag_category"] for tag in row["tag_info"]}
+                said = [tags.get(name) for name in ("sleeveLength", "neckLine", "item")]
+                words[row["file_name"]] = " ".join(word for word in said if word)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise StudioError(
+            f"Words in '{path}' cannot be read ({type(error).__name__}: {error}) - expected the "
+            "JSON of IDM-VTON's authors: lists of file_name and tag_info. Without the file, "
+            "products have no words."
+        ) from error
     return words
 
 
 def _dress_code_words(path: Path) -> dict[str, str]:
     if not path.is_file():
         return {}
-    rows = (line.partition(" ") for line in path.read_text(encoding="utf-8").splitlines())
+    rows = (line.partition(" ") for line in _lines(path))
     return {name: said.strip() for name, _, said in rows if name}

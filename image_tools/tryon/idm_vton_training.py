@@ -184,7 +184,7 @@ def customize_idm_vton(
     """
     denoiser, garment = tool.denoiser, sample.only_garment(model=MODEL)
     sets = [CaptionedImages(images, garment.captions) for images in (sample.person, garment.images)]
-    identity = identity_of(config, denoiser, sets)
+    identity = identity_of(config, denoiser.fingerprint, sets)
     lora = TrainableLora(
         denoiser,
         config.lora,

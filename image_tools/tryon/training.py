@@ -85,19 +85,26 @@ def train_modules(
         config.loop,
         folder,
         device=prior.device,
-        identity=identity_of(config, prior, [], {"batches": identity}),
+        identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
-    kept: list[Path] = []
 
     def checkpoint(step: int) -> None:
-        kept.extend(write(folder / f"step-{step:06d}"))
+        write(_place(folder, step))
         hooks.checkpoint(step)
 
     with gradient_checkpointing(recomputed, config.checkpointing):
         finished = loop.run(loss, replace(hooks, checkpoint=checkpoint))
     for module in trained:
         module.requires_grad_(False)
+    # Checkpoints of earlier calls are results as well.
+    steps = sorted(step for step in set(config.loop.checkpoint_steps) if step <= loop.step)
+    kept = [path for step in steps for path in sorted(_place(folder, step).glob("*"))]
     return TrainingResult(finished, loop.step, (*kept, *(write(folder) if finished else ())))
+
+
+def _place(folder: Path, step: int) -> Path:
+    """Where modules are written after ``step`` steps."""
+    return folder / f"step-{step:06d}"
 
 
 def _named(modules: Sequence[nn.Module]) -> dict[str, nn.Parameter]:

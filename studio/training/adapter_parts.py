@@ -78,7 +78,7 @@ def encode_views(
         log: receives progress lines.
 
     Raises:
-        ValueError: ``folder`` holds views of other settings.
+        ConfigError: ``folder`` holds views of other settings.
     """
     views = render_buffer_views(folder / "views", config, log=log)
     vae, encoder, tokenizer = frozen_parts(start, device)

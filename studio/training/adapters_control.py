@@ -131,7 +131,7 @@ def train_control(
         The measured figures.
 
     Raises:
-        ValueError: ``work`` began from another prior, or its cache has another size.
+        ConfigError: ``work`` began from another prior, or its cache has another size.
     """
     note_start(start, work)
     prior = load_folder(start, device)

@@ -146,7 +146,7 @@ def train_edit(
         The measured figures.
 
     Raises:
-        ValueError: ``work`` began from another prior, or its pairs are of other settings.
+        ConfigError: ``work`` began from another prior, or its pairs are of other settings.
         EditFolderError: ``pairs`` is no such folder.
     """
     note_start(start, work)

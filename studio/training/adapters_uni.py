@@ -150,7 +150,7 @@ def train_uni(
         The measured figures.
 
     Raises:
-        ValueError: ``work`` began from another prior, or its views are of other settings.
+        ConfigError: ``work`` began from another prior, or its views are of other settings.
     """
     note_start(start, work)
     prior = load_folder(start, device)

@@ -40,6 +40,7 @@ from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES
 from scenes.toybox.render import ToyBuffers, ToyGeometry, render_buffers
 from scenes.toybox.samples import SampleConfig, ToySampler, random_background, random_cameras
 from scenes.toybox.scene import SceneSpec, build_scene
+from studio.errors import ConfigError
 from studio.training.image_cache import ImageCache
 from studio.training.keypoint_pictures import keypoint_picture
 from studio.training.render_pool import draw_rows
@@ -121,7 +122,7 @@ def render_buffer_views(
     """Render the views into ``folder``, continuing where an earlier call stopped.
 
     Raises:
-        ValueError: ``folder`` holds views of other settings.
+        ConfigError: ``folder`` holds views of other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path = folder / "state.json"
@@ -131,7 +132,7 @@ def render_buffer_views(
     if not is_new:
         state = json.loads(state_path.read_text())
     if state["key"] != key:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} holds views of other settings. Name another folder, or delete this one."
         )
     images, buffers = _open_arrays(folder, config, is_new=is_new)

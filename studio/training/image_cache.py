@@ -21,6 +21,7 @@ import numpy as np
 from scenes.objects.pack import ObjectPack
 from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.samples import SampleConfig, ToySampler
+from studio.errors import ConfigError
 from studio.training.render_pool import draw_rows
 
 __all__ = ["ImageCache", "StackedRows", "cache_key", "render_cache"]
@@ -83,11 +84,11 @@ def cache_key(folder: Path) -> str:
     """What the images of a cache depend on, with their number: a key of whatever is made of them.
 
     Raises:
-        ValueError: ``folder`` has none, being made before there were keys.
+        ConfigError: ``folder`` has none, being made before there were keys.
     """
     state = json.loads((folder / "state.json").read_text())
     if "key" not in state:
-        raise ValueError(f"{folder} is a cache without a key. Delete it to render it again.")
+        raise ConfigError(f"{folder} is a cache without a key. Delete it to render it again.")
     return f"{state['key']}-{state['done']}"
 
 
@@ -123,13 +124,13 @@ def _open(folder: Path, shape: tuple[int, ...], key: str) -> tuple[np.ndarray, d
     is_done = state["done"] == shape[0]
     images = np.load(folder / "images.npy", mmap_mode="r" if is_done else "r+")
     if images.shape != shape:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} is a cache of {len(images)} images of {images.shape[1]} pixels, but "
             f"{shape[0]} of {shape[1]} are asked for. Name another folder, or delete this one."
         )
     # Caches from before there were keys have none.
     if state.setdefault("key", key) != key:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} is a cache of other settings, seed or objects than are asked for. "
             "Name another folder, or delete this one."
         )
@@ -154,7 +155,7 @@ def render_cache(
         log: called with (done, count) after each chunk.
 
     Raises:
-        ValueError: ``folder`` holds a cache of another size or of another distribution.
+        ConfigError: ``folder`` holds a cache of another size or of another distribution.
     """
     shape = (count, config.image_size, config.image_size, 3)
     images, state = _open(folder, shape, _key(config, seed))

@@ -24,6 +24,7 @@ from scenes.objects.pack import ObjectPack, default_pack
 from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.catalog import KINDS
 from scenes.toybox.samples import SampleConfig, ToySampler
+from studio.errors import ConfigError
 from studio.evaluation.image_backbone import folded_weights
 from studio.evaluation.image_text import (
     ImageTextNet,
@@ -126,7 +127,7 @@ def _note_views(config: ImageTextConfig, folder: Path) -> None:
     note, asked = folder / "views.json", asdict(config)
     del asked["ridge"]  # which features do not depend on
     if note.exists() and json.loads(note.read_text()) != asked:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} holds features of {note.read_text()}, but {json.dumps(asked)} is asked for. "
             "Name another work folder, or delete this one."
         )
@@ -232,7 +233,7 @@ def train_image_text(
         Shares of true renders whose name is found, see :func:`measure_image_text`.
 
     Raises:
-        ValueError: ``work`` holds features of other views.
+        ConfigError: ``work`` holds features of other views.
     """
     net, text = ImageTextNet().eval(), TextSide.of_pocket()
     source = torch.load(backbone, map_location="cpu", weights_only=True)

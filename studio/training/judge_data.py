@@ -8,9 +8,10 @@ below it, the judge trains on those from ``N_INDIVIDUALS`` upwards. Object k dep
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from scenes.toybox.objects import ObjectSpec, ToyObject, build_object
 from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.scene import ToyScene
 from scenes.toybox.splits import N_INDIVIDUALS
+from studio.errors import ConfigError
 from studio.evaluation.janus_objects import with_fronts
 from studio.evaluation.judge import SYMMETRIC_KINDS, VIEWS
 
@@ -163,21 +165,37 @@ def _look(
     return images, [[*what, VIEWS.index(seen_view(fronts, a, e))] for a, e in angles]
 
 
+def _open(folder: Path, config: JudgeDataConfig) -> tuple[np.ndarray, list[list[int]], str]:
+    """The images, writable where some are missing, the labels so far, and the settings' key."""
+    key = hashlib.sha256(json.dumps(asdict(config)).encode()).hexdigest()[:16]
+    total = (config.objects + config.janus_objects) * config.views
+    shape = (total, config.image_size, config.image_size, 4)
+    path = folder / "images.npy"
+    if not (folder / "state.json").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        return np.lib.format.open_memmap(path, "w+", np.uint8, shape), [], key
+    state = json.loads((folder / "state.json").read_text())
+    images = np.load(path, mmap_mode="r" if len(state["labels"]) == total else "r+")
+    # Folders from before there were keys have none.
+    if images.shape != shape or state.get("key", key) != key:
+        raise ConfigError(
+            f"{folder} holds the judge's images of other settings. Name another folder, or "
+            "delete this one."
+        )
+    return images, state["labels"], key
+
+
 def render_judge_data(
     folder: Path, config: JudgeDataConfig, *, log: Callable[[str], None]
 ) -> JudgeData:
-    """Render into ``folder``, continuing where an earlier call stopped."""
-    folder.mkdir(parents=True, exist_ok=True)
-    state_path = folder / "state.json"
-    objects = config.objects + config.janus_objects
+    """Render into ``folder``, continuing where an earlier call stopped.
+
+    Raises:
+        ConfigError: ``folder`` holds images of other settings.
+    """
+    images, labels, key = _open(folder, config)
+    state_path, objects = folder / "state.json", config.objects + config.janus_objects
     total = objects * config.views
-    if state_path.exists():
-        labels = json.loads(state_path.read_text())["labels"]
-        images = np.load(folder / "images.npy", mmap_mode="r+")
-    else:
-        shape = (total, config.image_size, config.image_size, 4)
-        labels = []
-        images = np.lib.format.open_memmap(folder / "images.npy", "w+", np.uint8, shape)
     while len(labels) < total:
         first = len(labels) // config.views
         for k in range(first, min(first + CHUNK, objects)):
@@ -187,7 +205,7 @@ def render_judge_data(
             labels += rows
         images.flush()
         partial = state_path.with_suffix(".tmp")
-        partial.write_text(json.dumps({"labels": labels}))
+        partial.write_text(json.dumps({"labels": labels, "key": key}))
         partial.replace(state_path)
         log(f"rendered {len(labels)}/{total}")
     return JudgeData(folder)

@@ -21,6 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from image_tools.personalization.loop import MAX_SKIPPED, TrainingDiverged
+
 __all__ = ["LoopConfig", "TrainingLoop", "cosine_rate", "on_device"]
 
 
@@ -83,6 +85,7 @@ class TrainingLoop:
         )
         self.ema = {n: p.detach().clone() for n, p in self.parameters.items()}
         self.step, self.seconds = 0, 0.0
+        self._skipped = torch.zeros((), device=next(iter(self.parameters.values())).device)
         if self.state_path.exists():
             self._load()
 
@@ -92,7 +95,11 @@ class TrainingLoop:
         return self.folder / "state.safetensors"
 
     def run(self, loss_fn: Callable[[int], Tensor], *, log: Callable[[str], None]) -> None:
-        """Train to ``config.steps``; returns early only by an exception (state is kept)."""
+        """Train to ``config.steps``; returns early only by an exception (state is kept).
+
+        Raises:
+            TrainingDiverged: gradients stay without finite numbers.
+        """
         started, saved, recent = time.monotonic(), time.monotonic(), []
         before = self.seconds
         while self.step < self.config.steps:
@@ -105,7 +112,9 @@ class TrainingLoop:
             loss.backward()
             norm = nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip_norm)
             # Asking here whether it is finite would make the host wait for the device.
-            self.optimizer.found_inf = (~torch.isfinite(norm)).float()
+            lost = (~torch.isfinite(norm)).float()
+            self.optimizer.found_inf = lost
+            self._skipped = (self._skipped + lost) * lost
             self.optimizer.step()
             self._average()
             self.step += 1
@@ -113,11 +122,22 @@ class TrainingLoop:
             self.seconds = before + time.monotonic() - started
             if self.step % self.config.log_every == 0:
                 self._log(float(torch.stack(recent).mean()), float(norm), log)
+                self._check()
                 recent = []
             if time.monotonic() - saved > self.config.save_every_s:
                 self.save()
                 saved = time.monotonic()
+        self._check()
         self.save()
+
+    def _check(self) -> None:
+        """Refuse to go on where the last updates all lacked finite gradients."""
+        if self._skipped >= min(MAX_SKIPPED, self.config.steps):
+            raise TrainingDiverged(
+                f"The last {int(self._skipped)} gradients before step {self.step} were not finite "
+                f"- expected numbers. Lower the learning rate ({self.config.learning_rate:g}) or "
+                f"use precision float32; {self.folder} keeps the last save."
+            )
 
     @property
     def _autocast(self) -> tuple[str, torch.dtype, bool]:

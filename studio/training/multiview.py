@@ -26,6 +26,7 @@ from image_tools.diffusion.attention import AttentionHub, BatchLayout
 from image_tools.diffusion.camera_embedding import add_camera_embedding, camera_embedding_off
 from image_tools.diffusion.multiview import CrossViewAttention
 from scenes.toybox.samples import SampleConfig
+from studio.errors import ConfigError
 from studio.training.conditioning import TextPreconditioner
 from studio.training.denoiser import (
     LatentCache,
@@ -188,7 +189,7 @@ def train_multiview(
         log: receives progress lines.
 
     Raises:
-        ValueError: ``work`` was begun from another model, or a cache is of another autoencoder.
+        ConfigError: ``work`` was begun from another model, or a cache is of another autoencoder.
     """
     vae, encoder, tokenizer = frozen_parts(start, device)
     sets = render_view_sets(work / "sets", config.view_sets, vae, log=log)
@@ -245,7 +246,7 @@ def _plain_latents(
         mean = vae.encode(images).latent_dist.mean.cpu() * vae.config.scaling_factor
     difference = (mean - torch.from_numpy(cache.latents[index]).float()).abs().mean()
     if difference > 0.05:  # half precision makes 0.002, another autoencoder about 1
-        raise ValueError(
+        raise ConfigError(
             f"The latents in {folder} are of another autoencoder: they differ by "
             f"{difference:.2f} of their deviation. Name the folder of the model's own training."
         )

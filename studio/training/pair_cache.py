@@ -22,6 +22,7 @@ from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from scenes.toybox.objects import ObjectSpec
 from scenes.toybox.render import ToyGeometry, render_rgb
 from scenes.toybox.samples import SampleConfig, random_background, random_cameras
+from studio.errors import ConfigError
 from studio.training.image_cache import ImageCache
 from studio.training.pairs import EDITS, EditSampler
 from studio.training.render_pool import draw_rows
@@ -74,7 +75,7 @@ class PairWriter:
             key: settings that everything in the cache depends on; plain JSON values.
 
         Raises:
-            ValueError: ``folder`` holds pairs of other settings.
+            ConfigError: ``folder`` holds pairs of other settings.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._folder, self._path = folder, folder / "state.json"
@@ -89,7 +90,7 @@ class PairWriter:
             shape = (2 * pairs, size, size, 3)
             self._images = open_array(folder / "images.npy", "w+", np.uint8, shape)
         if self.state["key"] != digest:
-            raise ValueError(
+            raise ConfigError(
                 f"{folder} holds pairs of other settings. Name another folder, or delete this one."
             )
 
@@ -130,7 +131,7 @@ def render_pairs(folder: Path, config: PairConfig, *, log: Callable[[str], None]
     """Render exact pairs into ``folder``, continuing where an earlier call stopped.
 
     Raises:
-        ValueError: ``folder`` holds pairs of other settings.
+        ConfigError: ``folder`` holds pairs of other settings.
     """
     size = config.samples.image_size
     writer = PairWriter(folder, pairs=config.edits, size=size, key=asdict(config))

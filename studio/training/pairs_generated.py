@@ -111,7 +111,7 @@ def generate_pairs(
         log: called after each chunk, with how many were kept.
 
     Raises:
-        ValueError: ``folder`` holds pairs of other settings or of another prior.
+        ConfigError: ``folder`` holds pairs of other settings or of another prior.
     """
     scorer, generation = JudgeScorer(judge), config.generation
     room = config.edits * min(config.filter.keep, generation.samples)

@@ -30,7 +30,7 @@ def copy_pairs(folder: Path, source: Path, *, size: int, log: Callable[[str], No
 
     Raises:
         EditFolderError: ``source`` is no such folder, or something in it cannot be read.
-        ValueError: ``folder`` holds copies of another list of pairs.
+        ConfigError: ``folder`` holds copies of another list of pairs.
     """
     pairs = read_edit_folder(source)
     rows = [(k, seed) for k, (_, seeds) in enumerate(pairs.entries) for seed in seeds]

@@ -23,6 +23,7 @@ import torch
 
 from scenes.objects.samples import ObjectSampleConfig
 from scenes.toybox.samples import SampleConfig
+from studio.errors import ConfigError
 from studio.training.contrast import ContrastConfig, WrongWords
 from studio.training.denoiser import (
     build_scheduler,
@@ -61,7 +62,7 @@ def _note_images(config: PocketConfig, work: Path) -> None:
         none = {"object_images": 0, "pair_images": 0}
         seen = none | json.loads(note.read_text()) if note.exists() else asked | none
         if seen != asked:
-            raise ValueError(
+            raise ConfigError(
                 f"The training in {work} has seen {seen}, but {asked} is asked for. Give the "
                 "preset and the share of objects that it began with (--objects-share, 0 for none), "
                 "or name another work folder."
@@ -83,7 +84,7 @@ def cache_images(config: PocketConfig, work: Path, *, log: Callable[[str], None]
         The images, in this order.
 
     Raises:
-        ValueError: ``work`` holds other images, or a denoiser trained on others.
+        ConfigError: ``work`` holds other images, or a denoiser trained on others.
     """
     _note_images(config, work)
     folders = {work / "images": (SampleConfig(), config.images)}
@@ -174,7 +175,7 @@ def train_pocket(
         start: a pocket, of whose autoencoder and denoiser the weights are the first ones.
 
     Raises:
-        ValueError: the training in ``work`` began from another model, or saw other images.
+        ConfigError: the training in ``work`` began from another model, or saw other images.
     """
     unet = begin_unet(start, work) if start is not None else None
     images = cache_images(config, work, log=log)
@@ -272,7 +273,7 @@ def refine_pocket(
         log: receives progress lines.
 
     Raises:
-        ValueError: the training in ``work`` began from another model, or saw other images.
+        ConfigError: the training in ``work`` began from another model, or saw other images.
     """
     unet = begin_unet(start, work)
     digest = unet_digest(start)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from studio.errors import ConfigError
+
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -54,7 +56,7 @@ def begin_unet(start: Path, work: Path) -> UNet2DConditionModel:
     """The UNet of ``start`` in single precision, noted in ``work`` as what training began from.
 
     Raises:
-        ValueError: the training in ``work`` began from another model.
+        ConfigError: the training in ``work`` began from another model.
     """
     from diffusers import UNet2DConditionModel
 
@@ -68,11 +70,11 @@ def note_start(start: Path, work: Path) -> None:
     """Note in ``work`` what its training began from.
 
     Raises:
-        ValueError: it began from another model.
+        ConfigError: it began from another model.
     """
     note, digest = work / "start.json", unet_digest(start)
     if note.exists() and json.loads(note.read_text())["unet"] != digest:
-        raise ValueError(
+        raise ConfigError(
             f"The training in {work} began from another model than the one in {start}. "
             "Name that model, or another work folder."
         )

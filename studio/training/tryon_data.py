@@ -29,6 +29,7 @@ from image_tools.tryon.pose_maps import part_colors
 from image_tools.tryon.samples import Garment, TryOnSample
 from scenes.wardrobe.labels import BODY_25, COCO_18
 from scenes.wardrobe.samples import PairConfig, Pairs, Split, draw_pairs
+from studio.errors import ConfigError
 from studio.training.render_pool import draw_rows
 
 __all__ = ["StoreConfig", "TryOnStore", "draw_store", "keypoint_shares", "samples_of"]
@@ -163,7 +164,7 @@ def draw_store(
         log: gets a line for people now and then.
 
     Raises:
-        ValueError: the file holds other pairs.
+        ConfigError: the file holds other pairs.
     """
     key = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()[:16]
     if path.exists():
@@ -204,7 +205,7 @@ def _read(path: Path, key: str) -> TryOnStore:
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
     if header.get("key") != key:
-        raise ValueError(
+        raise ConfigError(
             f"'{path}' holds other pairs than are asked for. Name another file, or delete this one."
         )
     words = json.loads(header["words"])

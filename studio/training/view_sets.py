@@ -25,6 +25,7 @@ from torch import Tensor
 
 from image_tools.diffusion.camera_embedding import CAMERA_WIDTH, camera_vector
 from scenes.toybox.samples import SampleConfig, ToySampler, ToyViewSet
+from studio.errors import ConfigError
 from studio.training.denoiser import TEXT_WIDTH
 from studio.training.render_pool import draw_rows
 from studio.training.text import MAX_TOKENS, encode_captions
@@ -137,7 +138,7 @@ def render_view_sets(
         log: called after each chunk.
 
     Raises:
-        ValueError: ``folder`` holds a cache of other settings or of another autoencoder.
+        ConfigError: ``folder`` holds a cache of other settings or of another autoencoder.
     """
     folder.mkdir(parents=True, exist_ok=True)
     state_path, key = folder / "state.json", _key(config, vae)
@@ -146,7 +147,7 @@ def render_view_sets(
     if not is_new:
         state = json.loads(state_path.read_text())
     if state["key"] != key:
-        raise ValueError(
+        raise ConfigError(
             f"{folder} holds view sets of other settings or of another autoencoder. "
             "Name another folder, or delete this one."
         )

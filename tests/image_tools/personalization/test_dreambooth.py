@@ -112,6 +112,48 @@ def test_stopped_training_goes_on_bit_for_bit(tiny_pipelines, tmp_path, parts):
     assert not _changed(whole.unet.state_dict(), second.unet.state_dict())
 
 
+@pytest.mark.parametrize("parts", ["unet", "unet_and_text"])
+def test_a_stopped_training_goes_on_with_the_prior_that_it_changed(tiny_pipelines, tmp_path, parts):
+    """In the same process, bit for bit; other settings are refused as ever."""
+    config = replace(CONFIG, parts=parts, text_learning_rate=1e-3)
+    whole = load_tiny(tiny_pipelines)
+    train_dreambooth(whole, photos(), CLASS, config, tmp_path / "a")
+    prior, stop = load_tiny(tiny_pipelines), LoopHooks(should_stop=lambda: True)
+    plain = prior.fingerprint
+    for _ in range(2):
+        found = train_dreambooth(prior, photos(), CLASS, config, tmp_path / "b", hooks=stop)
+        assert not found.finished
+        assert prior.fingerprint != plain
+    other = replace(config, class_images=replace(config.class_images, weight=0.5))
+    with pytest.raises(StudioError, match="holds a training with other settings"):
+        train_dreambooth(prior, photos(), CLASS, other, tmp_path / "b")
+    assert train_dreambooth(prior, photos(), CLASS, config, tmp_path / "b").finished
+    assert torch.equal(predict(whole), predict(prior))
+    assert prior.fingerprint == whole.fingerprint
+
+
+def test_a_prior_that_changed_since_is_another_training(tiny_pipelines, tmp_path):
+    prior, stop = load_tiny(tiny_pipelines), LoopHooks(should_stop=lambda: True)
+    train_dreambooth(prior, photos(), CLASS, CONFIG, tmp_path / "a", hooks=stop)
+    train_dreambooth(prior, photos(), CLASS, CONFIG, tmp_path / "b")  # trains it further
+    with pytest.raises(StudioError, match="holds a training with other settings"):
+        train_dreambooth(prior, photos(), CLASS, CONFIG, tmp_path / "a")
+
+
+def test_a_training_that_breaks_off_leaves_no_stale_fingerprint(tiny_pipelines, tmp_path):
+    prior = load_tiny(tiny_pipelines)
+    plain = prior.fingerprint
+
+    def interrupt(step: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_dreambooth(
+            prior, photos(), CLASS, CONFIG, tmp_path, hooks=LoopHooks(after_step=interrupt)
+        )
+    assert prior.fingerprint != plain
+
+
 def test_a_checkpoint_is_the_partial_training_itself(tiny_pipelines, tmp_path):
     loop = replace(SHORT, checkpoint_steps=(2, 4))
     prior = load_tiny(tiny_pipelines)

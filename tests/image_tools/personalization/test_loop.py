@@ -82,6 +82,17 @@ def test_killed_training_goes_on_bit_for_bit(tmp_path, precision, schedule):
     assert [row[0] for row in logs[0]] == ["step", "2", "4", "6", "8", "9"]
 
 
+@pytest.mark.parametrize("torn", ["12", "6,0.1", "", "st"])
+def test_a_line_that_was_cut_short_does_not_stop_a_resume(tmp_path, torn):
+    _train(tmp_path, replace(CONFIG, steps=4))
+    log = tmp_path / "log.csv"
+    whole = log.read_text()
+    log.write_text(whole + torn if torn != "st" else torn)
+    _train(tmp_path, replace(CONFIG, steps=8))
+    rows = [line.split(",")[0] for line in log.read_text().splitlines()]
+    assert rows == ["step", *(() if torn == "st" else ("2", "4")), "6", "8"]
+
+
 def test_stop_request_saves_and_the_next_run_finishes(tmp_path):
     whole, _ = _train(tmp_path / "whole")
     model, stops = _model(), iter([False, False, True])

@@ -144,14 +144,15 @@ def test_training_lowers_the_loss_and_its_file_comes_back(prior, tmp_path, versi
 
 
 def test_an_interrupted_training_goes_on_to_the_same_file(prior, tmp_path):
-    def train(folder, stop_at=None):
+    def train(folder, stop_at=None, encoder=None):
         steps = []
         hooks = LoopHooks(after_step=steps.append, should_stop=lambda: len(steps) == stop_at)
         config = PhotoMakerTrainingConfig(
             loop=TuningConfig(steps=4, learning_rate=0.02, checkpoint_steps=(2,)),
             lora=LoraShapeConfig(rank=2), batch_size=2, max_photos=2, clip_layers=1,
         )  # fmt: skip
-        return train_photomaker(prior, tiny_encoder("v1"), people(), config, folder, hooks=hooks)
+        encoder = encoder or tiny_encoder("v1")
+        return train_photomaker(prior, encoder, people(), config, folder, hooks=hooks)
 
     whole = train(tmp_path / "whole")
     part = train(tmp_path / "parts", stop_at=2)
@@ -159,6 +160,11 @@ def test_an_interrupted_training_goes_on_to_the_same_file(prior, tmp_path):
     rest = train(tmp_path / "parts")
     assert rest.files[-1].read_bytes() == whole.files[-1].read_bytes()
     assert rest.files[0].read_bytes() == whole.files[0].read_bytes()
+    same = tiny_encoder("v1")  # goes on in the process that stopped
+    train(tmp_path / "same", stop_at=1, encoder=same)
+    train(tmp_path / "same", stop_at=2, encoder=same)
+    rest = train(tmp_path / "same", encoder=same)
+    assert rest.files[-1].read_bytes() == whole.files[-1].read_bytes()
     start, trained = tiny_encoder("v1"), read_photomaker(whole.files[-1]).encoder
     layers = "vision_model.encoder.layers"
     for name, tensor in start.state_dict().items():

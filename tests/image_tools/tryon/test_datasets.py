@@ -125,3 +125,29 @@ def test_colours_in_the_place_of_labels_are_told(viton_hd) -> None:
     save(viton_hd / "test/image-parse-v3/a.png", np.zeros((*SIZE, 3)))
     with pytest.raises(StudioError, match=r"a\.png' has colours - expected a number"):
         read_viton_hd(viton_hd, "test", size=SIZE).sample([0])
+
+
+@pytest.mark.parametrize("content", [b"a.jpg a.jpg\n\na.jpg\n", b"\xff\xfe\x00"])
+def test_a_damaged_list_of_pairs_is_told_by_name(viton_hd, content) -> None:
+    (viton_hd / "test_pairs.txt").write_bytes(content)
+    said = r"test_pairs\.txt' (is 'a\.jpg' - expected two files|cannot be read)"
+    with pytest.raises(StudioError, match=said):
+        read_viton_hd(viton_hd, "test", size=SIZE)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "not json",
+        "[]",
+        '{"data": [{"file_name": "a.jpg"}]}',
+        '{"data": [{"file_name": "a.jpg", "tag_info": [{"tag_name": "item"}]}]}',
+        '{"data": [{"file_name": "a.jpg", "tag_info": 3}]}',
+    ],
+)
+def test_damaged_words_of_products_are_told_by_name(viton_hd, content) -> None:
+    (viton_hd / "test/vitonhd_test_tagged.json").write_text(content)
+    with pytest.raises(
+        StudioError, match=r"tagged\.json' cannot be read .* products have no words"
+    ):
+        read_viton_hd(viton_hd, "test", size=SIZE)

@@ -141,6 +141,19 @@ def test_skip_connections_learn_and_read_back(prior, tmp_path) -> None:
     assert all(not p.requires_grad for p in prior.vae.parameters())
 
 
+def test_results_of_earlier_calls_are_results_as_well(prior, tmp_path) -> None:
+    denoiser = TryOnDenoiser(prior, prior.unet, extra_channels=0, image_hw=SIZE)
+    skips = EmascPrior(denoiser, SkipConnections(skip_settings(prior.vae)))
+    config = EmascTrainingConfig(loop(4, checkpoint_steps=(1, 3)))
+    stop = LoopHooks(should_stop=lambda: True)
+    part = train_skips(skips, same_batch, config, tmp_path, identity="x", hooks=stop)
+    assert part.files == (tmp_path / "step-000001" / "emasc",)
+    whole = train_skips(skips, same_batch, config, tmp_path, identity="x")
+    wanted = ["step-000001/emasc", "step-000003/emasc", "emasc"]
+    assert [str(path.relative_to(tmp_path)) for path in whole.files] == wanted
+    assert all(path.is_dir() for path in whole.files)
+
+
 def test_the_adapter_learns_beside_a_frozen_inpainter(prior, tmp_path) -> None:
     clip = ClipImages(tiny_clip())
     inpainter = TryOnDenoiser(prior, widen_conv_in(prior.unet, 9), extra_channels=5, image_hw=SIZE)

@@ -17,6 +17,7 @@ from image_tools.control.uni_weights import read_uni
 from image_tools.diffusion.loading import load_folder
 from image_tools.editing.edit_weights import read_edit_unet
 from image_tools.pocket.paths import POCKET_FOLDER
+from studio.errors import ConfigError
 from studio.evaluation.controls import ControlEvalConfig
 from studio.evaluation.edits import EditEvalConfig
 from studio.training import adapters_control, adapters_uni
@@ -187,10 +188,10 @@ def test_controls_and_uni_can_share_their_views(preset: str) -> None:
 
 def test_another_prior_and_other_views_are_refused(control, tmp_path: Path) -> None:
     (tmp_path / "start.json").write_text('{"unet": "0123456789abcdef"}')
-    with pytest.raises(ValueError, match="began from another model"):
+    with pytest.raises(ConfigError, match="began from another model"):
         train_depth(tmp_path)
     other = replace(VIEWS, seed=99)
-    with pytest.raises(ValueError, match="holds views of other settings"):
+    with pytest.raises(ConfigError, match="holds views of other settings"):
         encode_views(control[0], other, POCKET_FOLDER, device=CPU, log=quiet)
 
 

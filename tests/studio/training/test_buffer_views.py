@@ -13,6 +13,7 @@ import torch
 from image_tools.control.annotators import palette
 from scenes.toybox.catalog import KIND_NAMES, KINDS
 from scenes.toybox.samples import SampleConfig
+from studio.errors import ConfigError
 from studio.training import buffer_views
 from studio.training.buffer_views import (
     CHANNELS,
@@ -117,7 +118,7 @@ def test_views_of_other_settings_and_unknown_conditions_are_refused(tmp_path: Pa
     (tmp_path / "state.json").write_text(
         json.dumps({"done": 0, "captions": [], "labels": [], "key": "another"})
     )
-    with pytest.raises(ValueError, match=r"holds views of other settings. Name another folder"):
+    with pytest.raises(ConfigError, match=r"holds views of other settings. Name another folder"):
         render_buffer_views(tmp_path, CONFIG, log=quiet)
     with pytest.raises(ValueError, match="condition is 'canny' - expected one of depth, normal"):
         condition_images(np.zeros((1, 4, 4, CHANNELS), np.uint8), "canny")

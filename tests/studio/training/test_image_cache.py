@@ -11,6 +11,7 @@ import pytest
 from scenes.objects.pack import default_pack
 from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.samples import SampleConfig
+from studio.errors import ConfigError
 from studio.training.image_cache import ImageCache, StackedRows, cache_key, render_cache
 
 TOYS = SampleConfig(image_size=8)
@@ -54,7 +55,7 @@ def test_objects_are_the_sampler_s_of_the_training_split(tmp_path: Path) -> None
 def test_a_cache_of_another_size_is_refused(tmp_path: Path) -> None:
     render_cache(tmp_path, TOYS, count=2, seed=3)
     message = "is a cache of 2 images of 8 pixels, but 3 of 8 are asked for"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         render_cache(tmp_path, TOYS, count=3, seed=3)
 
 
@@ -67,7 +68,7 @@ def test_a_cache_of_other_images_is_refused(
     config: SampleConfig | ObjectSampleConfig, seed: int, tmp_path: Path
 ) -> None:
     render_cache(tmp_path, TOYS, count=2, seed=3)
-    with pytest.raises(ValueError, match="is a cache of other settings, seed or objects"):
+    with pytest.raises(ConfigError, match="is a cache of other settings, seed or objects"):
         render_cache(tmp_path, config, count=2, seed=seed)
 
 
@@ -81,7 +82,7 @@ def test_a_finished_cache_without_a_key_still_opens_and_is_left_as_it_is(tmp_pat
     before = state_path.read_bytes()
     assert len(render_cache(tmp_path, TOYS, count=2, seed=3)) == 2
     assert state_path.read_bytes() == before
-    with pytest.raises(ValueError, match="is a cache without a key"):
+    with pytest.raises(ConfigError, match="is a cache without a key"):
         cache_key(tmp_path)
 
 

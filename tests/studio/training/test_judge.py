@@ -12,6 +12,7 @@ import torch
 
 from scenes.toybox.catalog import KIND_NAMES
 from scenes.toybox.splits import N_INDIVIDUALS, is_held_out
+from studio.errors import ConfigError
 from studio.evaluation.judge import HEADS, SYMMETRIC_KINDS, VIEWS, load_judge, split_heads
 from studio.training import judge_data
 from studio.training.judge import PRESETS, judge_loss, train_judge
@@ -89,6 +90,16 @@ def test_rendering_continues_to_the_same_images(tmp_path, monkeypatch):
     parts = render_judge_data(tmp_path / "parts", SMALL, log=quiet)
     assert (parts.labels == whole.labels).all()
     assert (parts.images == whole.images).all()
+
+
+@pytest.mark.parametrize("name", ["objects", "seed"])
+def test_images_of_other_settings_are_refused(tmp_path, name):
+    render_judge_data(tmp_path, SMALL, log=quiet)
+    other = replace(SMALL, **{name: getattr(SMALL, name) + 1})
+    before = (tmp_path / "images.npy").read_bytes()
+    with pytest.raises(ConfigError, match=r"images of other settings. Name another folder"):
+        render_judge_data(tmp_path, other, log=quiet)
+    assert (tmp_path / "images.npy").read_bytes() == before
 
 
 def test_backgrounds_are_mostly_white(generator):

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from image_tools.personalization.loop import TrainingDiverged
 from studio.training.loop import LoopConfig, TrainingLoop, cosine_rate
 
 CONFIG = LoopConfig(steps=12, learning_rate=0.1, warmup=3, save_every_s=0.0, log_every=4)
@@ -134,10 +135,31 @@ def test_the_average_follows_its_closed_form(tmp_path: Path) -> None:
 
 def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing(tmp_path: Path) -> None:
     model = nn.Linear(1, 1, bias=False)
-    before = model.weight.detach().clone()
-    loop = TrainingLoop(model, LoopConfig(steps=1, warmup=0), tmp_path)
-    loop.run(lambda step: (model.weight * float("nan")).sum(), log=lambda line: None)
-    assert torch.equal(model.weight, before)
+    seen = []
+
+    def loss_at(step: int) -> Tensor:
+        seen.append(model.weight.item())
+        return (model.weight * (float("nan") if step == 1 else 1.0)).sum()
+
+    TrainingLoop(model, LoopConfig(steps=4, warmup=0), tmp_path).run(loss_at, log=lambda line: None)
+    assert seen[1] == seen[2]
+    assert len(set(seen)) == 3
+
+
+@pytest.mark.parametrize("steps", [7, 90])
+def test_a_lost_training_is_no_success_and_keeps_its_last_save(tmp_path: Path, steps: int) -> None:
+    model, lines = small_model(), []
+    good = loss_of(model)
+
+    def loss_at(step: int) -> Tensor:
+        return good(step) * (float("nan") if step >= steps - 30 else 1.0)
+
+    loop = TrainingLoop(model, LoopConfig(steps=steps, save_every_s=0.0), tmp_path)
+    with pytest.raises(TrainingDiverged, match=r"not finite - expected numbers. Lower") as caught:
+        loop.run(loss_at, log=lines.append)
+    assert caught.value.exit_code == 4
+    assert loop.step == steps
+    assert all(p.isfinite().all() for p in load_file(loop.state_path).values())
 
 
 def test_gradients_are_clipped(tmp_path: Path) -> None:

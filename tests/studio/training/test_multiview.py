@@ -16,6 +16,7 @@ from image_tools.diffusion.camera_embedding import add_camera_embedding, camera_
 from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.multiview import CrossViewAttention, MultiViewPrior
 from image_tools.pocket.paths import POCKET_FOLDER
+from studio.errors import ConfigError
 from studio.training import view_sets
 from studio.training.denoiser import LatentCache, build_scheduler, stratified_timesteps
 from studio.training.loop import LoopConfig
@@ -109,7 +110,7 @@ def test_interrupted_rendering_ends_as_an_uninterrupted_one(tmp_path, vae, monke
 
 def test_sets_of_other_settings_are_not_mixed(tmp_path, vae):
     render_view_sets(tmp_path, ViewSetConfig(sets=1), vae, log=quiet)
-    with pytest.raises(ValueError, match="of other settings or of another autoencoder"):
+    with pytest.raises(ConfigError, match="of other settings or of another autoencoder"):
         render_view_sets(tmp_path, ViewSetConfig(sets=1, seed=5), vae, log=quiet)
 
 
@@ -185,7 +186,7 @@ def test_a_training_goes_on_from_its_own_start_only(trained, tmp_path):
     unet = UNet2DConditionModel.from_pretrained(POCKET_FOLDER / "unet", local_files_only=True)
     unet.conv_out.bias.data.add_(1.0)
     unet.save_pretrained(tmp_path / "unet")
-    with pytest.raises(ValueError, match="began from another model"):
+    with pytest.raises(ConfigError, match="began from another model"):
         _train(trained, start=tmp_path)
 
 
@@ -199,5 +200,5 @@ def test_plain_latents_of_another_autoencoder_are_refused(trained, tmp_path):
         (folder / path.name).write_bytes(path.read_bytes())
     latents = np.load(folder / "latents.npy")
     np.save(folder / "latents.npy", latents[:, ::-1])
-    with pytest.raises(ValueError, match="of another autoencoder"):
+    with pytest.raises(ConfigError, match="of another autoencoder"):
         _train(work)

@@ -10,6 +10,7 @@ import pytest
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, KINDS, PATTERNS
 from scenes.toybox.samples import SampleConfig
 from scenes.toybox.splits import is_held_out
+from studio.errors import ConfigError
 from studio.training import pair_cache
 from studio.training.pair_cache import PairCache, PairConfig, render_pairs
 from studio.training.pairs import EDITS, EditSampler, ToyEdit
@@ -168,5 +169,5 @@ def test_rendering_resumes_to_the_same_pairs(cache: PairCache, tmp_path: Path, m
 def test_pairs_of_other_settings_are_refused(tmp_path: Path) -> None:
     small = SampleConfig(image_size=8)
     render_pairs(tmp_path, PairConfig(edits=1, samples=small), log=quiet)
-    with pytest.raises(ValueError, match=r"holds pairs of other settings. Name another folder"):
+    with pytest.raises(ConfigError, match=r"holds pairs of other settings. Name another folder"):
         render_pairs(tmp_path, PairConfig(edits=1, seed=2, samples=small), log=quiet)

@@ -12,6 +12,7 @@ import torch
 from image_tools.diffusion.loading import load_folder
 from image_tools.pocket.paths import POCKET_FOLDER
 from scenes.toybox.objects import ObjectSpec
+from studio.errors import ConfigError
 from studio.evaluation.judge import load_judge
 from studio.evaluation.views import eval_cameras, render_toy
 from studio.training import pairs_generated
@@ -88,5 +89,5 @@ def test_pairs_of_another_prior_are_refused(prior, tmp_path: Path, monkeypatch) 
     one = replace(SHORT, edits=1)
     generate_pairs(tmp_path, one, prior, load_judge(), log=quiet)
     monkeypatch.setitem(prior.fingerprint_parts, "lora", lambda: "attached")
-    with pytest.raises(ValueError, match="holds pairs of other settings"):
+    with pytest.raises(ConfigError, match="holds pairs of other settings"):
         generate_pairs(tmp_path, one, prior, load_judge(), log=quiet)

@@ -16,6 +16,7 @@ from image_tools.editing.edit_pair_folders import (
     write_seed_list,
 )
 from image_tools.pocket.paths import POCKET_FOLDER
+from studio.errors import ConfigError
 from studio.training.adapters_edit import EditRecipe, make_pairs
 from studio.training.pairs_own import copy_pairs
 
@@ -44,7 +45,7 @@ def test_every_seed_is_a_pair_and_is_copied_once(own, tmp_path):
     assert logs == ["pairs 3/3"]
     write_edit_pairs(own, 2, EditCaptions("", "x", ""), [PairImages(1, torch.zeros(2, 8, 8, 3))])
     write_seed_list(own)
-    with pytest.raises(ValueError, match="holds pairs of other settings"):
+    with pytest.raises(ConfigError, match="holds pairs of other settings"):
         copy_pairs(tmp_path / "copies", own, size=16, log=logs.append)
 
 

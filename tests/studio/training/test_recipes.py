@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from studio.errors import ConfigError
 from studio.training.contrast import ContrastConfig
 from studio.training.contrast_bindings import read_pair
 from studio.training.contrast_views import WrongViews
@@ -372,7 +373,7 @@ def test_a_refinement_goes_on_only_with_the_model_it_began_from(
     trained: tuple[Path, Path], tmp_path: Path
 ) -> None:
     out = refine(trained[1], tmp_path)
-    with pytest.raises(ValueError, match="began from another model"):
+    with pytest.raises(ConfigError, match="began from another model"):
         refine(out, tmp_path)
 
 
@@ -382,10 +383,10 @@ def test_a_refinement_s_denoiser_goes_on_only_with_the_images_it_has_seen(
     refine(trained[1], tmp_path)
     other = replace(TINY, seed=2, objects_share=0.0)
     cpu = torch.device("cpu")
-    with pytest.raises(ValueError, match=r"has seen .*'object_images': 10.* is asked for"):
+    with pytest.raises(ConfigError, match=r"has seen .*'object_images': 10.* is asked for"):
         cache_refinement(other, tmp_path, start=trained[1], device=cpu, log=quiet)
     (tmp_path / "images.json").unlink()
-    with pytest.raises(ValueError, match=r"has seen .*'object_images': 0.* is asked for"):
+    with pytest.raises(ConfigError, match=r"has seen .*'object_images': 0.* is asked for"):
         refine(trained[1], tmp_path)
 
 

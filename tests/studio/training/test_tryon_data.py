@@ -14,6 +14,7 @@ from image_tools.tryon.pose_maps import part_colors
 from renderers.errors import StudioError
 from scenes.wardrobe.garments import DRESS, LOWER, UPPER
 from scenes.wardrobe.samples import PairConfig, Pairs, draw_pairs
+from studio.errors import ConfigError
 from studio.training.tryon_data import StoreConfig, draw_store, samples_of
 from studio.training.tryon_folders import write_dress_code, write_viton_hd
 
@@ -76,7 +77,7 @@ def test_a_store_is_drawn_once_and_read_as_it_was(tmp_path) -> None:
     )
     assert torch.equal(first.tensors["product"][1], drawn.tensors["product"][0])
     assert (first.tensors["person"][1].int() - drawn.tensors["person"][0].int()).abs().max() <= 1
-    with pytest.raises(ValueError, match="holds other pairs"):
+    with pytest.raises(ConfigError, match="holds other pairs"):
         draw_store(path, replace(config, pairs=2))
 
 
