@@ -1,13 +1,16 @@
-"""Where the shipped pocket model lies."""
+"""Where the shipped pocket models lie."""
 
 from __future__ import annotations
 
+import difflib
 import shlex
 from pathlib import Path
 
 from image_tools.errors import WeightsMissing
 
 __all__ = [
+    "ADAPTERS",
+    "CONTROLS",
     "POCKET_FOLDER",
     "POCKET_MV_FOLDER",
     "adapter_files",
@@ -20,6 +23,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 POCKET_FOLDER = WEIGHTS / "pocket"
 POCKET_MV_FOLDER = WEIGHTS / "pocket-mv"
 SHIPPED_PREFIX = "pocket-"
+CONTROLS = ("depth", "normal", "edge", "seg", "keypoints")
+"""What there is a ControlNet for."""
+ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
+"""Models beside the pocket prior, by what ``studio train`` calls them."""
 SUFFIX = ".safetensors"
 
 
@@ -72,13 +79,21 @@ def adapter_path(name: str, *, role: str) -> Path:
         path = WEIGHTS / name
     if not path.exists():
         place = "" if str(path) == name else f", nor at '{path}'"
-        training = f"train it with: studio train {shlex.join([name, '--out', str(path)])}"
-        remedy = training if is_name else "correct the path."
+        remedy = _remedy(name, path) if is_name else "correct the path."
         raise WeightsMissing(
             f"Weights for the {role} are missing: '{name}' is not there{place}. Expected "
             f"a file, or a folder in diffusers layout; {remedy}"
         )
     return path
+
+
+def _remedy(name: str, path: Path) -> str:
+    """What to do about a name of which nothing ships."""
+    if name in ADAPTERS:
+        return f"train it with: studio train {shlex.join([name, '--out', str(path)])}"
+    near = difflib.get_close_matches(name, ADAPTERS, n=1)
+    hint = f"did you mean {near[0]}? Of" if near else "of"
+    return f"{hint} this package's own there are {', '.join(ADAPTERS)}."
 
 
 def adapter_files(name: str, *, role: str) -> list[Path]:

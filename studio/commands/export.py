@@ -1,4 +1,7 @@
-"""`studio export`: write a trained run's asset again, with other settings."""
+"""`studio export`: write a trained run's asset again, with other settings.
+
+Its pictures and the report follow, so that a run folder never shows another asset than it holds.
+"""
 
 from __future__ import annotations
 
@@ -64,11 +67,13 @@ def run(
     config = validate(ExportConfig, tree, overrides, where="studio export")
 
     from studio.device import resolve_device
-    from studio.export.pipeline import export_run
+    from studio.finish import write_asset
+    from studio.report import write_report
 
     chosen = str(resolve_device(device))
-    result = export_run(folder, config, device=chosen, progress=lambda step: say(f"  {step}"))
+    result = write_asset(folder, config, device=chosen, progress=lambda step: say(f"  {step}"))
     files = {kind: str(folder.asset_dir / name) for kind, name in result.files.items()}
+    files["report"] = str(write_report(folder))
     if result.silhouette_iou is not None:
         agreement = f"{100 * result.silhouette_iou:.0f} % of the rendered silhouettes"
         say(f"Surface at density {result.threshold:.3g}: {agreement}.")

@@ -66,8 +66,8 @@ def run(
 
     kinds = _choices("--outputs", outputs, Picture.__args__)
     stage = load_stage(folder, resolve_device(device))
-    cameras, fps, name = _cameras(camera, stage, frames=frames, size=size)
     render = _renderer(source, folder, stage)
+    cameras, fps, name = _cameras(camera, stage, source, frames=frames, size=size)
     files = _write(folder, render, cameras, kinds, films=films, stills=stills, fps=fps, name=name)
     if as_json:
         sys.stdout.write(json.dumps({kind: str(file) for kind, file in files.items()}) + "\n")
@@ -92,14 +92,16 @@ def _choices(name: str, text: str, allowed: tuple[str, ...]) -> list[str]:
 
 
 def _cameras(
-    camera: str, stage: LoadedStage, *, frames: int, size: int
+    camera: str, stage: LoadedStage, source: str, *, frames: int, size: int
 ) -> tuple[Cameras, int, str]:
     """The views, the film's speed, and the name of the files."""
     from studio.camera_path import read_camera_path
     from studio.turntable import orbit_of
 
     if camera == "turntable":
-        return orbit_of(stage, frames, size=size), max(1, round(frames / 4)), "turntable"
+        # A run's own film shows its asset; the field's lies beside it.
+        name = "turntable" if source == "asset" else "turntable_field"
+        return orbit_of(stage, frames, size=size), max(1, round(frames / 4)), name
     cameras, fps = read_camera_path(Path(camera), height=size)
     return cameras, fps, Path(camera).stem
 

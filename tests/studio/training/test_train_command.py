@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from image_tools.editing.edit_pair_folders import EditFolderError
+from image_tools.pocket.paths import CONTROLS, adapter_path
 from studio.commands import train as command
 from studio.errors import ConfigError, WeightsMissing
 
@@ -72,7 +73,7 @@ def test_adapters_ask_for_a_pocket_model_first(what, tmp_path, monkeypatch):
 def test_every_control_of_the_command_is_a_condition_of_the_recipe():
     from studio.training.buffer_views import CONDITIONS
 
-    assert command.CONTROLS == CONDITIONS
+    assert CONTROLS == CONDITIONS
 
 
 def test_a_work_folder_of_another_prior_is_a_config_error(tmp_path, monkeypatch):
@@ -88,3 +89,20 @@ def test_a_folder_without_edit_pairs_is_named(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(EditFolderError, match=r"'nowhere/seeds.json' cannot be read"):
         command.run("pocket-ip2p", out=Path("out"), images=Path("nowhere"), device="cpu")
+
+
+@pytest.mark.parametrize("name", command.ADAPTERS)
+def test_a_model_that_can_be_trained_is_offered_so(name, tmp_path, monkeypatch):
+    monkeypatch.setattr("image_tools.pocket.paths.WEIGHTS", tmp_path)
+    with pytest.raises(
+        WeightsMissing, match=f"train it with: studio train {name} --out {tmp_path}"
+    ):
+        adapter_path(name, role="adapter")
+
+
+@pytest.mark.parametrize("name", ["pocket-tryon", "pocket-control-depht"])
+def test_no_training_is_offered_that_does_not_exist(name):
+    with pytest.raises(WeightsMissing) as told:
+        adapter_path(name, role="adapter")
+    assert "studio train" not in str(told.value)
+    assert ("did you mean pocket-control-depth?" in str(told.value)) == ("depht" in name)
