@@ -32,12 +32,12 @@ from guidance.instruct_edit_configs import DatasetUpdateConfig
 from guidance.original import Original
 from guidance.prompts import ViewPrompts
 from guidance.schedules import value_at
-from guidance.views import wrap_deg
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.redraw import redraw_images
 from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior
 from image_tools.personalization.captioned import rows_of_batch
 from renderers.cameras import Cameras
+from renderers.poses import wrap_deg
 
 __all__ = ["DatasetUpdateGuidance"]
 

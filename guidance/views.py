@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from guidance.configs import DirectionalPromptsConfig
+from renderers.poses import wrap_deg
 
 __all__ = [
     "VIEWS",
@@ -22,7 +23,6 @@ __all__ = [
     "azimuth_mix",
     "direction_index",
     "sided_row",
-    "wrap_deg",
 ]
 
 # Order of precedence: each direction overrides those before it.
@@ -48,11 +48,6 @@ class AzimuthMix:
     """Index of the one with the larger |azimuth|: side or back."""
     closeness: Float[Tensor, " b"]
     """1 at ``near``, 0 at ``far``."""
-
-
-def wrap_deg(angle_deg: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """The same angle in -180..180, without 180 itself."""
-    return (angle_deg + 180.0) % 360.0 - 180.0
 
 
 def sided_row(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from renderers.errors import StudioError
 
-__all__ = ["UnsafeWeights", "UnsupportedModel", "WeightsMissing"]
+__all__ = ["UnsafeWeights", "UnsupportedModel", "WeightsMissing", "first_line"]
 
 
 class WeightsMissing(StudioError):
@@ -21,3 +21,8 @@ class UnsupportedModel(StudioError):
     """A model folder is readable, but of a design that the prior does not implement."""
 
     exit_code = 2
+
+
+def first_line(error: Exception) -> str:
+    """What an error of another library says, or its name if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -26,7 +26,7 @@ from renderers.camera_configs import (
     RandomCamerasConfig,
     ResolutionMilestone,
 )
-from renderers.poses import directions_from_angles, up_from_angles
+from renderers.poses import directions_from_angles, up_from_angles, wrap_deg
 
 __all__ = [
     "CameraDraw",
@@ -102,7 +102,7 @@ def draw_multiview(
     )
     start = 360.0 * torch.rand(groups, generator=generator) - 180.0
     turns = torch.arange(n_views) * (360.0 / n_views)
-    azimuth = _wrap_deg(start[:, None] + turns).reshape(-1)
+    azimuth = wrap_deg(start[:, None] + turns).reshape(-1)
     elevation = _uniform(elevation_range, groups, generator).repeat_interleave(n_views)
     fovy = torch.deg2rad(_uniform(config.fovy_deg_range, groups, generator))
     relative = _uniform(config.relative_distance_range, groups, generator)
@@ -186,11 +186,6 @@ def milestone_at(config: CamerasConfig, fraction: float) -> ResolutionMilestone:
 def _opening(fraction: float, until: float) -> float:
     """How far the view ranges are open: 0 at the start, 1 from ``until`` on."""
     return 1.0 if until <= 0.0 else min(1.0, fraction / until)
-
-
-def _wrap_deg(angle: Tensor) -> Tensor:
-    """Map degrees to [-180, 180)."""
-    return torch.remainder(angle + 180.0, 360.0) - 180.0
 
 
 def _uniform(span: Range, n: int, generator: torch.Generator) -> Float[Tensor, " n"]:

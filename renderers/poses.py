@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["directions_from_angles", "look_at", "up_from_angles"]
+__all__ = ["directions_from_angles", "look_at", "up_from_angles", "wrap_deg"]
 
 # Beyond this elevation the view direction is too close to world up to orient the image by it.
 POLE_ELEVATION_DEG = 89.9
@@ -48,3 +48,8 @@ def look_at(
     c2w[:, :3, 3] = position
     c2w[:, 3, 3] = 1.0
     return c2w
+
+
+def wrap_deg(angle_deg: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """The same angle in -180..180, without 180 itself."""
+    return torch.remainder(angle_deg + 180.0, 360.0) - 180.0

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from image_tools.errors import UnsafeWeights, WeightsMissing
+from image_tools.errors import UnsafeWeights, WeightsMissing, first_line
 
 __all__ = [
     "check_safetensors_file",
@@ -159,7 +159,7 @@ def _from_hub(
         )
     # The hub client raises a dozen unrelated types for "not there" and "not reachable".
     except Exception as error:
-        return None, f"the hub ({_first_line(error)})"
+        return None, f"the hub ({first_line(error)})"
     return Path(path), "the hub"
 
 
@@ -275,7 +275,7 @@ def read_json(path: Path, *, role: str) -> dict[str, Any]:
         ) from error
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise WeightsMissing(
-            f"The {role} cannot be read: '{path}' ({_first_line(error)}). "
+            f"The {role} cannot be read: '{path}' ({first_line(error)}). "
             "Expected a folder in stock diffusers layout; copy or download the model again."
         ) from error
     if not isinstance(content, dict):
@@ -296,7 +296,3 @@ def fingerprint_files(files: Iterable[Path], *settings: str) -> str:
                 file.seek(max(0, size - SLICE_BYTES) * index // (SLICES - 1))
                 digest.update(file.read(SLICE_BYTES))
     return digest.hexdigest()[:32]
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -30,7 +30,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
+from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing, first_line
 from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.tokens import TokenEmbedding
 
@@ -157,7 +157,7 @@ def _open(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
                 content = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, EOFError, RuntimeError, ValueError, KeyError) as error:
         raise WeightsMissing(
-            f"The embedding file '{path}' cannot be read ({_first_line(error)}). {EXPECTED}; copy "
+            f"The embedding file '{path}' cannot be read ({first_line(error)}). {EXPECTED}; copy "
             "or download it again."
         ) from error
     if isinstance(content, Tensor):
@@ -325,7 +325,3 @@ def _no_embedding(path: Path, what: str) -> UnsupportedModel:
         f"'{path}' is {what}, not an embedding. {EXPECTED}, a pair for SDXL (clip_l, clip_g), or a "
         "LoRA with words in it (bundle_emb)."
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -35,7 +35,7 @@ from image_tools.personalization.ip_adapter import (
 )
 from image_tools.personalization.ip_adapter_configs import IPVariant
 from image_tools.personalization.perceiver import PerceiverSettings
-from image_tools.personalization.tensor_files import fill, read_flat, write_flat
+from image_tools.personalization.tensor_files import fill, read_flat, tensors_under, write_flat
 
 __all__ = ["IPAdapterFile", "projector_of", "read_ip_adapter", "variant_of", "write_ip_adapter"]
 
@@ -126,10 +126,7 @@ def read_ip_adapter(
     """
     path = path.expanduser()
     flat = read_flat(path, ROLE)
-    parts = {
-        part: {k.removeprefix(part): t for k, t in flat.items() if k.startswith(part)}
-        for part in PARTS
-    }
+    parts = {part: tensors_under(flat, part) for part in PARTS}
     if not all(parts.values()):
         shown = ", ".join(sorted(flat)[:SHOWN_KEYS])
         raise UnsupportedModel(

@@ -30,7 +30,7 @@ from image_tools.personalization.photomaker_encoder import (
     IdEncoderShape,
     new_id_encoder,
 )
-from image_tools.personalization.tensor_files import fill, read_flat, write_flat
+from image_tools.personalization.tensor_files import fill, read_flat, tensors_under, write_flat
 
 __all__ = ["PhotoMakerFile", "encoder_shape", "read_photomaker", "write_photomaker"]
 
@@ -132,7 +132,7 @@ def _count(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 def _part(tensors: Mapping[str, Tensor], prefix: str, path: Path) -> dict[str, Tensor]:
     """The tensors of one part by their own names."""
-    found = {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    found = tensors_under(tensors, prefix)
     if not found:
         shown = ", ".join(sorted(tensors)[:SHOWN_KEYS]) or "nothing"
         raise UnsupportedModel(

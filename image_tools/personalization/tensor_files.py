@@ -23,7 +23,7 @@ from image_tools.diffusion.loading import read_tensors, readable_weights
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 from image_tools.personalization.loop import write_safetensors
 
-__all__ = ["PICKLED", "fill", "read_flat", "write_flat"]
+__all__ = ["PICKLED", "fill", "read_flat", "tensors_under", "write_flat"]
 
 PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 SHOWN_KEYS = 5
@@ -53,6 +53,11 @@ def read_flat(path: Path, role: str) -> dict[str, Tensor]:
                 f"Expected the tensors of the {role} alone; get it as .safetensors."
             ) from error
         return _flat(loaded, "")
+
+
+def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def write_flat(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -13,7 +13,6 @@ also be a folder that a training wrote; for the warping networks one with tps an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.personalization.tensor_files import fill, read_flat
+from image_tools.personalization.tensor_files import fill, read_flat, tensors_under
 from image_tools.pocket.paths import adapter_path
 from image_tools.tryon.emasc import SkipConnections, skip_settings
 from image_tools.tryon.extend import TryOnDenoiser
@@ -155,7 +154,7 @@ def read_warping(path: Path, device: torch.device) -> GarmentWarp:
         refinement = read_own(RefinementNet, RefinementSettings, path / "refinement")
         return GarmentWarp(tps.to(device), refinement.to(device))
     tensors = read_flat(path, "warping networks")
-    parts = {part: _under(tensors, f"{part}.") for part in ("tps", "refinement")}
+    parts = {part: tensors_under(tensors, f"{part}.") for part in ("tps", "refinement")}
     expected = "spline and refinement of LaDI-VTON (warping_*.pth)"
     # Settings are told by the weights, where versions of the authors' file may differ.
     has_bias = "inc.double_conv.0.bias" in parts["refinement"]
@@ -174,7 +173,3 @@ def _tensors(path: Path, role: str) -> dict[str, Tensor]:
     if not path.is_dir():
         return read_flat(path, role)
     return read_component(path / "unet" if (path / "unet").is_dir() else path, role=role)
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from image_tools.diffusion.ldm_names import decoder_names, encoder_names, translate
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.errors import UnsupportedModel, WeightsMissing
-from image_tools.personalization.tensor_files import fill, read_flat
+from image_tools.personalization.tensor_files import fill, read_flat, tensors_under
 from image_tools.pocket.paths import adapter_path
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.own_modules import read_own
@@ -84,7 +84,7 @@ class StableVitonTensors:
             UnsupportedModel: naming the first tensors that belong nowhere.
         """
         names = {**encoder_names(config), **decoder_names(config)}
-        own = _under(tensors, UNET_PREFIX)
+        own = tensors_under(tensors, UNET_PREFIX)
         self.warps = {
             key.replace(theirs, ours, 1): tensor
             for theirs, ours in WARP_NAMES.items()
@@ -93,11 +93,11 @@ class StableVitonTensors:
         }
         warped = tuple(WARP_NAMES)
         self.unet = _translated(own, names, left_out=(*warped, *UNUSED[1:]))
-        control = _under(tensors, ENCODER_PREFIX)
+        control = tensors_under(tensors, ENCODER_PREFIX)
         first = {"cond_first_block.0": "cond_first_block"}
         self.encoder = _translated(control, {**names, **first}, left_out=UNUSED)
-        mapper = _under(tensors, f"{CONTEXT_PREFIX}mapper.")
-        final = _under(tensors, f"{CONTEXT_PREFIX}final_ln.")
+        mapper = tensors_under(tensors, f"{CONTEXT_PREFIX}mapper.")
+        final = tensors_under(tensors, f"{CONTEXT_PREFIX}final_ln.")
         self.mapper = mapper | {f"final_ln.{key}": tensor for key, tensor in final.items()}
         self.head = {
             key: tensor
@@ -224,7 +224,7 @@ def read_vae(path: Path, like: nn.Module) -> nn.Module:
 
 def _vae_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors of a VAE by their names in it; none where there is no VAE."""
-    own = _under(tensors, VAE_PREFIX) or tensors
+    own = tensors_under(tensors, VAE_PREFIX) or tensors
     return {key: tensor for key, tensor in own.items() if key.startswith(VAE_PARTS)}
 
 
@@ -245,10 +245,6 @@ def _filled_vae(path: Path, tensors: Mapping[str, Tensor], like: nn.Module) -> n
 
 def _read(path: Path) -> dict[str, Tensor]:
     return {k.removeprefix("state_dict."): t for k, t in read_flat(path, ROLE).items()}
-
-
-def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
 
 
 def _translated(

@@ -127,6 +127,14 @@ class TetMeshField(nn.Module):
         return self.colour.albedo(x)
 
     def _marched(self) -> Mesh:
+        for name, values in (("signed distances", self.sdf), ("offsets", self.offsets)):
+            if not torch.isfinite(values.detach().sum()):
+                bad = int((~values.detach().isfinite()).sum())
+                raise EmptyGeometry(
+                    f"The mesh is lost: {bad} of its {values.numel()} {name} are not finite, "
+                    "expected numbers. Lower the geometry's learning rate or the guidance scale, "
+                    "or start from an earlier checkpoint."
+                )
         sdf = torch.maximum(self.sdf, self._floor)
         if not (sdf.detach() < 0).any():
             low, high = (float(value) for value in torch.aminmax(self.sdf.detach()))

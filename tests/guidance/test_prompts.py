@@ -16,8 +16,9 @@ from guidance.configs import (
     ViewWordsConfig,
 )
 from guidance.prompts import ViewPrompts, build_view_prompts, view_texts
-from guidance.views import VIEWS, azimuth_mix, direction_index, wrap_deg
+from guidance.views import VIEWS, azimuth_mix, direction_index
 from image_tools.diffusion.loading import load_folder
+from renderers.poses import wrap_deg
 
 SIDE, FRONT, BACK, OVERHEAD = range(4)
 EPS = 1e-3

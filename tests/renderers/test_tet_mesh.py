@@ -146,6 +146,16 @@ def test_a_vanished_mesh_says_so():
         field.mesh()
 
 
+@pytest.mark.parametrize(("name", "value"), [("sdf", torch.nan), ("offsets", -torch.inf)])
+def test_a_mesh_of_numbers_that_are_none_says_so(name, value):
+    """One such point among many is enough: a vertex beside it would be nowhere."""
+    field = noisy()
+    with torch.no_grad():
+        getattr(field, name)[700] = value
+    with pytest.raises(EmptyGeometry, match=r"mesh is lost: [13] of its \d+ .* not finite"):
+        field.mesh()
+
+
 def test_distances_of_another_grid_are_refused():
     with pytest.raises(ShapeError, match=r"sdf has shape \(64,\)"):
         tet_field(8, sdf=torch.zeros(64))
