@@ -26,7 +26,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from guidance.base import GuidanceOutput, GuidanceRule
-from guidance.control_sds_configs import ConditionView, ControlSDSConfig, SceneControlConfig
+from guidance.control_sds_configs import (
+    MADE_OF_NORMALS,
+    ConditionView,
+    ControlSDSConfig,
+    SceneControlConfig,
+)
 from guidance.critic import LoraCritic
 from guidance.critic_configs import VSDConfig
 from guidance.prompts import ViewPrompts
@@ -81,7 +86,7 @@ class ControlSDSGuidance(GuidanceRule):
         else:
             self.rule = SDSGuidance(config.rule, self.prior, prompts)
         self._seen: Cameras | None = None
-        self.wants_normals = self.is_on and bool(self._kinds & {"normals", "edges"})
+        self.wants_normals = self.is_on and bool(self._kinds & MADE_OF_NORMALS)
 
     @property
     def is_on(self) -> bool:
@@ -169,8 +174,9 @@ def condition_image(
     """
     if kind == "depth":
         return _resized(depth_of_render(output, cameras), size)
-    if kind == "normals":
-        return _resized(normals_of_render(output, cameras), size)
+    if kind in ("normals", "normals_bae"):
+        right = -1.0 if kind == "normals_bae" else 1.0
+        return _resized(normals_of_render(output, cameras, right=right), size)
     if kind == "edges":
         return canny_image(_resized(normals_of_render(output, cameras), size))
     ids = part_ids(output, cameras)[:, None].float()

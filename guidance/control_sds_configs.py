@@ -11,6 +11,7 @@ from image_tools.control.control_configs import ControlConfig, StepWindow
 from image_tools.control.uni_configs import UniContentConfig
 
 __all__ = [
+    "MADE_OF_NORMALS",
     "ConditionView",
     "ControlSDSConfig",
     "SceneControlConfig",
@@ -18,7 +19,9 @@ __all__ = [
     "SceneUniConfig",
 ]
 
-ConditionView = Literal["depth", "normals", "edges", "regions"]
+ConditionView = Literal["depth", "normals", "normals_bae", "edges", "regions"]
+MADE_OF_NORMALS: frozenset[ConditionView] = frozenset({"normals", "normals_bae", "edges"})
+"""Pictures for which a render must have normals."""
 
 SDS = SDSConfig()
 
@@ -31,8 +34,9 @@ class SceneControlConfig:
     """The ControlNet and how it acts. weights is a folder, a .safetensors file, or the name of an
     adapter that ships with the package, such as pocket-control-depth."""
     sees: ConditionView = "depth"
-    """What the ControlNet was trained on: inverse depth (near is bright), normals of the camera,
-    Canny edges of the shape (not of its colours), or one colour for each part of a mesh."""
+    """What the ControlNet was trained on: inverse depth (near is bright), normals of the camera
+    (red is right; normals_bae: red is left, as of control_v11p_sd15_normalbae), Canny edges of the
+    shape (not of its colours), or one colour for each part of a mesh."""
 
     def __post_init__(self) -> None:
         """Refuse a window that only a sampler can have."""

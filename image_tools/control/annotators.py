@@ -2,12 +2,16 @@
 
 Edges are Canny's (A Computational Approach to Edge Detection, 1986), step by step as in OpenCV, so
 that public thresholds mean the same here. Depth, normals and regions come from what a renderer
-knows, in the form that the public ControlNets were trained on:
+knows:
 
     depth     inverse, near is bright, the background black
     normals   of the camera (+x right, +y up, +z to the viewer) as 0.5 n + 0.5; every normal faces
               the viewer, and so does the background
     regions   one colour for each id, the background black
+
+The public ControlNets were trained on such depth and regions. Their normals (Normal-BAE, of
+control_v11p_sd15_normalbae) have red to the left, which ``right=-1`` gives; pocket's have it to the
+right.
 
 All are ``[b, h, w, 3]`` in 0..1. Depth and normals are differentiable; edges and regions are not.
 A ControlNet that wants BGR says so in its own settings; nothing is swapped here.
@@ -150,9 +154,14 @@ def depth_image(
 
 
 def normal_image(
-    normals: Float[Tensor, "b h w 3"], mask: Float[Tensor, "b h w"]
+    normals: Float[Tensor, "b h w 3"], mask: Float[Tensor, "b h w"], *, right: float = 1.0
 ) -> Float[Tensor, "b h w 3"]:
     """Unit normals of the camera as colours, over a background that faces the viewer.
+
+    Args:
+        normals: +x right, +y up, +z to the viewer.
+        mask: coverage in 0..1.
+        right: 1 where red is right, -1 where it is left.
 
     Raises:
         ShapeError: if normals and mask are not of one size.
@@ -162,8 +171,8 @@ def normal_image(
         raise ShapeError(
             f"mask has shape {tuple(mask.shape)}, normals {tuple(normals.shape)}. Make them alike."
         )
-    cover = mask[..., None]
-    return cover * (0.5 * normals + 0.5) + (1.0 - cover) * normals.new_tensor(FACING)
+    cover, axes = mask[..., None], normals.new_tensor([right, 1.0, 1.0])
+    return cover * (0.5 * axes * normals + 0.5) + (1.0 - cover) * normals.new_tensor(FACING)
 
 
 def segmentation_image(
@@ -227,8 +236,15 @@ def depth_of_render(output: RenderOutput, cameras: Cameras) -> Float[Tensor, "b 
     return depth_image(axis_depth(output, cameras), output.opacity[..., 0].clamp(0.0, 1.0))
 
 
-def normals_of_render(output: RenderOutput, cameras: Cameras) -> Float[Tensor, "b h w 3"]:
+def normals_of_render(
+    output: RenderOutput, cameras: Cameras, *, right: float = 1.0
+) -> Float[Tensor, "b h w 3"]:
     """The normal condition of a render, which must have been made with normals.
+
+    Args:
+        output: the render.
+        cameras: its cameras.
+        right: 1 where red is right, -1 where it is left.
 
     Raises:
         StudioError: if it was not.
@@ -239,4 +255,4 @@ def normals_of_render(output: RenderOutput, cameras: Cameras) -> Float[Tensor, "
             "normals, or use depth."
         )
     normals = camera_normals(output.normal, cameras)
-    return normal_image(normals, output.opacity[..., 0].clamp(0.0, 1.0))
+    return normal_image(normals, output.opacity[..., 0].clamp(0.0, 1.0), right=right)

@@ -61,7 +61,7 @@ class ControlConfig:
     """One ControlNet (arXiv 2302.05543) and how strongly it acts."""
 
     weights: str
-    """A folder in diffusers layout, or one .safetensors file of either layout."""
+    """A folder in diffusers layout, or one .safetensors or .pth file of either layout."""
     settings: str | None = None
     """For one file: a folder that holds the matching diffusers config.json; empty where it lies
     beside the file."""

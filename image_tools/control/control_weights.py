@@ -5,8 +5,8 @@
     ldm_bare   the same names without that prefix
     stock      diffusers' names
 
-Only .safetensors files are read, and nothing is asked of a network: one file needs the matching
-diffusers config.json in a folder.
+Nothing is asked of a network: one file needs the matching diffusers config.json in a folder. A .pth
+file is read by ``torch.load(weights_only=True)`` alone, which builds no objects.
 
     controlnet = read_controlnet(ControlConfig(weights="~/models/control_v11p_sd15_canny"))
 """
@@ -24,8 +24,9 @@ from image_tools.control.control_configs import ControlConfig
 from image_tools.control.ldm_names import control_names, hint_names
 from image_tools.diffusion.ldm_names import translate
 from image_tools.diffusion.loading import read_tensors
-from image_tools.diffusion.weights import check_safetensors_file, find_weights, read_json
+from image_tools.diffusion.weights import find_weights, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.personalization.tensor_files import read_flat
 
 if TYPE_CHECKING:
     from diffusers import ControlNetModel
@@ -125,17 +126,16 @@ def read_controlnet(config: ControlConfig, dtype: torch.dtype = torch.float32) -
     """Read a ControlNet from a folder or from one file of any layout.
 
     Raises:
-        WeightsMissing: files are absent or damaged; UnsafeWeights if they are pickles.
+        WeightsMissing: files are absent or damaged; UnsafeWeights: more than tensors in them.
         UnsupportedModel: another design, or settings that do not belong to the file.
     """
     path = Path(config.weights).expanduser()
     if path.is_dir():
-        files, folder = find_weights(path, STOCK_STEM, role=ROLE), path
+        tensors, folder = read_tensors(find_weights(path, STOCK_STEM, role=ROLE), ROLE), path
     else:
-        check_safetensors_file(path, role=ROLE)
-        files = [path]
+        tensors = read_flat(path, ROLE)
         folder = Path(config.settings).expanduser() if config.settings else path.parent
-    return _build(read_tensors(files, ROLE), _read_settings(folder), dtype, path)
+    return _build(tensors, _read_settings(folder), dtype, path)
 
 
 def transfer_controlnet(

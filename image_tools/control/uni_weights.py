@@ -1,8 +1,9 @@
 """Uni-ControlNet's adapters in files, by the names that the authors' checkpoint has for them.
 
 ``uni.ckpt`` holds a whole Stable Diffusion, ``local_adapter.*`` and ``global_adapter.*``. Only the
-adapters are read, of a .safetensors conversion of it. What is written here has the same names, and
-the adapters' settings in the file's metadata; a file without settings is the authors' own.
+adapters are kept, by ``torch.load(weights_only=True)`` alone, which builds no objects, or of a
+.safetensors conversion of it. What is written here has the same names, and the adapters' settings
+in the file's metadata; a file without settings is the authors' own.
 
     local, content = read_uni(Path("uni.safetensors"), prior.unet)
 """
@@ -26,6 +27,7 @@ from image_tools.diffusion.loading import readable_weights
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.weights import check_safetensors_file
 from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.personalization.tensor_files import PICKLED, read_flat
 
 __all__ = ["local_from_original", "local_to_original", "read_uni", "read_wanted", "write_uni"]
 
@@ -68,11 +70,10 @@ def read_uni(
     """The adapters in a file, for a denoiser; None for one that is not there.
 
     Raises:
-        WeightsMissing: absent, damaged or without adapters; UnsafeWeights for a pickle.
+        WeightsMissing: absent, damaged or without adapters; UnsafeWeights: more than tensors in it.
         UnsupportedModel: adapters of another denoiser.
     """
     path = path.expanduser()
-    check_safetensors_file(path, role=ROLE)
     tensors, settings = _read(path)
     local, content = None, None
     if any(key.startswith(LOCAL_PREFIX) for key in tensors):
@@ -92,7 +93,7 @@ def read_uni(
     if local is None and content is None:
         raise WeightsMissing(
             f"'{path}' holds neither {LOCAL_PREFIX}* nor {GLOBAL_PREFIX}*. Expected a "
-            "Uni-ControlNet checkpoint as .safetensors."
+            "Uni-ControlNet checkpoint."
         )
     return local, content
 
@@ -138,6 +139,11 @@ def _read(
 ) -> tuple[dict[str, Tensor], tuple[LocalAdapterSettings, GlobalAdapterSettings]]:
     from safetensors import safe_open
 
+    if path.suffix in PICKLED:
+        every = read_flat(path, ROLE)
+        own = {k: t for k, t in every.items() if k.startswith((LOCAL_PREFIX, GLOBAL_PREFIX))}
+        return own, (LocalAdapterSettings(), GlobalAdapterSettings())
+    check_safetensors_file(path, role=ROLE)
     with readable_weights(path, ROLE), safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         wanted = [k for k in file.keys() if k.startswith((LOCAL_PREFIX, GLOBAL_PREFIX))]  # noqa: SIM118

@@ -20,7 +20,7 @@ from image_tools.configs import (
     ReferencedPriorConfig,
     SingleFilePriorConfig,
 )
-from image_tools.diffusion.mvdream_weights import find_mvdream_file
+from image_tools.diffusion.mvdream_weights import find_mvdream_files
 from image_tools.diffusion.weights import (
     check_safetensors_file,
     find_model_folder,
@@ -101,14 +101,14 @@ def files_beside_folder(config: PriorConfig) -> list[Path]:
 
         return files_beside_folder(config.base) + reference_files(config.tool)
     if isinstance(config, MVDreamPriorConfig):
-        return [find_mvdream_file(Path(config.weights).expanduser())]
+        return find_mvdream_files(Path(config.weights).expanduser())
     return []
 
 
 def find_unet(config: StockFolderConfig, folder: Path, variant: str | None) -> list[Path]:
     """The denoiser's weight files: in the stock folder, or a multi-view model's own."""
     if isinstance(config, MVDreamPriorConfig):
-        return [find_mvdream_file(Path(config.weights).expanduser())]
+        return find_mvdream_files(Path(config.weights).expanduser())
     if isinstance(config, PocketMultiViewPriorConfig):
         folder = pocket_mv_folder(_path(config.path))
     return weight_files(folder, ["unet"], variant)

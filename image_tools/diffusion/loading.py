@@ -168,7 +168,7 @@ def _read_denoiser(
     if isinstance(config, MVDreamPriorConfig):
         with readable_weights(files[0], "denoiser"):
             settings = read_json(folder / "unet/config.json", role=ROLE)
-            unet = read_mvdream_unet(files[0], settings, dtype)
+            unet = read_mvdream_unet(files, settings, dtype)
         return _Denoiser(unet, _read_scheduler(folder), files)
     if isinstance(config, PocketMultiViewPriorConfig):
         folder = pocket_mv_folder(Path(config.path).expanduser() if config.path else None)

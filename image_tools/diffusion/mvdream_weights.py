@@ -6,7 +6,8 @@ Its cameras are our ``c2w`` as they are (see ``camera_azimuth_deg``). Four layou
 
     ldm          bytedance/MVDream's own file: model.diffusion_model.*, camera_embed.{0,2}
     ldm_bare     the same names without that prefix, or with unet. (ashawkey, KokeCacao)
-    camera_proj  diffusers' names, with camera_proj.linear_{1,2} (lzq49)
+    camera_proj  diffusers' names, and linear_{1,2} in a folder camera_proj beside unet (lzq49);
+                 with that prefix, they may be in one file as well
     stock        diffusers' names, with class_embedding.linear_{1,2}: ours
 
 A .pt file is read by ``torch.load(weights_only=True)`` alone, which builds no objects.
@@ -15,7 +16,7 @@ A .pt file is read by ``torch.load(weights_only=True)`` alone, which builds no o
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,7 +34,7 @@ __all__ = [
     "Layout",
     "camera_azimuth_deg",
     "detect_layout",
-    "find_mvdream_file",
+    "find_mvdream_files",
     "from_stock",
     "read_mvdream_unet",
     "to_stock",
@@ -43,6 +44,7 @@ __all__ = [
 Layout = Literal["ldm", "ldm_bare", "camera_proj", "stock"]
 LDM_PREFIX = "model.diffusion_model."
 WRAPPER_PREFIX = "unet."
+CAMERA_FOLDER = "camera_proj"
 # Other parts of a whole checkpoint: autoencoder, text encoder, averaged weights, noise schedule.
 OTHER_PARTS = re.compile(
     r"(first_stage_model|cond_stage_model|model_ema|vae|text_encoder|tokenizer)\."
@@ -150,19 +152,21 @@ def from_stock(
     return {prefix + translate(key, names): tensor for key, tensor in tensors.items()}
 
 
-def find_mvdream_file(path: Path) -> Path:
+def find_mvdream_files(path: Path) -> list[Path]:
     """The denoiser's file: ``path`` itself, or the one in it or in its folder unet.
+
+    Beside unet may be camera_proj, whose file is the second one.
 
     Raises:
         WeightsMissing: there is none, or several.
     """
     if path.is_file():
-        return path
+        return [path]
     for folder in (path / "unet", path):
         for kind in ("*.safetensors", "*.pt"):
             files = sorted(folder.glob(kind))
             if len(files) == 1:
-                return files[0]
+                return files + sorted((path / CAMERA_FOLDER).glob(kind))[:1]
     raise WeightsMissing(
         f"Weights for the MVDream denoiser are missing: '{path}' is no file and holds no single "
         ".safetensors or .pt file, nor does its folder unet. Expected sd-v2.1-base-4view.pt of "
@@ -171,12 +175,12 @@ def find_mvdream_file(path: Path) -> Path:
 
 
 def read_mvdream_unet(
-    path: Path, base: Mapping[str, Any], dtype: torch.dtype
+    files: Sequence[Path], base: Mapping[str, Any], dtype: torch.dtype
 ) -> UNet2DConditionModel:
     """Read a public checkpoint into a stock UNet.
 
     Args:
-        path: a .safetensors or .pt file.
+        files: of :func:`find_mvdream_files`.
         base: settings of the base model's UNet (its unet/config.json).
         dtype: number format of the result.
 
@@ -187,7 +191,10 @@ def read_mvdream_unet(
     from diffusers import UNet2DConditionModel
 
     config = unet_config(base)
-    tensors = {k: t.to(dtype) for k, t in to_stock(_read_tensors(path), config).items()}
+    read, *others = (_read_tensors(path) for path in files)
+    for other in others:
+        read |= {f"{CAMERA_FOLDER}.{name}": tensor for name, tensor in other.items()}
+    tensors = {k: t.to(dtype) for k, t in to_stock(read, config).items()}
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     expected = {name: tuple(t.shape) for name, t in unet.state_dict().items()}
@@ -199,7 +206,7 @@ def read_mvdream_unet(
             for n in wrong[:SHOWN_KEYS]
         )
         raise UnsupportedModel(
-            f"'{path}' does not fit the base model's denoiser in {len(wrong)} tensors: {said}. "
+            f"'{files[0]}' does not fit the base model's denoiser in {len(wrong)} tensors: {said}. "
             "Name the Stable Diffusion it was trained from (2.1-base for sd-v2.1-base-4view)."
         )
     unet.load_state_dict(tensors, strict=True, assign=True)

@@ -57,7 +57,9 @@ def ddim_steps(prior: DiffusionPrior, n_steps: int) -> list[DdimStep]:
     total = prior.num_train_timesteps
     if not 1 <= n_steps <= total:
         raise ValueError(f"steps is {n_steps}. Keep it from 1 to {total}.")
-    scheduler = DDIMScheduler.from_config(prior.scheduler_config)
+    # Old folders say neither; the stock pipelines put these where DDIM's defaults are for pixels.
+    stock = {"clip_sample": False, "steps_offset": 1}
+    scheduler = DDIMScheduler.from_config({**stock, **prior.scheduler_config})
     scheduler.set_timesteps(n_steps)
     alphas = prior.alphas_cumprod.tolist()
     steps = []

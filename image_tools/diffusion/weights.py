@@ -129,10 +129,23 @@ def _from_cache(
     except (LocalEntryNotFoundError, HFValidationError):
         return None, f"{place} (not there)"
     folder = Path(path)
-    found = (path for pattern in _weight_patterns("unet", variant) for path in folder.glob(pattern))
-    if (folder / "model_index.json").is_file() and any(found):
+    if _is_whole(folder, variant):
         return folder, place
     return None, f"{place} ({f'no variant {variant}' if variant else 'incomplete'})"
+
+
+def _is_whole(folder: Path, variant: str | None) -> bool:
+    """Whether all parts with weights that a prior reads are there; a download may have stopped."""
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    parts = [part for part in index if part in ("unet", "vae") or part.startswith("text_encoder")]
+    return all(
+        any(path for pattern in _weight_patterns(part, variant) for path in folder.glob(pattern))
+        for part in parts
+        if index[part] != [None, None]
+    )
 
 
 def _weight_patterns(part: str, variant: str | None) -> list[str]:

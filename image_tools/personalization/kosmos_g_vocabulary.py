@@ -1,10 +1,10 @@
 """KOSMOS's vocabulary: a SentencePiece model and fairseq's dict.txt as one tokenizer.json.
 
 The SentencePiece model knows pieces and their scores, dict.txt their numbers: <s>, <pad>, </s> and
-<unk> come first, then its lines, then the special symbols of the public code in their order. The
-model is a protocol buffer of which three fields are read, so no other package is needed. Words are
-split as XLM-RoBERTa's tokenizer of transformers splits them. A piece that dict.txt lacks is unknown
-to the language model, and left out.
+<unk> come first, then its lines, then <mask> and the special symbols of the public code in their
+order. The model is a protocol buffer of which three fields are read, so no other package is needed.
+Words are split as XLM-RoBERTa's tokenizer of transformers splits them. A piece that dict.txt lacks
+is unknown to the language model, and left out.
 
     tokenizer = make_tokenizer(Path("unilm/kosmos-g/data"), rows=64007)
 """
@@ -21,10 +21,19 @@ from image_tools.errors import UnsupportedModel, WeightsMissing
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["DICTIONARY", "PIECES", "SYMBOLS", "make_tokenizer", "read_dictionary", "read_pieces"]
+__all__ = [
+    "DICTIONARY",
+    "MASK",
+    "PIECES",
+    "SYMBOLS",
+    "make_tokenizer",
+    "read_dictionary",
+    "read_pieces",
+]
 
 PIECES, DICTIONARY = "sentencepiece.bpe.model", "dict.txt"
 FIRST = ("<s>", "<pad>", "</s>", "<unk>")
+MASK = "<mask>"
 SYMBOLS = ("</doc>", "<image>", "</image>", "</chunk>", "</line>")
 UNKNOWN_ID = 3
 # Field numbers of sentencepiece's ModelProto.
@@ -52,7 +61,9 @@ def make_tokenizer(folder: Path, *, rows: int) -> Tokenizer:
 
     scores, charsmap = read_pieces(folder / PIECES)
     words = read_dictionary(folder / DICTIONARY)
-    names = [*FIRST, *words, *SYMBOLS]
+    # fairseq adds the mask where the dictionary lacks it, although KOSMOS-G never uses it.
+    last = SYMBOLS if MASK in words else (MASK, *SYMBOLS)
+    names = [*FIRST, *words, *last]
     if len(names) != rows:
         raise UnsupportedModel(
             f"'{folder / DICTIONARY}' and the special symbols make {len(names)} tokens, the "
@@ -69,7 +80,9 @@ def make_tokenizer(folder: Path, *, rows: int) -> Tokenizer:
         [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always")]
     )
     tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
-    special = [AddedToken(name, normalized=False, special=True) for name in (*FIRST, *SYMBOLS)]
+    special = [
+        AddedToken(name, normalized=False, special=True) for name in (*FIRST, MASK, *SYMBOLS)
+    ]
     tokenizer.add_special_tokens(special)
     return tokenizer
 

@@ -1,4 +1,4 @@
-"""Adapters in files of two layouts with the same names: flat in .safetensors, nested in .bin.
+"""Adapters in files of two layouts with the same names: flat in .safetensors, nested in pickles.
 
     image_proj.norm.weight                    in .safetensors
     {"image_proj": {"norm.weight": ...}}      in .bin, .pt and .pth
@@ -32,7 +32,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def read_flat(path: Path, role: str) -> dict[str, Tensor]:
-    """Tensors of a file by their flat names.
+    """Tensors of a file by their flat names; of a training's checkpoint, those of its state_dict.
 
     Raises:
         WeightsMissing: absent or damaged; UnsafeWeights: a pickle with more than tensors in it.
@@ -52,7 +52,8 @@ def read_flat(path: Path, role: str) -> dict[str, Tensor]:
                 f"'{path}' holds more than tensors, or is damaged, and reading it could run code. "
                 f"Expected the tensors of the {role} alone; get it as .safetensors."
             ) from error
-        return _flat(loaded, "")
+        inner = loaded.get("state_dict") if isinstance(loaded, Mapping) else None
+        return _flat(loaded if inner is None else inner, "")
 
 
 def tensors_under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

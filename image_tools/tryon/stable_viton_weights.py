@@ -138,7 +138,7 @@ def read_stable_viton(
     if path.is_dir():
         unet, *others = _read_folder(path, dtype=dtype)
     else:
-        tensors = _read(path)
+        tensors = read_flat(path, ROLE)
         unet, *others = _read_original(path, tensors, prior=prior, clip=clip, dtype=dtype)
         own = _vae_tensors(tensors)
         vae = _filled_vae(path, own, prior.vae) if own and "vae" not in places else None
@@ -213,7 +213,7 @@ def read_vae(path: Path, like: nn.Module) -> nn.Module:
         WeightsMissing: the file holds none.
         UnsupportedModel: one of another design.
     """
-    tensors = _vae_tensors(_read(path))
+    tensors = _vae_tensors(read_flat(path, ROLE))
     if not tensors:
         raise WeightsMissing(
             f"'{path}' holds no VAE: neither {VAE_PREFIX}* nor {VAE_PARTS[0]}*. Expected the one "
@@ -241,10 +241,6 @@ def _filled_vae(path: Path, tensors: Mapping[str, Tensor], like: nn.Module) -> n
         what=f"'{path}'",
         expected="a VAE of the prior's design",
     )
-
-
-def _read(path: Path) -> dict[str, Tensor]:
-    return {k.removeprefix("state_dict."): t for k, t in read_flat(path, ROLE).items()}
 
 
 def _translated(

@@ -26,7 +26,7 @@ from guidance.configs import (
     ViewPromptsConfig,
 )
 from guidance.control_sds import condition_image, scene_controls
-from guidance.control_sds_configs import ConditionView
+from guidance.control_sds_configs import MADE_OF_NORMALS, ConditionView
 from guidance.perp_neg import PerpNegCondition
 from guidance.prompts import ViewCondition, build_view_prompts, view_texts
 from guidance.views import direction_index, sided_row
@@ -116,7 +116,7 @@ def render_views(
     renders, masks = [], []
     seen: dict[ConditionView, list[Tensor]] = {kind: [] for kind in sees}
     rng = np.random.default_rng(0 if cutout is None else cutout.seed)
-    wants_normals = bool({"normals", "edges"} & set(sees))
+    wants_normals = bool(MADE_OF_NORMALS & set(sees))
     for start in range(0, len(cameras), AT_ONCE):
         views = cameras[slice(start, start + AT_ONCE)].to(device)
         output = renderer.render(views, shading=ALBEDO, with_normals=wants_normals)

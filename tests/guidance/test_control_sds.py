@@ -126,7 +126,7 @@ def test_gradient_is_that_of_the_controlled_prediction(prior, net, views):
     assert float((plain - found).abs().max()) > 1e-2 * scale, "the control changes nothing"
 
 
-@pytest.mark.parametrize("sees", ["depth", "normals", "edges", "regions"])
+@pytest.mark.parametrize("sees", ["depth", "normals", "normals_bae", "edges", "regions"])
 def test_every_condition_is_an_image_of_the_prior_size_and_reaches_the_guidance(
     sees, prior, net, views
 ):
@@ -135,10 +135,20 @@ def test_every_condition_is_an_image_of_the_prior_size_and_reaches_the_guidance(
     assert image.shape == (2, 32, 32, 3)
     assert 0.0 <= float(image.min()) < float(image.max()) <= 1.0
     guidance = ControlSDSGuidance(config(net, sees=sees), prior, prompts(prior), seed=0)
-    assert guidance.wants_normals == (sees in ("normals", "edges"))
+    assert guidance.wants_normals == (sees in ("normals", "normals_bae", "edges"))
     found, _ = gradient(guidance, views)
     plain, _ = gradient(SDSGuidance(RULES["sds"], prior, prompts(prior)), views)
     assert not torch.equal(found, plain)
+
+
+def test_public_normals_are_red_to_the_left(views):
+    """The same surface: red is mirrored about its middle, green and blue are as they were."""
+    output, cameras = views
+    ours = condition_image("normals", output, cameras, size=32)
+    theirs = condition_image("normals_bae", output, cameras, size=32)
+    torch.testing.assert_close(theirs[..., 0], 1.0 - ours[..., 0])
+    assert torch.equal(theirs[..., 1:], ours[..., 1:])
+    assert float((theirs - ours).abs().max()) > 0.3
 
 
 def test_conditions_do_not_see_the_colours(views):

@@ -65,13 +65,26 @@ def test_hugging_face_cache_is_used_without_a_network(sd1, tmp_path):
         find_model_folder(
             "someone/tiny", role="prior", cache_dir=tmp_path / "cache", variant="fp16"
         )
+    (found / "vae/diffusion_pytorch_model.fp16.safetensors").write_bytes(b"")
+    (found / "text_encoder/model.fp16.safetensors").write_bytes(b"")
     for name in ("model.fp16-00001-of-00002", "diffusion_pytorch_model-00001-of-00002.fp16"):
         (found / UNET).with_name(f"{name}.safetensors").write_bytes(b"")
         assert found == find_model_folder(
             "someone/tiny", role="prior", cache_dir=tmp_path / "cache", variant="fp16"
         )
         (found / UNET).with_name(f"{name}.safetensors").unlink()
-    (found / UNET).unlink()
+
+
+@pytest.mark.parametrize(
+    "lost", [UNET, Path("vae/diffusion_pytorch_model.safetensors"), Path("model_index.json")]
+)
+def test_a_download_that_stopped_is_not_taken_for_a_model(sd1, tmp_path, lost):
+    """Or the hub would not be asked for the rest."""
+    repository = tmp_path / "cache" / "models--someone--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("abc123")
+    found = shutil.copytree(sd1, repository / "snapshots" / "abc123")
+    (found / lost).unlink()
     with pytest.raises(WeightsMissing, match="incomplete"):
         find_model_folder("someone/tiny", role="prior", cache_dir=tmp_path / "cache")
 

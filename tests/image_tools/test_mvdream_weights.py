@@ -18,7 +18,7 @@ from image_tools.diffusion.multiview import MultiViewPrior
 from image_tools.diffusion.mvdream_weights import (
     camera_azimuth_deg,
     detect_layout,
-    find_mvdream_file,
+    find_mvdream_files,
     from_stock,
     read_mvdream_unet,
     to_stock,
@@ -109,10 +109,27 @@ def test_files_of_every_layout_predict_the_same(tiny, tmp_path, layout, suffix):
         torch.save(tensors, path)
     else:
         save_file({n: t.contiguous() for n, t in tensors.items()}, path)
-    read = read_mvdream_unet(path, base, torch.float32).eval()
+    read = read_mvdream_unet([path], base, torch.float32).eval()
     cameras = torch.randn(4, 16, generator=torch.Generator().manual_seed(1))
     assert torch.equal(call_unet(read, cameras=cameras), call_unet(unet, cameras=cameras))
     assert read.config.sample_size == 32
+
+
+def test_a_camera_embedding_in_a_folder_of_its_own_is_read(tiny, tmp_path):
+    """As lzq49's pipelines are saved: two components, the second with names of its own."""
+    unet, base = tiny
+    state = {n: t.contiguous() for n, t in unet.state_dict().items()}
+    camera = {k.removeprefix("class_embedding."): t for k, t in state.items() if "class_emb" in k}
+    for folder, tensors in (
+        ("unet", {k: t for k, t in state.items() if "class_emb" not in k}),
+        ("camera_proj", camera),
+    ):
+        (tmp_path / folder).mkdir()
+        save_file(tensors, tmp_path / folder / "diffusion_pytorch_model.safetensors")
+    files = find_mvdream_files(tmp_path)
+    assert [path.parent.name for path in files] == ["unet", "camera_proj"]
+    read = read_mvdream_unet(files, base, torch.float32)
+    assert all(torch.equal(t, state[name]) for name, t in read.state_dict().items())
 
 
 def test_other_parts_of_a_whole_checkpoint_are_passed_over(tiny):
@@ -150,7 +167,7 @@ def test_a_file_of_another_base_is_refused_with_its_tensors(tiny, tmp_path):
     save_file(tensors, tmp_path / "model.safetensors")
     said = r"2 tensors: conv_in.bias \(absent, .*conv_out.bias \(\(9,\), expected \(4,\)\)"
     with pytest.raises(UnsupportedModel, match=said):
-        read_mvdream_unet(tmp_path / "model.safetensors", base, torch.float32)
+        read_mvdream_unet([tmp_path / "model.safetensors"], base, torch.float32)
 
 
 def test_pickled_objects_are_never_built(tiny, tmp_path):
@@ -160,19 +177,19 @@ def test_pickled_objects_are_never_built(tiny, tmp_path):
 
     torch.save({"state_dict": {"camera_embed.0.weight": Trap()}}, tmp_path / "model.pt")
     with pytest.raises(UnsafeWeights, match="more than tensors"):
-        read_mvdream_unet(tmp_path / "model.pt", tiny[1], torch.float32)
+        read_mvdream_unet([tmp_path / "model.pt"], tiny[1], torch.float32)
     assert not (tmp_path / "sprung").exists()
 
 
 def test_the_file_is_found_in_its_folder(tmp_path):
     with pytest.raises(WeightsMissing, match=r"sd-v2\.1-base-4view\.pt"):
-        find_mvdream_file(tmp_path)
+        find_mvdream_files(tmp_path)
     (tmp_path / "one.pt").touch()
-    assert find_mvdream_file(tmp_path) == tmp_path / "one.pt"
+    assert find_mvdream_files(tmp_path) == [tmp_path / "one.pt"]
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "w.safetensors").touch()
-    assert find_mvdream_file(tmp_path) == tmp_path / "unet" / "w.safetensors"
-    assert find_mvdream_file(tmp_path / "one.pt") == tmp_path / "one.pt"
+    assert find_mvdream_files(tmp_path) == [tmp_path / "unet" / "w.safetensors"]
+    assert find_mvdream_files(tmp_path / "one.pt") == [tmp_path / "one.pt"]
 
 
 def test_a_prior_is_made_of_the_checkpoint_and_its_base(tiny_pipelines, tmp_path):

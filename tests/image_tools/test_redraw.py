@@ -10,6 +10,7 @@ from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.redraw import redraw_images, redraw_steps
 from image_tools.diffusion.sampling import ddim_steps
 
+OLD_FOLDERS_LACK = ("clip_sample", "steps_offset")
 SAMPLER = DdimConfig(steps=10, guidance_scale=3.0)
 
 
@@ -50,6 +51,16 @@ def test_the_last_steps_are_run_and_no_others(prior, images):
     before = prior.denoiser_evaluations
     redraw(prior, images, 0.6)
     assert prior.denoiser_evaluations - before == 6 * 2 * len(images)
+
+
+def test_old_folders_are_read_as_the_stock_pipelines_read_them(prior, monkeypatch):
+    """Theirs say nothing of clipping, and DDIM's own default is for pixels in -1..1."""
+    every = ddim_steps(prior, 10)
+    old = {k: v for k, v in prior.scheduler_config.items() if k not in OLD_FOLDERS_LACK}
+    assert len(old) == len(prior.scheduler_config) - len(OLD_FOLDERS_LACK)
+    monkeypatch.setattr(prior, "scheduler_config", old)
+    assert ddim_steps(prior, 10) == every
+    assert all(step.clip is None for step in every)
 
 
 def test_a_denoiser_that_knows_the_noise_finds_the_way_back(prior, images):

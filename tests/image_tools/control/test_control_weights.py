@@ -170,9 +170,21 @@ def test_transfer_keeps_the_difference_to_the_base():
                        control["conv_in.weight"])  # fmt: skip
 
 
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_the_authors_own_files_are_read(controlnet, tmp_path, is_wrapped):
+    """Pickles of tensors, as published; a training's checkpoint has them one level down."""
+    tensors = from_stock(controlnet.state_dict(), controlnet.config, "ldm")
+    path = tmp_path / "control_v11p_sd15_canny.pth"
+    torch.save({"state_dict": tensors, "epoch": 3} if is_wrapped else tensors, path)
+    controlnet.save_config(tmp_path)
+    read = read_controlnet(ControlConfig(weights=str(path)))
+    state = read.state_dict()
+    assert all(torch.equal(t, state[name]) for name, t in controlnet.state_dict().items())
+
+
 def test_pickles_and_absent_files_are_refused(tmp_path):
-    torch.save({}, tmp_path / "control_sd15_canny.pth")
-    with pytest.raises(UnsafeWeights, match="ControlNet are pickled"):
+    torch.save({"a": json.loads}, tmp_path / "control_sd15_canny.pth")
+    with pytest.raises(UnsafeWeights, match="holds more than tensors"):
         read_controlnet(ControlConfig(weights=str(tmp_path / "control_sd15_canny.pth")))
     with pytest.raises(WeightsMissing, match=r"no file '.*nowhere.safetensors'"):
         read_controlnet(ControlConfig(weights=str(tmp_path / "nowhere.safetensors")))

@@ -318,6 +318,18 @@ def test_a_vocabulary_must_fill_the_embedding(vocabulary, tmp_path):
         make_tokenizer(folder, rows=ROWS)
 
 
+@pytest.mark.parametrize("has_mask", [False, True])
+def test_symbols_have_the_numbers_that_public_models_know(tmp_path, has_mask):
+    """The public dictionary has 63,997 lines, and Kosmos-2 of transformers calls <image> 64003."""
+    folder = write_vocabulary(tmp_path)
+    words = [f"word{k} 1" for k in range(63_997)] + ["<mask> 1"] * has_mask
+    (folder / "dict.txt").write_text("\n".join(words))
+    made = make_tokenizer(folder, rows=64_007)
+    names = ("<s>", "<unk>", "<mask>", "</doc>", "<image>", "</image>", "</line>")
+    numbers = [made.token_to_id(name) for name in names]
+    assert numbers == [0, 3, 64_001, 64_002, 64_003, 64_004, 64_006]
+
+
 def test_folders_that_are_incomplete_are_refused(model, tmp_path):
     with pytest.raises(WeightsMissing, match=r"folder '.*absent' is not there\. Expected one"):
         read_kosmos_g(tmp_path / "absent")

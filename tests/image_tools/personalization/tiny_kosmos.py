@@ -10,7 +10,7 @@ import torch
 from image_tools.personalization.kosmos_g import KosmosGModel
 from image_tools.personalization.kosmos_g_aligner import AlignerTrainer, new_aligner
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
-from image_tools.personalization.kosmos_g_vocabulary import FIRST, SYMBOLS, make_tokenizer
+from image_tools.personalization.kosmos_g_vocabulary import FIRST, MASK, SYMBOLS, make_tokenizer
 from image_tools.personalization.kosmos_g_weights import prompt_tokens
 
 __all__ = ["LETTERS", "tiny_aligner", "tiny_kosmos", "tiny_mllm", "write_vocabulary"]
@@ -19,7 +19,7 @@ WIDTH = 64
 TEXT_WIDTH = 16
 LETTERS = [chr(code) for code in range(ord("a"), ord("z") + 1)]
 WORDS = ["▁", "▁a", "▁hat", "▁duck", "▁red", ",", *LETTERS]
-ROWS = len(FIRST) + len(WORDS) + len(SYMBOLS)
+ROWS = len([*FIRST, *WORDS, MASK, *SYMBOLS])
 
 
 def tiny_mllm():
