@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from guidance.schedules import ScheduleValue, check_schedule
+from guidance.schedules import ScheduleValue, check_order, check_schedule
 
 __all__ = [
     "MAX_RELATED",
@@ -186,6 +186,7 @@ class UniformTimestepsConfig:
         """Refuse bounds outside 0..1."""
         check_schedule("min_t", self.min_t, low=0.0, high=1.0)
         check_schedule("max_t", self.max_t, low=0.0, high=1.0)
+        check_order("min_t", self.min_t, "max_t", self.max_t)
 
 
 @dataclass(frozen=True)

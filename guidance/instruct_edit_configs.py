@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from guidance.configs import TimestepsConfig, UniformTimestepsConfig, Weighting
-from guidance.schedules import ScheduleValue, check_schedule
+from guidance.schedules import ScheduleValue, check_order, check_schedule
 from image_tools.configs import DdimConfig
 
 __all__ = ["DatasetUpdateConfig", "EditModelConfig", "InstructSDSConfig"]
@@ -102,5 +102,6 @@ class DatasetUpdateConfig:
             )
         check_schedule("min_t", self.min_t, low=0.0, high=1.0)
         check_schedule("max_t", self.max_t, low=0.0, high=1.0)
+        check_order("min_t", self.min_t, "max_t", self.max_t)
         if self.gradient_weight < 0.0:
             raise ValueError(f"gradient_weight is {self.gradient_weight} - expected at least 0.")

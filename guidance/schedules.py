@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 
-__all__ = ["ScheduleValue", "check_schedule", "value_at"]
+__all__ = ["ScheduleValue", "check_order", "check_schedule", "value_at"]
 
 ScheduleValue = float | tuple[tuple[float, float], ...]
 
@@ -61,3 +61,24 @@ def check_schedule(
     for _, value in points:
         if not low <= value <= high:
             raise ValueError(f"{name} has the value {value}. Keep it from {low} to {high}.")
+
+
+def check_order(low_name: str, low: ScheduleValue, high_name: str, high: ScheduleValue) -> None:
+    """Refuse two schedules of which the first rises above the second somewhere in a stage.
+
+    Both are straight between their points, so that they cross, if at all, by the next point of one
+    of them; at a jump, the values before it count too.
+
+    Raises:
+        ValueError: naming both, the place and their values there.
+    """
+    points = [0.0, 1.0]
+    for schedule in (low, high):
+        points += [] if isinstance(schedule, int | float) else [point[0] for point in schedule]
+    for fraction in sorted({*points, *(math.nextafter(point, 0.0) for point in points)}):
+        below, above = value_at(low, fraction), value_at(high, fraction)
+        if below > above:
+            raise ValueError(
+                f"{low_name} is above {high_name} at {fraction:.3f} of the stage ({below:.3f} > "
+                f"{above:.3f}). Keep {low_name} at or below {high_name} over the whole stage."
+            )

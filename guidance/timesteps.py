@@ -45,19 +45,9 @@ def choose_timesteps(
 def timestep_bounds(
     config: UniformTimestepsConfig, num_train_timesteps: int, fraction: float
 ) -> tuple[int, int]:
-    """Smallest and largest timestep index at ``fraction`` of the stage.
-
-    Raises:
-        ValueError: if the smallest is above the largest there.
-    """
-    low = _index(value_at(config.min_t, fraction), num_train_timesteps)
-    high = _index(value_at(config.max_t, fraction), num_train_timesteps)
-    if low > high:
-        raise ValueError(
-            f"min_t is above max_t at {fraction:.3f} of the stage ({low} > {high} of "
-            f"{num_train_timesteps}). Keep min_t below max_t over the whole stage."
-        )
-    return low, high
+    """Smallest and largest timestep index at ``fraction`` of the stage."""
+    low, high = (value_at(bound, fraction) for bound in (config.min_t, config.max_t))
+    return _index(low, num_train_timesteps), _index(high, num_train_timesteps)
 
 
 def annealed_timestep(

@@ -3,12 +3,13 @@
 Normal consistency compares the normals at both ends of every edge; the uniform Laplacian (Nealen
 et al., "Laplacian Mesh Optimization", 2006) pulls every vertex towards the mean of its neighbours.
 
-Both are means, over edges and over vertices, so a weight means the same at any resolution; the
-published weights are for these means: normal consistency 1e4 (threestudio's Magic3D and
-ProlificDreamer), Laplacian 1e4 (threestudio's ProlificDreamer geometry), beside a guidance loss of
-half the squared latent gradient *summed* over 64 x 64 x 4 latents. On a sphere of radius R with
-edges of mean square h^2 and even triangles they are h^2 / (2 R^2) and h^2 / (2 R): finer meshes pay
-less.
+Both are means, over edges and over vertices, so a weight means the same at any resolution. The
+published weight of normal consistency, 1e4 (threestudio's Magic3D and ProlificDreamer), is for this
+mean. Its Laplacian, 1e4 of ProlificDreamer's geometry, sums over the neighbours where ours is their
+mean, of which a closed mesh of triangles has six, so that 6e4 here is as much. Both stand beside a
+guidance loss of half the squared latent gradient *summed* over 64 x 64 x 4 latents. On a sphere of
+radius R with edges of mean square h^2 and even triangles they are h^2 / (2 R^2) and h^2 / (2 R):
+finer meshes pay less.
 
     loss = 1e4 * normal_consistency_loss(mesh.vertex_normals(), topology)
 """

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from dataclasses import field as setting  # a stage has a field of its own, the 3D one
 from typing import Literal
 
-from guidance.configs import DirectionalPromptsConfig, PlainPromptsConfig, ViewPromptsConfig
+from guidance.configs import (
+    DirectionalPromptsConfig,
+    PerpNegPromptsConfig,
+    PlainPromptsConfig,
+    ViewPromptsConfig,
+)
 from guidance.debiasing_configs import DebiasConfig
 from guidance.layout_multiview_configs import OF_SETS
 from guidance.rule_configs import GuidanceConfig
@@ -33,7 +38,7 @@ from studio.stage_configs import (
 )
 from studio.stage_order import stage_problems
 from studio.subject.configs import DreamBooth3DConfig
-from studio.subject.rules import subject_problems
+from studio.subject.rules import is_consistent, subject_problems
 
 __all__ = [
     "AdamConfig",
@@ -149,9 +154,21 @@ class SceneConfig:
             )
         if self.debias is not None:
             problems += self._debias_problems(self.debias)
+        if isinstance(self.view_prompts, PerpNegPromptsConfig):
+            problems += self._perp_neg_problems()
         problems += seed_problems(self.seed)
         if problems:
             raise ValueError("\n  ".join(problems))
+
+    def _perp_neg_problems(self) -> list[str]:
+        """Perp-Neg combines directions of one prediction, consistency guidance several ones."""
+        return [
+            f"view_prompts: perp_neg would leave out the consistency guidance of stages.{index} - "
+            "expected another kind, such as directional or interpolated."
+            for index, stage in enumerate(self.stages)
+            if not isinstance(stage.guidance, OF_SETS)
+            if is_consistent(self.prior_of(index), stage.subject)
+        ]
 
     def _debias_problems(self, debias: DebiasConfig) -> list[str]:
         problems = []

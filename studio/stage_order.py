@@ -17,7 +17,13 @@ from image_tools.configs import (
     PriorConfig,
     ReferencedPriorConfig,
 )
-from renderers.configs import HashSDFConfig, MultiViewCamerasConfig, SolidBackgroundConfig
+from renderers.configs import (
+    DiffuseMaterialConfig,
+    HashSDFConfig,
+    MultiViewCamerasConfig,
+    RandomBackgroundConfig,
+    SolidBackgroundConfig,
+)
 from renderers.mesh_configs import GridTetsConfig, MeshFileConfig, MeshRendererConfig
 from studio.edit_configs import EditConfig
 from studio.stage_configs import PreviousFieldConfig, StageConfig
@@ -30,6 +36,10 @@ OF_SAMPLES = ("orient", "z_variance", "eikonal")
 """Losses that read samples along rays, which only a volume has."""
 OF_MESHES = ("normal_consistency", "laplacian")
 """Losses that read vertices and edges."""
+OF_SHAPES = (*OF_MESHES, "sparsity", "border", "opaque", "opacity_smoothness")
+"""Losses that reach nothing but the shape."""
+VIEWS_OF_A_SET = 4
+"""What the priors of several views were trained on."""
 
 
 def stage_problems(
@@ -119,7 +129,7 @@ def _mesh_problems(stage: StageConfig) -> list[str]:
     if stage.geometry == "fixed":
         problems += [
             f"losses.{name}: acts on the shape, which geometry: fixed keeps - expected 0."
-            for name in OF_MESHES
+            for name in OF_SHAPES
             if getattr(stage.losses, name) != 0.0
         ]
         if stage.guide_on == "normals":
@@ -201,8 +211,14 @@ def _critic_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
     rule = stage.guidance.rule if isinstance(stage.guidance, ControlSDSConfig) else stage.guidance
     if not isinstance(rule, VSDConfig | DreamFlowConfig):
         return []
+    problems = []
+    if isinstance(stage.material, DiffuseMaterialConfig):
+        problems.append(
+            f"material: {rule.kind} has a critic that is not told how a render is lit - expected "
+            "{kind: albedo}, got diffuse."
+        )
     priors = {"prior": prior, "guidance.critic.prior": rule.critic.prior}
-    return [
+    return problems + [
         f"{key}: {rule.kind} has a critic of single images - expected a prior of single images, "
         f"such as pocket or diffusers, got {plain.kind}; or guidance.kind=multiview."
         for key, found in priors.items()
@@ -241,4 +257,24 @@ def _view_problems(stage: StageConfig, prior: PriorConfig) -> list[str]:
             f"cameras: {kind} guidance needs sets of views - expected {{kind: multiview}}, got "
             f"{stage.cameras.kind}."
         )
-    return problems
+    elif stage.cameras.n_views != VIEWS_OF_A_SET:
+        problems.append(
+            f"cameras.n_views: is {stage.cameras.n_views}, and the prior was trained on sets of "
+            f"{VIEWS_OF_A_SET} views - expected {VIEWS_OF_A_SET}."
+        )
+    return problems + _background_problems(stage)
+
+
+def _background_problems(stage: StageConfig) -> list[str]:
+    """Whether the views of a set may stand before different colours."""
+    background = stage.background
+    if isinstance(background, SolidBackgroundConfig) or background.share == "batch":
+        return []
+    is_random = isinstance(background, RandomBackgroundConfig)
+    chance = background.probability if is_random else background.random_probability
+    if chance == 0.0:
+        return []
+    return [
+        "background.share: is image, and the views of a set have one background in what the prior "
+        "was trained on - expected batch."
+    ]

@@ -116,7 +116,7 @@ def _guided_rows(scene: SceneConfig, index: int) -> float:
     if isinstance(scene.view_prompts, PerpNegPromptsConfig) and not isinstance(
         rule, MultiViewConfig
     ):
-        return PERP_NEG_ROWS  # which asks the first student alone
+        return PERP_NEG_ROWS
     students = _students(scene, index)
     if students:
         return 2 + students

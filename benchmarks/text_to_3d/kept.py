@@ -3,7 +3,8 @@
 A comparison can take days, and machines come and go. What an earlier call measured stands in
 ``text_to_3d--NAME.json``, its picture in the sheet beside it. An asset is kept if its system has
 the same settings today, and is not made again; where its run folder is there, that is read instead.
-Each asset says on which processor it was made, for seconds of two machines compare nothing.
+Each asset says on which processor it was made, for seconds of two machines compare nothing, and
+with which commit, for settings do not tell that the code has changed.
 
     kept = read_kept(Path("benchmarks/results"), "five", {"demo": load_scene("demo").config})
     kept["demo", "a purple duck", 0].result.value("janus")
@@ -41,6 +42,8 @@ class Kept:
     """Its figures; of no run."""
     processor: str
     """What it was made on."""
+    commit: str | None
+    """With which code, where that is known."""
     strip: Tensor | None
     """Its views ``[h, w, 3]``, if the sheet shows them."""
 
@@ -97,7 +100,8 @@ def _key(row: Mapping[str, Any]) -> Key:
 def _kept(row: Mapping[str, Any], document: Mapping[str, Any], strip: Tensor | None) -> Kept:
     known = {field.name: row[field.name] for field in fields(Result) if field.name in row}
     processor = row.get("processor") or document["machine"]["processor"]
-    return Kept(Result(**{**known, "run": None}), processor, strip)
+    commit = row.get("commit") or document.get("commit")
+    return Kept(Result(**{**known, "run": None}), processor, commit, strip)
 
 
 def _strips(path: Path, document: Mapping[str, Any]) -> dict[Key, Tensor]:

@@ -10,6 +10,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
@@ -85,11 +86,12 @@ def document_of(
     here = machine()
     gone = [_key(result) for result in plain if result.run is None]
     processors = {key: kept[key].processor for key in gone if key in kept}
+    code = commit()
     return {
         "schema": SCHEMA,
         "command": command_of(sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d", time.gmtime()),
-        "commit": commit(),
+        "commit": code,
         "machine": here,
         "workers": options.workers,
         "priors": priors_of(plain),
@@ -102,6 +104,7 @@ def document_of(
                 "held_out": cell.item.held_out,
                 "run": result.run and os.path.relpath(result.run, options.runs),
                 "processor": processors.get(_key(result), here["processor"]),
+                "commit": kept[key].commit if (key := _key(result)) in kept else code,
             }
             for cell, result in results
         ],
@@ -195,6 +198,18 @@ def coverage_note(document: dict[str, Any]) -> str:
     return f"{note}, {len(rows)} assets" + (f" of {whole}." if len(rows) < whole else ".")
 
 
+def code_note(document: dict[str, Any]) -> list[str]:
+    """With which commits the assets were made, where those are several."""
+    commits = Counter(row.get("commit") for row in document["assets"])
+    if len(commits) < 2:
+        return []
+    told = ", ".join(f"`{str(name)[:8]}` ({count})" for name, count in commits.items())
+    return [
+        f"Made with several versions of the code, by commit: {told}. The settings of a system were "
+        "the same with all; what the code did beside them may not have been."
+    ]
+
+
 def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
     """The Markdown file."""
     notes = [
@@ -202,6 +217,7 @@ def page(name: str, document: dict[str, Any], results: Sequence[Result]) -> str:
         f"{document['date']}, {machine_note(document)} Means with 95 % intervals over prompts, for "
         "each of which seeds are averaged. A failed run counts as wrong.",
         coverage_note(document),
+        *code_note(document),
         *budget_notes(document["budgets"]),
     ]
     mixed = mixed_priors(document)

@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from guidance.layout_multiview_configs import OF_SETS
-from image_tools.configs import DiffusersPriorConfig, PocketPriorConfig, PriorConfig
+from image_tools.configs import (
+    DiffusersPriorConfig,
+    PersonalizedPriorConfig,
+    PocketPriorConfig,
+    PriorConfig,
+    ReferencedPriorConfig,
+)
 from image_tools.personalization.dreambooth_configs import DreamBoothConfig
 from studio.errors import ConfigError
 from studio.stage_configs import StageConfig
@@ -17,7 +23,7 @@ from studio.subject.configs import (
     StageSubjectConfig,
 )
 
-__all__ = ["check_given", "first_multiview_stage", "subject_problems"]
+__all__ = ["check_given", "first_multiview_stage", "is_consistent", "subject_problems"]
 
 TASK = "dreambooth3d"
 
@@ -191,3 +197,11 @@ def _consistency_problems(subject: DreamBooth3DConfig, use: StageSubjectConfig) 
         "subject: consistency guidance needs the prior beside the subject - expected "
         "subject.training.kind=dco or dreambooth_lora, or {kind: plain}."
     ]
+
+
+def is_consistent(prior: PriorConfig, use: StageSubjectConfig | None) -> bool:
+    """Whether a stage is guided by consistency: its prior's, or that of the scene's subject."""
+    if isinstance(prior, ReferencedPriorConfig):
+        prior = prior.base
+    own = isinstance(prior, PersonalizedPriorConfig) and prior.guidance == "consistency"
+    return own or isinstance(use, ConsistencySubjectConfig)

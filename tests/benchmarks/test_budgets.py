@@ -147,7 +147,7 @@ def test_rows_of_an_edit_by_its_prompt_are_those_that_it_records(
 
 
 @pytest.mark.parametrize("students", [1, 2])
-@pytest.mark.parametrize("variant", ["sds", "sds without guidance", "perp-neg", "vsd", "dreamflow"])
+@pytest.mark.parametrize("variant", ["sds", "sds without guidance", "vsd", "dreamflow"])
 def test_rows_of_consistency_guidance_are_those_that_a_run_records(
     variant,
     students,

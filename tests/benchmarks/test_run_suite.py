@@ -18,6 +18,7 @@ from benchmarks.text_to_3d.kept import SCHEMA, read_kept, scene_settings
 from benchmarks.text_to_3d.results import (
     PAIRS,
     budget_notes,
+    code_note,
     coverage_note,
     machine_note,
     mixed_priors,
@@ -265,7 +266,12 @@ def test_options_that_are_new_since_have_their_defaults(tiny_scene, tmp_path):
     path = tmp_path / "text_to_3d--x.json"
     path.write_text(json.dumps(document))
     (kept,) = read_kept(tmp_path, "x", {"tiny": replace(scene, seed=5)}).values()
-    assert (kept.processor, kept.strip) == ("an abacus", None)
+    assert (kept.processor, kept.commit, kept.strip) == ("an abacus", None, None)
+    for told in (document, row):  # the row's own goes before the file's
+        told["commit"] = f"{len(told)}"
+        path.write_text(json.dumps(document))
+        (kept,) = read_kept(tmp_path, "x", {"tiny": scene}).values()
+        assert kept.commit == told["commit"]
     assert not read_kept(tmp_path, "x", {"tiny": replace(scene, negative_prompt="fog")})
     document["scenes"]["tiny"]["unheard_of"] = 1
     path.write_text(json.dumps(document))
@@ -291,6 +297,15 @@ def test_how_much_of_the_suite_there_is_and_where_it_was_made_is_told():
     assert "compare nothing" in machine_note(document)
     assert "compare nothing" not in machine_note(MADE | {"assets": rows[:1]})
     assert coverage_note(MADE | {"assets": rows}).endswith("2 assets.")
+
+
+def test_assets_of_several_versions_of_the_code_are_told():
+    row = {"system": "a", "prompt": "a red duck", "seed": 0}
+    rows = [{**row, "commit": "1234567890"}] * 2 + [{**row, "commit": "abcdefabcdef"}]
+    (note,) = code_note(MADE | {"assets": rows})
+    assert "by commit: `12345678` (2), `abcdefab` (1)." in note
+    assert code_note(MADE | {"assets": rows[:2]}) == []
+    assert code_note(MADE | {"assets": [row]}) == []
 
 
 def test_a_change_of_weights_is_told():

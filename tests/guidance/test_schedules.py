@@ -107,11 +107,27 @@ def test_bounds_stay_inside_the_training_range():
     assert timestep_bounds(config, T, 0.0) == (0, 999)
 
 
-def test_crossing_bounds_are_an_error():
-    config = UniformTimestepsConfig(min_t=0.6, max_t=((0.0, 0.9), (1.0, 0.3)))
-    assert timestep_bounds(config, T, 0.0) == (600, 900)
-    with pytest.raises(ValueError, match=r"min_t is above max_t at 1\.000"):
-        timestep_bounds(config, T, 1.0)
+@pytest.mark.parametrize(
+    ("low", "high", "place"),
+    [
+        (0.6, 0.5, "0.000"),
+        (0.6, ((0.0, 0.9), (1.0, 0.3)), "1.000"),
+        (((0.3, 0.2), (0.5, 0.95), (0.7, 0.2)), 0.9, "0.500"),
+        (((0.0, 0.2), (0.5, 0.95), (0.5, 0.2)), 0.9, "0.500"),  # before the jump
+        (((0.0, 0.4), (0.5, 0.4)), ((0.0, 0.9), (0.4, 0.3), (0.4, 0.9)), "0.400"),
+    ],
+)
+def test_bounds_that_cross_are_refused_with_the_place(low, high, place):
+    """Before a run begins, not at the step where they do."""
+    with pytest.raises(ValueError, match=rf"min_t is above max_t at {place} of the stage"):
+        UniformTimestepsConfig(min_t=low, max_t=high)
+
+
+def test_bounds_may_meet_and_jump_together():
+    together = ((0.0, 0.9), (0.5, 0.9), (0.5, 0.2))
+    config = UniformTimestepsConfig(min_t=together, max_t=together)
+    assert timestep_bounds(config, T, 0.4) == (900, 900)
+    assert timestep_bounds(config, T, 0.5) == (200, 200)
 
 
 def test_draws_repeat_with_the_seed():

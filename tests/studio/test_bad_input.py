@@ -163,6 +163,43 @@ CASES = [
         "stages.0.prior={kind: pocket_mv}",
         "stages.1.guidance.critic.prior={kind: pocket_mv}",
     ),
+    case(
+        "a critic of lit renders",
+        "run",
+        "pocket-prolificdreamer",
+        "stages.0.material={kind: diffuse}",
+    ),
+    case(
+        "sets of three views",
+        "run",
+        "demo",
+        "stages.0.cameras.n_views=3",
+        "stages.0.cameras.batch_size=3",
+    ),
+    case("a background for each view of a set", "run", "demo", "stages.0.background.share=image"),
+    case("an environment behind a set", "run", "demo", "stages.0.background={kind: neural}"),
+    case(
+        "timesteps that cross",
+        "run",
+        "pocket-dreamfusion",
+        "stages.0.guidance.timesteps.max_t=[[0, 0.98], [1, 0.0]]",
+    ),
+    case(
+        "losses of the shape where it is fixed",
+        "run",
+        "pocket-prolificdreamer",
+        *(
+            f"stages.texture.losses.{name}=1"
+            for name in ("sparsity", "border", "opaque", "opacity_smoothness")
+        ),
+    ),
+    case(
+        "perpendicular negatives with consistency",
+        "run",
+        "pocket-dreamfusion",
+        "view_prompts.kind=perp_neg",
+        "prior={kind: personalized, guidance: consistency, subjects: [{loras: [{path: a}]}]}",
+    ),
     case("no particles", "run", "demo", "stages.0.particles=0"),
     case("export of a particle that is not there", "run", "demo", "export.particle=2"),
     case(
