@@ -49,6 +49,26 @@ PAIRS = (
         system="pocket-dreamflow-third",
         to="pocket-prolificdreamer",
     ),
+    Pair(
+        "What is MVDream's own, beside its cameras, backgrounds and losses?",
+        system="pocket-mvdream",
+        to="pocket-dreamfusion-as-mvdream",
+    ),
+    Pair(
+        "Has VSD truer colours than score distillation at the same guidance scale?",
+        system="pocket-prolificdreamer",
+        to="pocket-dreamfusion-at-7.5",
+    ),
+    Pair(
+        "Has DreamFlow truer colours than score distillation at the same guidance scale?",
+        system="pocket-dreamflow",
+        to="pocket-dreamfusion-at-7.5",
+    ),
+    Pair(
+        "Has VSD truer colours than score distillation that ends on a mesh, as it does?",
+        system="pocket-prolificdreamer",
+        to="pocket-magic3d",
+    ),
 )
 """Answered when both systems are among the results."""
 

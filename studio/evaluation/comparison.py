@@ -262,10 +262,12 @@ def comparison_markdown(
     parts = [OWN_COUNT] if "(n " in figures else []
     parts += [NO_INTERVAL, figures]
     if len(systems) > 1:
+        count = len(METRICS) * (len(systems) - 1)
         parts += [
             f"## Difference to {systems[0]}\n\nPaired over the prompts that both have, n where "
             "those are fewer than in another column; bold where the 95 % interval leaves out 0 "
-            f"over at least {MIN_PROMPTS} prompts. An arrow says whether more or less is better.",
+            f"over at least {MIN_PROMPTS} prompts: by chance alone in about {0.05 * count:.1f} of "
+            f"these {count} figures. An arrow says whether more or less is better.",
             _difference_table(results, systems[0]),
         ]
     shown = [pair for pair in pairs if pair_differences(results, pair)]

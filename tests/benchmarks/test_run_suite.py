@@ -335,7 +335,7 @@ def test_unequal_budgets_are_told(more, told):
 def test_questions_are_answered_by_pairs_that_are_there():
     """Each asks for a difference; without both systems it is left out."""
     document = MADE | {"budgets": {"a": 1}, "scenes": {}, "priors": {}}
-    mesh, _ = PAIRS
+    mesh = PAIRS[0]
     prompts = list(enumerate(item.prompt for item in chosen(6)))
     costs = {mesh.to: {"denoiser_evaluations": 2080}, mesh.system: {"denoiser_evaluations": 3200}}
     results = [
@@ -355,6 +355,25 @@ def test_the_coarse_variant_is_the_first_stage_of_magic3d():
     whole = load_scene("pocket-magic3d").config
     coarse = load_scene(run_suite.scene_of("pocket-magic3d-coarse")).config
     assert coarse == replace(whole, stages=whole.stages[:1])
+
+
+def test_dreamfusion_as_mvdream_has_all_of_mvdream_but_its_guidance():
+    theirs = load_scene("pocket-mvdream").config
+    plain = load_scene("pocket-dreamfusion").config
+    found = load_scene(run_suite.scene_of("pocket-dreamfusion-as-mvdream")).config
+    stage = replace(theirs.stages[0], guidance=plain.stages[0].guidance)
+    own = {"prior": plain.prior, "view_prompts": plain.view_prompts}
+    assert found == replace(theirs, stages=(stage,), **own)
+
+
+def test_dreamfusion_at_7_5_differs_in_nothing_else():
+    plain = load_scene("pocket-dreamfusion").config
+    guidance = replace(plain.stages[0].guidance, guidance_scale=7.5)
+    found = load_scene(run_suite.scene_of("pocket-dreamfusion-at-7.5")).config
+    assert found == replace(plain, stages=(replace(plain.stages[0], guidance=guidance),))
+    for name in ("pocket-prolificdreamer", "pocket-dreamflow"):
+        stages = load_scene(name).config.stages
+        assert {stage.guidance.guidance_scale for stage in stages} == {7.5}
 
 
 def test_the_cheap_dreamflow_is_dreamflow_at_a_third_of_prolificdreamer_s_evaluations():
