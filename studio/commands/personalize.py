@@ -28,6 +28,7 @@ from studio.waiting import settle_waiting
 __all__ = ["TASK", "is_personalization", "run"]
 
 TASK = "personalize"
+OF_CUTOUTS = "subject.photos."
 
 
 def is_personalization(source: str | None, resume: Path | None) -> bool:
@@ -104,11 +105,13 @@ def _load(source: str | None, overrides: list[str]) -> tuple[PersonalizeConfig, 
             "a file with task: personalize."
         )
     tree = {"subject": {"images": source}} if source else {}
-    config = validate(PersonalizeConfig, tree, overrides, where="personalize")
+    # Pocket's own settings depend on the others, and these on keys that only pocket's have.
+    deciding = [text for text in overrides if not text.startswith(OF_CUTOUTS)]
+    config = validate(PersonalizeConfig, tree, deciding, where="personalize")
     if isinstance(config.prior, PocketPriorConfig):
         pocket, _ = read_yaml(POCKET_METHODS / f"{config.method.kind}.yaml")
-        config = validate(PersonalizeConfig, merge(pocket, tree), overrides, where="personalize")
-    config = _absolute(config)
+        tree = merge(pocket, tree)
+    config = _absolute(validate(PersonalizeConfig, tree, overrides, where="personalize"))
     return config, dump_yaml(config)
 
 

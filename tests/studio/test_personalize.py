@@ -242,12 +242,15 @@ def test_pocket_has_settings_of_its_own_and_other_priors_the_papers(photos, caps
         personalize.run(given, out=Path("runs"), dry_run=True, as_json=True)
         return json.loads(capsys.readouterr().out)
 
-    pocket = settings("method.loop.save_every=7")
+    pocket = settings("method.loop.save_every=7", "subject.photos.cutout.fill=0.6")
+    assert pocket["subject"]["photos"]["cutout"]["fill"] == 0.6  # a key of what pocket alone sets
     assert pocket["subject"]["photos"]["cutout"]["ground"] == "colors"
     assert pocket["subject"]["images"] == str(photos)
     assert pocket["method"]["loop"]["steps"] == 400
     assert pocket["method"]["loop"]["save_every"] == 7
     other = settings("prior.kind=diffusers", "prior.model=nowhere")
+    with pytest.raises(ConfigError, match=r"leaves subject\.photos\.cutout empty"):
+        settings(*("prior.kind=diffusers", "prior.model=nowhere", "subject.photos.cutout.fill=1"))
     assert other["subject"]["photos"]["cutout"] is None
     rates = [each["method"]["loop"]["learning_rate"] for each in (pocket, other)]
     assert rates[0] != rates[1]
