@@ -304,7 +304,8 @@ class LoraCritic:
         """Only the critic's own parameters are differentiated."""
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(loss * scale, parameters)
-        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+        # One look at all norms: each look makes the host wait for the device.
+        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
             self._lose(loss)
             return
         self._lost = 0

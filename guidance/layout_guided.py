@@ -89,9 +89,9 @@ class LayoutCondition:
             z_t = latents[rows].detach().requires_grad_()
             prior.predict_output(z_t, t[rows], self.text.positive.select(rows))
             tokens = [self.tokens[row] for row in rows.tolist()]
-            energy = layout_energy(
-                self.config.terms, watcher.seen(), tokens, self.masks.to(z_t)[rows]
-            )
+            maps = watcher.seen()  # where the prior is, which may be another device
+            masks = self.masks[rows.to(self.masks.device)].to(maps[0])
+            energy = layout_energy(self.config.terms, maps, tokens, masks)
             (gradient,) = torch.autograd.grad(LOSS_SCALE * energy.sum(), [z_t])
         return gradient / LOSS_SCALE
 

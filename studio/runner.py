@@ -156,6 +156,8 @@ class Runner:
             if self.stage.index + 1 == len(self.scene.stages):
                 return False
             following = self.stage.index + 1
+            if self.steps_done % self.scene.saving.checkpoint_every:
+                self._tolerate(self.save)  # the hand-over may fail: a field without a surface
             self._prepare(following)
             finished, self.stage = self.stage, self._enter(following)
             self.stage.take_over(finished)
@@ -286,8 +288,7 @@ class Runner:
         if self.subject is None or not self.subject.is_due(index):
             return
         renderer = None
-        if index:
-            self.save()  # what comes now is made of the stage that ends, and may take long
+        if index:  # what comes now is made of the stage that ends, and may take long
             renderer = self.stage.renderer
             self._let_go()
         self.run.update_info({"status": "preparing", "error": None, "threads": thread_counts()})

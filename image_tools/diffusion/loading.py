@@ -9,6 +9,7 @@ when the first prompt comes that the cache does not know.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -99,6 +100,8 @@ def load_prior(
         from image_tools.personalization.references import build_reference_tool
 
         return build_reference_tool(config.tool, load_prior(config.base, device, dtype))
+    # Priors and their tools know each other, so that those let go of stay until they are collected.
+    gc.collect()
     memory = config.memory
     device = prior_device(memory, device)
     dtype = dtype or getattr(torch, memory.dtype)

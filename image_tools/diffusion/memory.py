@@ -14,7 +14,7 @@ import torch
 from image_tools.configs import PriorMemoryConfig
 from renderers.errors import BackendMissing
 
-__all__ = ["apply_memory_options", "prior_device", "vae_dtype"]
+__all__ = ["apply_memory_options", "prior_device", "share_memory_options", "vae_dtype"]
 
 TILES_PER_SIDE = 2
 
@@ -67,6 +67,18 @@ def apply_memory_options(
     for is_wanted, enable in options:
         if is_wanted:
             enable()
+
+
+def share_memory_options(source: torch.nn.Module, vae: torch.nn.Module) -> None:
+    """Switch on in ``vae`` what is on in the one that it replaces, tiles of the same size too."""
+    if source.use_slicing:
+        vae.enable_slicing()
+    if source.is_gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    if source.use_tiling:
+        vae.enable_tiling()
+        vae.tile_latent_min_size = source.tile_latent_min_size
+        vae.tile_sample_min_size = source.tile_sample_min_size
 
 
 def _enable_tiling(vae: torch.nn.Module, latent_size: int) -> None:

@@ -100,8 +100,8 @@ class DiffusionPrior:
         self.denoiser_evaluations = 0
         """Latents sent through the denoiser so far: what methods are compared by."""
         self._own_fingerprint = parts.fingerprint
-        self._prompt_cache = prompt_cache
-        self._keep_text_encoder = keep_text_encoder
+        self.prompt_cache = prompt_cache
+        self.keeps_text_encoder = keep_text_encoder
         self._encoded: dict[tuple[str, str], TextEmbedding] = {}
         self._refuse_unknown_designs()
 
@@ -194,7 +194,7 @@ class DiffusionPrior:
         if not prompts:
             raise ValueError("encode_prompt got no prompts. Give at least one.")
         rows = [self._encode_one(prompt) for prompt in prompts]
-        if not self._keep_text_encoder:
+        if not self.keeps_text_encoder:
             self.text.drop()
         text = cat_embeddings(rows)
         return text if self.aesthetics is None else text.with_aesthetic(self.aesthetics.positive)
@@ -212,7 +212,7 @@ class DiffusionPrior:
 
     def pin_text_encoder(self) -> None:
         """Keep the text encoders in memory: a tool changed them, which their files do not know."""
-        self._keep_text_encoder = True
+        self.keeps_text_encoder = True
 
     def see_cameras(self, cameras: Cameras) -> None:
         """Be told of the cameras of a 3D step, one for each image, which tools around may need."""
@@ -334,7 +334,7 @@ class DiffusionPrior:
         return output.to(latents)
 
     def _encode_one(self, prompt: str) -> TextEmbedding:
-        fingerprint, cache = self.fingerprint, self._prompt_cache
+        fingerprint, cache = self.fingerprint, self.prompt_cache
         key = (fingerprint, prompt)
         if key in self._encoded:
             return self._encoded[key]

@@ -165,7 +165,9 @@ class InstructPix2PixPrior(ModifiedPrior):
                 fingerprint=plain.fingerprint,
                 zero_negative=plain.zero_negative,
                 aesthetics=plain.aesthetics,
-            )
+            ),
+            prompt_cache=plain.prompt_cache,
+            keep_text_encoder=plain.keeps_text_encoder,
         )
         self.image_scale = image_scale
         self.condition_latents = condition_latents

@@ -54,7 +54,7 @@ def extract_deltas(
     deltas: dict[str, LoraDelta] = {}
     left_out, lost, total, missed = [], 0.0, 0.0, 0.0
     for name in sorted(base):
-        change = tuned[name].float() - base[name].float()
+        change = tuned[name].to(base[name].device).float() - base[name].float()
         size = float(change.double().square().sum())
         if size == 0.0:
             continue

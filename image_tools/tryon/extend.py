@@ -136,7 +136,9 @@ class TryOnDenoiser(DiffusionPrior):
                 fingerprint=plain.fingerprint,
                 zero_negative=plain.zero_negative,
                 aesthetics=plain.aesthetics,
-            )
+            ),
+            prompt_cache=plain.prompt_cache,
+            keep_text_encoder=plain.keeps_text_encoder,
         )
         self._refuse_other_sizes()
 

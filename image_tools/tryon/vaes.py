@@ -11,6 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from image_tools.diffusion.loading import read_module
+from image_tools.diffusion.memory import share_memory_options
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.diffusion.weights import find_weights, read_json
 from image_tools.tryon.tryon_weights import STEM
@@ -46,6 +47,7 @@ def with_vae(prior: DiffusionPrior, vae: nn.Module) -> DiffusionPrior:
             f"Another VAE was named for a {type(prior).__name__} - expected a plain prior. Put "
             "tools around it afterwards."
         )
+    share_memory_options(prior.vae, vae)
     return DiffusionPrior(
         PriorParts(
             unet=prior.unet,
@@ -55,5 +57,7 @@ def with_vae(prior: DiffusionPrior, vae: nn.Module) -> DiffusionPrior:
             fingerprint=prior.fingerprint,
             zero_negative=prior.zero_negative,
             aesthetics=prior.aesthetics,
-        )
+        ),
+        prompt_cache=prior.prompt_cache,
+        keep_text_encoder=prior.keeps_text_encoder,
     )

@@ -159,6 +159,7 @@ class SubjectPreparation:
                 hooks=self._hooks(prior, "training"),
             )
         )
+        del prior  # the next line loads another one, and both may not fit
         held = keep_lora(self.subject, self.folder, fresh=self._prior)
         if held is not None:
             self.run.update_info({SUBJECT_LORA: held})

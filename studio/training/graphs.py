@@ -43,4 +43,5 @@ def captured(module: nn.Module, example: tuple[Tensor, ...]) -> nn.Module:
     if not example[0].is_cuda:
         return module
     arguments = tuple(tensor.detach().clone() for tensor in example)
-    return torch.cuda.make_graphed_callables(module, arguments)
+    with torch.cuda.device(example[0].device):  # graphs are captured on the current device
+        return torch.cuda.make_graphed_callables(module, arguments)

@@ -185,8 +185,14 @@ class TrainingLoop:
             self.ema[name].copy_(tensors[f"ema.{name}"])
             prefix = f"optimizer.{name}."
             found = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-            # A fused optimizer wants its moments, and even its step count, beside the parameter.
-            state = {key: tensor.to(parameter.device) for key, tensor in found.items()}
+            # A fused optimizer wants its moments, and even its step count, beside the parameter. It
+            # walks through both as they lie in memory, which files do not keep (channels last).
+            state = {
+                key: torch.empty_like(parameter).copy_(tensor)
+                if tensor.shape == parameter.shape
+                else tensor.to(parameter.device)
+                for key, tensor in found.items()
+            }
             if state:
                 self.optimizer.state[parameter] = state
 

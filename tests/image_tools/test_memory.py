@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,24 @@ def _kept_bytes(prior: DiffusionPrior) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         prior.encode_images(_images().requires_grad_())
     return sum(sizes.values())
+
+
+def test_a_prior_that_was_let_go_of_is_gone_before_the_next_one_is_loaded(tiny_pipelines):
+    """Tools and priors know each other, and two large models may not fit side by side."""
+
+    def let_go() -> weakref.ref:
+        prior = _prior(tiny_pipelines["sd1"])
+        prior.fingerprint_parts["tool"] = lambda: prior.unet.__class__.__name__
+        return weakref.ref(prior.unet)
+
+    gc.disable()
+    try:
+        unet = let_go()
+        assert unet() is not None
+        _prior(tiny_pipelines["sd1"])
+        assert unet() is None
+    finally:
+        gc.enable()
 
 
 def test_slicing_encodes_one_image_at_a_time(tiny_pipelines):

@@ -10,7 +10,7 @@ from PIL import Image
 
 from renderers.errors import EmptyGeometry
 from renderers.fields.tet_mesh import TetMeshField
-from studio.checkpoints import list_checkpoints, load_checkpoint
+from studio.checkpoints import list_checkpoints, load_checkpoint, load_latest
 from studio.export.pipeline import export_run
 from studio.export.read import load_asset
 from studio.finish import finish_run
@@ -185,6 +185,8 @@ def test_an_empty_field_gives_no_mesh(mesh_scene, tmp_path):
     with pytest.raises(EmptyGeometry, match=r"No surface to make a mesh of.*max"):
         Runner(scene, run).optimise()
     assert run.read_info()["status"] == "failed"
+    kept = load_latest(run.checkpoints_dir, warn=print).state
+    assert (kept["stage"], kept["stage_step"]) == (0, 2)  # the stage that ended is not lost
 
 
 def test_guidance_on_normals_moves_the_shape_and_leaves_the_colours(mesh_scene, tmp_path):

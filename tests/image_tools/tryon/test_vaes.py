@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from image_tools.diffusion.loading import load_folder
+from image_tools.configs import DiffusersPriorConfig, PriorMemoryConfig
+from image_tools.diffusion.loading import load_folder, load_prior
 from image_tools.errors import UnsupportedModel, WeightsMissing
+from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
 from image_tools.tryon.vaes import read_stock_vae, with_vae
 from renderers.errors import StudioError
 from tests.image_tools.tryon.tiny_idm import shaken
@@ -29,6 +33,21 @@ def test_a_folders_vae_takes_the_place_of_the_priors(tiny_pipelines, tmp_path) -
     (tmp_path / "vae/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(WeightsMissing, match=r"no diffusion_pytorch_model\.safetensors"):
         read_stock_vae(tmp_path / "vae", prior.vae)
+
+
+def test_memory_switches_pass_to_what_takes_a_priors_place(tiny_pipelines) -> None:
+    memory = PriorMemoryConfig(
+        vae_slicing=True, vae_tiling=True, vae_checkpointing=True, text_encoder="drop"
+    )
+    config = DiffusersPriorConfig(model=str(tiny_pipelines["sd1"]), memory=memory)
+    prior = load_prior(config, CPU)
+    bare = load_prior(replace(config, memory=PriorMemoryConfig()), CPU)
+    other = with_vae(prior, bare.vae)
+    for name in ("use_slicing", "use_tiling", "is_gradient_checkpointing", "tile_latent_min_size"):
+        assert getattr(other.vae, name) == getattr(prior.vae, name), name
+    wide = widen_conv_in(bare.unet, 9)
+    wearing = TryOnDenoiser(other, wide, extra_channels=5, image_hw=(16, 16))
+    assert not any(one.keeps_text_encoder for one in (prior, other, wearing))
 
 
 def test_what_does_not_fit_is_refused(tiny_pipelines) -> None:

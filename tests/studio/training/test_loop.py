@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 from dataclasses import replace
@@ -63,6 +64,31 @@ def test_a_killed_training_ends_in_the_same_bits(tmp_path: Path, stop_at: int) -
         assert torch.equal(expected[name], actual[name]), name
         if name in whole.ema:
             assert torch.equal(whole.ema[name], resumed.ema[name]), name
+
+
+def test_a_network_that_lies_channels_last_goes_on_in_the_same_bits(tmp_path: Path) -> None:
+    """Files hold tensors row by row; moments must lie as their weights do, or they are mixed up."""
+
+    def run(folder: Path, steps: int) -> nn.Module:
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3))
+        net = net.to(memory_format=torch.channels_last)
+
+        def loss_at(step: int) -> Tensor:
+            if step == steps:
+                raise Stopped
+            draw = torch.randn(2, 8, 9, 9, generator=torch.Generator().manual_seed(step))
+            return (net(draw) - 1.0).square().mean()
+
+        with contextlib.suppress(Stopped):
+            TrainingLoop(net, CONFIG, folder).run(loss_at, log=lambda line: None)
+        return net
+
+    whole = run(tmp_path / "whole", CONFIG.steps)
+    run(tmp_path / "killed", 6)
+    resumed = run(tmp_path / "killed", CONFIG.steps)
+    for (name, a), b in zip(whole.named_parameters(), resumed.parameters(), strict=True):
+        assert torch.equal(a, b), name
 
 
 def forget(folder: Path) -> None:
