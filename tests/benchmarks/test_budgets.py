@@ -199,7 +199,8 @@ def test_rows_of_a_multiview_run_are_those_that_it_records(
     prior = f"prior={{kind: pocket_mv, path: {folder}, base: {tiny_prior}}}"
     rule = "stages.0.guidance={kind: multiview}"
     words = "view_prompts.kind=perp_neg"
-    scene, run = start(tiny_scene, tmp_path / "runs", prior, rule, MULTIVIEW_CAMERAS, words)
+    ground = "stages.0.background.share=batch"
+    scene, run = start(tiny_scene, tmp_path / "runs", prior, rule, MULTIVIEW_CAMERAS, words, ground)
     Runner(scene, run).optimise()
     assert scene_rows(scene) == run.read_info()["denoiser_evaluations"]
 

@@ -72,11 +72,11 @@ def test_objects_in_boxes_need_a_volume_and_sets_of_views(tiny_scene, tmp_path, 
 
 
 def test_scenes_that_do_not_fit_say_what_is_missing(tiny_scene, tiny_prior, tmp_path, overrides):
-    prior, guidance, _, _ = overrides
+    prior, guidance, ground, _ = overrides
     with pytest.raises(ConfigError, match="multiview guidance needs sets of views"):
         start(tiny_scene, tmp_path / "cameras", prior, guidance)
     missing = f"prior={{kind: mvdream, weights: nowhere, base: {tiny_prior}}}"
-    scene, run = start(tiny_scene, tmp_path / "file", missing, guidance, CAMERAS)
+    scene, run = start(tiny_scene, tmp_path / "file", missing, guidance, ground, CAMERAS)
     with pytest.raises(WeightsMissing, match="nowhere"):
         Runner(scene, run)
 

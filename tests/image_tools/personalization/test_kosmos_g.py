@@ -24,7 +24,7 @@ from tests.image_tools.personalization.subjects import images_of, load_tiny
 from tests.image_tools.personalization.tiny_kosmos import TEXT_WIDTH, tiny_kosmos
 from tests.image_tools.random_loras import random_lora
 
-BOS, IMAGE, END = 0, 37, 38  # of the tiny vocabulary
+BOS, IMAGE, END = 0, 38, 39  # of the tiny vocabulary
 PROMPT = "a <i> hat, a <i>"
 
 
@@ -235,7 +235,7 @@ def test_a_prompt_that_is_too_long_is_refused(prior):
 
 def test_a_tokenizer_without_images_is_refused(model):
     tokenizer = model.tokens._tokenizer
-    with pytest.raises(UnsupportedModel, match=r"numbers it 37 - expected one of its 30 rows"):
+    with pytest.raises(UnsupportedModel, match=r"numbers it 38 - expected one of its 30 rows"):
         PromptTokens(tokenizer, image_length=4, vocabulary=30)
 
 
