@@ -20,6 +20,7 @@ backward pass costs about two more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol
@@ -304,8 +305,9 @@ class LoraCritic:
         """Only the critic's own parameters are differentiated."""
         parameters = list(self.parameters.values())
         gradients = torch.autograd.grad(loss * scale, parameters)
-        # One look at all norms: each look makes the host wait for the device.
-        if not torch.isfinite(torch.stack(torch._foreach_norm(gradients))).all():
+        # One look at all largest entries: each look makes the host wait for the device.
+        largest = torch.stack(torch._foreach_norm(gradients, ord=math.inf))
+        if not torch.isfinite(largest).all():
             self._lose(loss)
             return
         self._lost = 0

@@ -90,7 +90,7 @@ class LayoutCondition:
             prior.predict_output(z_t, t[rows], self.text.positive.select(rows))
             tokens = [self.tokens[row] for row in rows.tolist()]
             maps = watcher.seen()  # where the prior is, which may be another device
-            masks = self.masks[rows.to(self.masks.device)].to(maps[0])
+            masks = self.masks[rows.to(self.masks.device)].to(maps[0].device, z_t.dtype)
             energy = layout_energy(self.config.terms, maps, tokens, masks)
             (gradient,) = torch.autograd.grad(LOSS_SCALE * energy.sum(), [z_t])
         return gradient / LOSS_SCALE

@@ -106,6 +106,8 @@ def document_of(
     here = machine()
     gone = [_key(result) for result in plain if result.run is None]
     processors = {key: kept[key].processor for key in gone if key in kept}
+    # What failed before may have been made again now.
+    commits = {key: one.commit for key, one in kept.items() if one.result.status == "done"}
     code = commit()
     return {
         "schema": SCHEMA,
@@ -124,7 +126,7 @@ def document_of(
                 "held_out": cell.item.held_out,
                 "run": result.run and os.path.relpath(result.run, options.runs),
                 "processor": processors.get(_key(result), here["processor"]),
-                "commit": kept[key].commit if (key := _key(result)) in kept else code,
+                "commit": commits.get(_key(result), code),
             }
             for cell, result in results
         ],

@@ -47,11 +47,13 @@ def in_place(module: nn.Module, folder: Path, digest: Callable[[], str]) -> Iter
         The digest from which the training in ``folder`` began: that of now, unless ``folder`` is
         where this very module, unchanged since, was trained last.
     """
-    began, place = digest(), folder.resolve()
-    left = _LEFT.get(module)
-    if left and (left.folder, left.now) == (place, began) and any(place.glob("state.*")):
-        began = left.began
+    before, place = digest(), folder.resolve()
+    left, has_state = _LEFT.get(module), (place / "state.safetensors").exists()
+    goes_on = left is not None and (left.folder, left.now) == (place, before) and has_state
+    began = left.began if goes_on else before
     try:
         yield began
     finally:
-        _LEFT[module] = _Left(place, began, digest())
+        # A call that was refused changed nothing, and the module is still what another one left.
+        if (now := digest()) != before:
+            _LEFT[module] = _Left(place, began, now)
