@@ -71,6 +71,15 @@ class AttachedSubjects:
         self._undo.close()
         self.loras, self._weights = [], []
 
+    def keep(self) -> None:
+        """Let go of what the subjects replaced, the half of the memory; then there is no way back.
+
+        The prior stays as it is. ``off`` and ``remove`` are over.
+        """
+        for weights in self._weights:
+            weights.keep()
+        self._undo.pop_all()
+
     def _attach(self, index: int, subject: SubjectConfig, undo: ExitStack) -> None:
         prior = self.prior
         if subject.weights is not None:
@@ -130,6 +139,7 @@ def personalized_prior(
         _check_students(subjects)
     attached = attach_subjects(prior, subjects)
     if guidance == "plain":
+        attached.keep()
         return prior
     students = [
         Student(
@@ -192,6 +202,10 @@ class _ReplacedWeights:
         """The prior's own weights again, for good."""
         self._switch(False)
         del self._prior.fingerprint_parts[PART]
+
+    def keep(self) -> None:
+        """Let go of the prior's own weights."""
+        self._pairs.clear()
 
     def _switch(self, is_on: bool) -> None:
         for parameter, own, base in self._pairs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -154,16 +155,23 @@ def _make(prepared: Prepared, watchers: Sequence[Watcher], *, evaluate: bool) ->
         with contextlib.ExitStack() as stack:
             for watcher in watchers:
                 stack.enter_context(watcher(prepared.run))
-            runner = _load(prepared)
-            runner.optimise()
-            say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
-            files = _finish(prepared.run, str(runner.device))
+            device = _optimise(prepared)
+            gc.collect()  # a prior can fill a card, and knows of its parts in circles
+            files = _finish(prepared.run, device)
             if evaluate:
                 _evaluate(prepared.run)
     finally:
         with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
             prepared.run.add_to_index()
     return files
+
+
+def _optimise(prepared: Prepared) -> str:
+    """All steps that are left; returns the device's name and lets go of the rest."""
+    runner = _load(prepared)
+    runner.optimise()
+    say(f"Optimised in {format_seconds(runner.seconds['optimise'])}.")
+    return str(runner.device)
 
 
 def _load(prepared: Prepared) -> Runner:

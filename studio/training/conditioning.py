@@ -69,9 +69,11 @@ class TextPreconditioner:
         """What a network in training reads instead of ``states``."""
         if self._placed.device != states.device:
             self._placed = self.matrix.to(states.device)
-        # Rounding the large shared directions would drown the small ones that are scaled up.
+        # Rounding the large shared directions would drown the small ones that are scaled up; a
+        # card's single precision may be TF32, which has 10 bits.
+        exact = torch.float64 if states.is_cuda else states.dtype
         with full_precision(states.device):
-            return states @ self._placed.to(states.dtype)
+            return (states.to(exact) @ self._placed.to(exact)).to(states.dtype)
 
     def enter(self, unet: UNet2DConditionModel) -> None:
         """Make ``unet`` read preconditioned states: A becomes A W^-1."""

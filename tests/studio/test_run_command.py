@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,27 @@ def test_last_line_is_the_file_to_open(finished, monkeypatch):
     lines = studio(monkeypatch, "run", "--resume", result["run"]).strip().splitlines()
     assert lines[0].split()[1] == result["run"]
     assert Path(lines[-1].split()[1]).is_file()
+
+
+def test_the_prior_is_let_go_of_before_the_asset_is_written(tiny_scene, tmp_path, monkeypatch):
+    """A card that the prior fills has no room for views of an asset."""
+    priors: list[weakref.ref] = []
+    load = run_command._load
+
+    def loaded(prepared: run_command.Prepared) -> object:
+        runner = load(prepared)
+        priors.append(weakref.ref(runner.prior))
+        return runner
+
+    def finish(run: object, device: str) -> dict[str, str]:
+        assert [prior() for prior in priors] == [None]
+        return {"device": device}
+
+    monkeypatch.setattr(run_command, "_load", loaded)
+    monkeypatch.setattr(run_command, "_finish", finish)
+    arguments = [str(tiny_scene), "steps=1", "--out", str(tmp_path), "--json"]
+    result = json.loads(studio(monkeypatch, "run", *arguments))
+    assert result["files"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize("resume", [False, True], ids=["new", "resumed"])

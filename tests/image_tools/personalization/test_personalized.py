@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -109,6 +111,18 @@ def test_dreambooth_weights_predict_as_the_trained_prior(tiny_pipelines, files):
     prior = load_tiny(tiny_pipelines)
     attach_subjects(prior, [SubjectConfig(weights=str(files["weights"]))])
     assert torch.equal(predict(prior), files["trained"])
+
+
+def test_weights_that_are_replaced_for_good_are_not_kept(tiny_pipelines, files):
+    """A GPU that holds one denoiser need not hold two."""
+    prior = load_tiny(tiny_pipelines, "sd1")
+    addresses = {parameter.data_ptr() for parameter in prior.unet.parameters()}
+    before = weakref.ref(prior.unet.conv_in.weight.untyped_storage())
+    subject = SubjectConfig(weights=str(files["weights"]))
+    personalized_prior(prior, [subject], guidance="plain")
+    gc.collect()
+    assert before() is None
+    assert not addresses & {parameter.data_ptr() for parameter in prior.unet.parameters()}
 
 
 def test_what_was_learned_is_added_to_the_weights_of_a_relative(tiny_pipelines, tmp_path):
