@@ -1,9 +1,13 @@
 # Everything a contributor or a newcomer runs. `make help` lists the targets.
-# Nothing is needed but Python >= 3.10 (with venv and pip) and make.
+# Nothing is needed but Python 3.10 to 3.14 (with venv and pip) and make.
 
 VENV := .venv
 BIN := $(VENV)/bin
+# An environment whose Python is gone, as after an upgrade of the system, is made anew.
 STAMP := $(VENV)/.installed
+ifneq ($(shell test -e $(STAMP) && ! $(BIN)/python -c '' 2>/dev/null && echo broken),)
+$(shell rm -f $(STAMP))
+endif
 
 # Waiting threads sleep instead of spinning, so a busy machine slows a run only a little.
 RUN_ENV := OMP_WAIT_POLICY=PASSIVE
@@ -14,9 +18,12 @@ TEST_ENV := $(RUN_ENV) OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=
 # Without byte code every start would compile torch and diffusers again, tens of seconds each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-# The first interpreter that is new enough; `make PYTHON=/path/to/python3.12 setup` names another.
-PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+# The first interpreter that all packages come built for; then 3.14, which xatlas does not (textures
+# are simpler without it). `make PYTHON=/path/to/python3.12 setup` names another.
+PYTHON ?= $(shell for last in 13 14; do \
+	for p in python3 python3.13 python3.12 python3.11 python3.10 python3.14; do \
+	$$p -c "import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $$last))" 2>/dev/null \
+	&& echo $$p && exit; done; done)
 
 EXTRAS_VENV := $(VENV)/extras
 EXTRAS ?= geometry,log,photos,triton,view
@@ -48,8 +55,8 @@ setup: $(STAMP) ## Create .venv and install the studio with its test tools.
 # The stamp is older than pyproject.toml or constraints.txt only when they changed: then, and only
 # then, pip runs again. A failed install leaves no stamp.
 $(STAMP): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "error: no Python >= 3.10 found - name one: make PYTHON=python3.12 setup" >&2; exit 1; }
-	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.14 found - name one: make PYTHON=python3.12 setup" >&2; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "error: $(PYTHON) cannot make a virtual environment - on Debian: apt install python3-venv" >&2; exit 1; }
 	@rm -f $@
 	$(BIN)/python -m pip install --quiet --compile --constraint constraints.txt --editable '.[test]'

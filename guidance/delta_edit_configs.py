@@ -80,6 +80,9 @@ class SharedAttentionConfig:
     """Share of the timesteps, from the noisiest on, in which words look where the source's do."""
     own: float = 0.4
     """The same for the image's attention to itself."""
+    own_max_tokens: int | None = None
+    """Largest layer, in image tokens, whose attention to itself is shared; empty for a quarter of
+    the latents' rows and columns, at least 256."""
 
     def __post_init__(self) -> None:
         """Refuse what is no share."""

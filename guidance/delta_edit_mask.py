@@ -119,7 +119,7 @@ class WordMask:
         self.words = changed_tokens(prior, *texts, original.word)
         self.kept: tuple[Tokens, Tokens] = ((), ())
         if config.keep_word.strip():
-            tokenizer = prior.text.towers[0].tokenizer
+            tokenizer = prior.text.tokenizers[0]
             source, target = (
                 word_tokens(tokenize_prompt(tokenizer, text), config.keep_word) for text in texts
             )
@@ -189,7 +189,7 @@ def changed_tokens(
             f"edit.word is empty and the mask is found by words - expected a word of '{source}' "
             "that names what changes. Set edit.word, or guidance.mask.kind=everywhere."
         )
-    tokenizer = prior.text.towers[0].tokenizer
+    tokenizer = prior.text.tokenizers[0]
     before, after = tokenize_prompt(tokenizer, source), tokenize_prompt(tokenizer, target)
     mine = word_tokens(before, word)
     positions, shared = refinement_map(before, after)

@@ -98,6 +98,7 @@ class ViewSharing:
             align=self.config.align,
             cross_steps=(0.0, self.config.cross),
             self_steps=(0.0, self.config.own),
+            self_max_tokens=self.config.own_max_tokens,
         )
         return PromptToPromptPrior(self.prior, PromptToPromptConfig(source, (edit,)))
 

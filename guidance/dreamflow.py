@@ -78,7 +78,7 @@ def flow_schedule(alphas_cumprod: Float[Tensor, " steps"], config: DreamFlowConf
         ValueError: if start and end are the same timestep of this prior.
     """
     n_train = len(alphas_cumprod)
-    alpha_bar = alphas_cumprod.double().cpu()
+    alpha_bar = alphas_cumprod.cpu().double()  # MPS has no double
     trained = ((1.0 - alpha_bar) / alpha_bar).sqrt()
     trained[0] = 0.0  # t = 0 stands for the clean image, not for its first step of noise
     first, last = (min(share * n_train, n_train - 1) for share in (config.start_t, config.end_t))

@@ -28,7 +28,8 @@ class EditModelConfig:
     image_scale: float = 1.5
     """s_I: guidance towards the original view; higher keeps more of it."""
     condition_latents: Literal["unscaled", "scaled"] = "unscaled"
-    """How the model saw the original in training; CosXL's edit model: scaled."""
+    """How the model saw the original's latents in training: as the VAE makes them, as published,
+    or scaled as noisy ones are."""
 
 
 @dataclass(frozen=True)

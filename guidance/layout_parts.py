@@ -55,7 +55,7 @@ def object_tokens(
         StudioError: an object's prompt is no part of the scene's, or stands there less often than
             objects are called so.
     """
-    tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompt)
+    tokens = tokenize_prompt(prior.text.tokenizers[0], prompt)
     phrases = [_without_article(item.prompts.prompt) for item in objects]
     found: dict[int, tuple[int, ...]] = {}
     taken: set[int] = set()

@@ -240,7 +240,8 @@ class DdimConfig:
     steps: int = 50
     """Number of denoising steps."""
     guidance_scale: float = 7.5
-    """s in eps_u + s (eps_c - eps_u); 1 switches guidance off and halves the cost."""
+    """s in eps_u + s (eps_c - eps_u); 1 switches guidance off and halves the cost. Turbo models
+    want 1, which other tools may call 0; here 0 would leave the prompt out."""
     guidance_rescale: float = 0.0
     """Share phi of the standard-deviation rescale (arXiv 2305.08891, Eq. 16); 0 = none."""
     eta: float = 0.0

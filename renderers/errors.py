@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["BackendMissing", "EmptyGeometry", "ShapeError", "StudioError", "check_shape"]
+__all__ = [
+    "BackendMissing",
+    "EmptyGeometry",
+    "ShapeError",
+    "StudioError",
+    "check_shape",
+    "is_out_of_memory",
+]
 
 
 class StudioError(Exception):
@@ -36,6 +43,12 @@ class EmptyGeometry(StudioError):
     """A field has no surface at the threshold; the message names its value range."""
 
     exit_code = 4
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a GPU's or the CPU's memory is full; told without importing torch."""
+    is_full = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_full or "DefaultCPUAllocator" in str(error)
 
 
 def check_shape(name: str, tensor: Tensor, pattern: str) -> None:

@@ -36,6 +36,8 @@ from studio.run_folder import RunFolder
 __all__ = ["BatchConfig", "Job", "Outcome", "only_one", "run_jobs", "settled"]
 
 INTERRUPTED = 130
+# Windows sends Ctrl-C to whole consoles only: there a child ends at once, and has checkpoints.
+STOP = signal.SIGTERM if os.name == "nt" else signal.SIGINT
 THREAD_VARIABLES = (
     *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
@@ -172,7 +174,7 @@ class _Pool:
         self.stopping.set()
         for child in list(self.children):
             with suppress(ProcessLookupError):
-                child.send_signal(signal.SIGINT)
+                child.send_signal(STOP)
         for child in list(self.children):
             child.wait()
 

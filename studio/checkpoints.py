@@ -20,10 +20,12 @@ import re
 import shutil
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -142,25 +144,21 @@ def _drop_leftovers(folder: Path) -> None:
 
 def _is_saving(pid: int) -> bool:
     """Whether another process that lives wrote this; our own saves are over."""
-    try:
-        os.kill(pid, 0)  # asks, and ends nothing
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it lives, and is another user's
-        return True
-    return pid != os.getpid()
+    return pid != os.getpid() and psutil.pid_exists(pid)
 
 
 def _flush(path: Path) -> None:
-    """fsync a file or folder (folders cannot be opened everywhere)."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except PermissionError:
+    """fsync a file or folder; not every system and not every shared folder can do folders."""
+    if path.is_file():
+        with open(path, "r+b") as file:  # Windows flushes only what is open for writing
+            os.fsync(file.fileno())
         return
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _digest(path: Path) -> str:

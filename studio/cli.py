@@ -6,6 +6,8 @@ an error is one clear line and one exit code (see ``studio.errors`` and ``studio
 
 from __future__ import annotations
 
+import io
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -388,6 +390,9 @@ app.add_typer(lora_app, name="lora")
 
 def main() -> None:
     """Entry point of the `studio` command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # Windows redirects in an old code page
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     run_app(app)
 
 

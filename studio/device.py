@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
-import resource
 import sys
 import warnings
 from collections.abc import Mapping
@@ -17,12 +17,15 @@ from studio.errors import ConfigError
 __all__ = [
     "PeakMemory",
     "configure",
+    "gpu_obstacle",
     "make_generators",
     "peak_memory_bytes",
     "resolve_device",
     "thread_counts",
     "use_thread_counts",
 ]
+
+_LOG = logging.getLogger(__name__)
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,7 +35,7 @@ def resolve_device(name: str) -> torch.device:
         ConfigError: unknown name, or not present on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda" if _has_usable_gpu() else "cpu")
     if not re.fullmatch(r"(cpu|cuda|mps)(:[0-9]+)?", name):
         raise ConfigError(f"device: unknown {name!r} - expected auto, cpu, cuda, cuda:N or mps.")
     kind, _, index = name.partition(":")
@@ -49,6 +52,29 @@ def resolve_device(name: str) -> torch.device:
     if index and int(index) >= count:
         raise ConfigError(f"device: {name!r} - this machine has {count}, counted from 0.")
     return torch.device(name)
+
+
+def gpu_obstacle(index: int = 0) -> str | None:
+    """Why this build of PyTorch has no kernels for a CUDA device; None when it has."""
+    built = [re.fullmatch(r"(?:sm|compute)_(\d+)(\d)[a-z]?", a) for a in torch.cuda.get_arch_list()]
+    known = [(int(found[1]), int(found[2])) for found in built if found]
+    capability = torch.cuda.get_device_capability(index)
+    if not known or capability >= min(known):  # ROCm names its architectures otherwise
+        return None
+    has, wants = (".".join(map(str, pair)) for pair in (capability, min(known)))
+    return (
+        f"{torch.cuda.get_device_name(index)} has CUDA capability {has}, and this build of PyTorch "
+        f"needs {wants}"
+    )
+
+
+def _has_usable_gpu() -> bool:
+    if not torch.cuda.is_available():
+        return False
+    obstacle = gpu_obstacle()
+    if obstacle is not None:
+        _LOG.warning("%s; using the CPU. An older CUDA build of PyTorch may know it.", obstacle)
+    return obstacle is None
 
 
 def configure(device: torch.device) -> None:
@@ -103,6 +129,12 @@ def peak_memory_bytes(device: torch.device) -> int:
     """Highest memory use so far: of the GPU on CUDA, of the process elsewhere."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not there on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

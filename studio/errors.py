@@ -8,6 +8,11 @@ what was expected - what to do next.
 from __future__ import annotations
 
 import importlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
 from types import ModuleType
 
 from image_tools.errors import WeightsMissing
@@ -24,6 +29,7 @@ __all__ = [
     "StorageError",
     "StudioError",
     "WeightsMissing",
+    "install_command",
     "require",
 ]
 
@@ -58,6 +64,18 @@ class Interrupted(StudioError):
     exit_code = 130
 
 
+def install_command(extra: str) -> str:
+    """How to install an extra into the environment that runs this.
+
+    By path, for the name of this project on a package index would be somebody else's.
+    """
+    root = Path(__file__).resolve().parent.parent
+    pinned = ["-c", str(root / "constraints.txt")] if (root / "constraints.txt").is_file() else []
+    where = ["-e", f"{root}[{extra}]"] if pinned else [f"text-to-3d-studio[{extra}]"]
+    parts = [sys.executable, "-m", "pip", "install", *pinned, *where]
+    return subprocess.list2cmdline(parts) if os.name == "nt" else shlex.join(parts)
+
+
 def require(module: str, *, extra: str, why: str) -> ModuleType:
     """Import an optional package, or say how to install it.
 
@@ -71,5 +89,5 @@ def require(module: str, *, extra: str, why: str) -> ModuleType:
             raise
         raise BackendMissing(
             f"The package '{module}' is not installed; it is needed for {why}. "
-            f"Install it with: pip install 'text-to-3d-studio[{extra}]'"
+            f"Install it with: {install_command(extra)}"
         ) from error

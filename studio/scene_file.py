@@ -5,6 +5,7 @@ Nothing here knows the config classes' meaning; ``studio.config`` validates what
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import re
 from collections.abc import Iterable
@@ -88,13 +89,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path}: larger than 1 MB - expected a scene file, a page of YAML.")
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding=_encoding(path))
         raw = yaml.load(text, Loader=_SceneLoader)  # a SafeLoader: builds no objects
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text - expected a scene file in YAML.") from error
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ConfigError(f"{path}: {_yaml_problem(error)}") from error
@@ -102,6 +103,13 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
         what = "empty" if raw is None else f"a {type(raw).__name__}"
         raise ConfigError(f"{path}: the file is {what} - expected a mapping with prompt, stages, …")
     return raw, text
+
+
+def _encoding(path: Path) -> str:
+    """UTF-8, but for what Windows' PowerShell writes with `studio new demo > mine.yaml`."""
+    with open(path, "rb") as file:
+        start = file.read(2)
+    return "utf-16" if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def _yaml_problem(error: Exception) -> str:

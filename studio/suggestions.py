@@ -7,7 +7,9 @@ Paths with blanks or quotes would be taken apart there.
 
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
 from pathlib import Path
 
 __all__ = ["command", "quoted"]
@@ -15,7 +17,8 @@ __all__ = ["command", "quoted"]
 
 def command(*words: str | Path) -> str:
     """``studio`` with these words, each quoted where a shell would take it apart."""
-    return shlex.join(["studio", *map(str, words)])
+    parts = ["studio", *map(str, words)]
+    return subprocess.list2cmdline(parts) if os.name == "nt" else shlex.join(parts)
 
 
 def quoted(prompt: str) -> str:

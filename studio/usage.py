@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
+from renderers.errors import is_out_of_memory
 from studio.errors import ConfigError, StudioError
 from studio.suggestions import quoted
 
@@ -119,9 +120,23 @@ def run_app(app: typer.Typer) -> NoReturn:
     except BrokenPipeError:  # `studio explain | head`
         sys.stderr.close()
         sys.exit(0)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        _end(_memory_full(error))
     if code == INTERRUPTED:  # new versions of typer return it in the place of KeyboardInterrupt
         sys.stderr.write("error: interrupted\n")
     sys.exit(code or 0)
+
+
+def _memory_full(error: Exception) -> StudioError:
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+    return StudioError(
+        f"The memory is full: {reason} - expected room for the models and the views. Free some (a "
+        "GPU may be full of other programs' work), use device=cpu, or the switches of prior.memory "
+        "(studio explain prior.memory; docs/memory.md has gigabytes by preset). A run that had "
+        "begun goes on with: studio run --resume RUN"
+    )
 
 
 def _end(error: StudioError) -> NoReturn:

@@ -6,6 +6,10 @@ steps a second with sleeping threads, 3.6 to 4.8 with threads that spin for some
 first, and 3.2 with one thread; beside one busy process 2.2, 1.1 and 2.5. So threads spin when the
 machine is idle at the start, and sleep otherwise. Results do not depend on it.
 
+In a container that is granted fewer cores than the machine has (a quota of time, which the list of
+cores does not tell), one thread is started for each core granted and none spins: with one for each
+core of the machine, most of the quota is spent on waiting for each other.
+
 Spinning for a bounded time is a setting of libgomp, which PyTorch for Linux comes with; on other
 systems threads sleep.
 
@@ -14,12 +18,13 @@ systems threads sleep.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["idle_share", "settle_waiting"]
+__all__ = ["granted_cores", "idle_share", "settle_waiting"]
 
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 FEW_SPINS = "10000"
@@ -27,15 +32,42 @@ IDLE = 0.9
 """Least idle share of all cores at which threads may spin."""
 WATCH_S = 0.2
 STAT = Path("/proc/stat")
+QUOTA = Path("/sys/fs/cgroup/cpu.max")
+OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
+OLD_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 def settle_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set how threads of this process will wait, unless the user has."""
+    has_less = granted_cores() < _listed_cores()
+    if has_less:
+        for name in THREADS:
+            environment.setdefault(name, str(granted_cores()))
     if POLICY in environment or SPINS in environment:
         return
     environment[POLICY] = "PASSIVE"
-    if _watched_idle_share() >= IDLE:
+    if not has_less and _watched_idle_share() >= IDLE:
         environment[SPINS] = FEW_SPINS
+
+
+def granted_cores() -> int:
+    """Cores that this process may use: those listed for it, or fewer if its time has a quota."""
+    listed = _listed_cores()
+    try:
+        if QUOTA.is_file():
+            quota, period = QUOTA.read_text().split()
+        else:
+            quota, period = OLD_QUOTA.read_text(), OLD_PERIOD.read_text()
+        granted = math.ceil(int(quota) / int(period))
+    except (OSError, ValueError, ZeroDivisionError):  # "max" is no number: there is no quota
+        return listed
+    return min(listed, granted) if granted > 0 else listed  # -1: none, in the older form
+
+
+def _listed_cores() -> int:
+    listed = getattr(os, "sched_getaffinity", None)  # not every system tells
+    return len(listed(0)) if listed else os.cpu_count() or 1
 
 
 def idle_share(before: str, after: str) -> float:

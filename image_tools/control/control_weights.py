@@ -24,7 +24,7 @@ from image_tools.control.control_configs import ControlConfig
 from image_tools.control.ldm_names import control_names, hint_names
 from image_tools.diffusion.ldm_names import translate
 from image_tools.diffusion.loading import read_tensors
-from image_tools.diffusion.weights import find_weights, read_json
+from image_tools.diffusion.weights import find_weights, only_variant, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.tensor_files import read_flat
 
@@ -131,7 +131,9 @@ def read_controlnet(config: ControlConfig, dtype: torch.dtype = torch.float32) -
     """
     path = Path(config.weights).expanduser()
     if path.is_dir():
-        tensors, folder = read_tensors(find_weights(path, STOCK_STEM, role=ROLE), ROLE), path
+        variant = only_variant(path, STOCK_STEM)
+        files = find_weights(path, STOCK_STEM, role=ROLE, variant=variant)
+        tensors, folder = read_tensors(files, ROLE), path
     else:
         tensors = read_flat(path, ROLE)
         folder = Path(config.settings).expanduser() if config.settings else path.parent

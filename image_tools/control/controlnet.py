@@ -43,12 +43,14 @@ __all__ = [
     "ResidualAddition",
     "check_condition_image",
     "condition_stride",
+    "image_with_holes",
     "layer_weights",
     "window_gate",
 ]
 
 # Condition images come out of renderers and resizing, which round.
 RANGE_TOLERANCE = 1e-3
+HOLE = -1.0
 ALWAYS = StepWindow()
 
 
@@ -59,7 +61,8 @@ class Control:
     model: nn.Module
     """A diffusers ControlNetModel."""
     images: Float[Tensor, "b h w k"]
-    """Condition images in 0..1, at the size of the prior's images; one, or one for each latent."""
+    """Condition images in 0..1 (but for holes), at the size of the prior's images; one, or one for
+    each latent."""
     strength: float = 1.0
     """Factor of the residuals."""
     window: ControlWindow = ALWAYS
@@ -76,6 +79,10 @@ class Control:
     """Where it acts, 0 to 1, at any size; None for everywhere."""
     shares: Float[Tensor, " b"] | None = None
     """Factor for each image on top of ``strength``, such as what a view shows; None for 1."""
+    has_holes: bool = False
+    """Whether pixels that are -1 in all channels are holes to be filled, as the public inpainting
+    ControlNet (control_v11p_sd15_inpaint) knows them; see :func:`image_with_holes`. Scene files
+    have no such condition."""
 
 
 class ControlledPrior(ModifiedPrior):
@@ -92,7 +99,7 @@ class ControlledPrior(ModifiedPrior):
         self._timesteps: tuple[int, ...] | None = None
         for control in controls:
             _check_fits(control, plain)
-            check_condition_image(control.images, control.name, _channels(control.model))
+            _check_images(control, control.images)
             control.model.eval().requires_grad_(False)
         self.controls = tuple(controls)
 
@@ -108,7 +115,7 @@ class ControlledPrior(ModifiedPrior):
                 "control its own."
             )
         for control, own in zip(self.controls, images, strict=True):
-            check_condition_image(own, control.name, _channels(control.model))
+            _check_images(control, own)
         pairs = zip(self.controls, images, strict=True)
         self.controls = tuple(replace(control, images=own) for control, own in pairs)
 
@@ -289,8 +296,24 @@ def check_condition_image(images: Tensor, name: str, channels: int) -> None:
     if not (low >= -RANGE_TOLERANCE and high <= 1.0 + RANGE_TOLERANCE):
         raise StudioError(
             f"Images of control '{name}' have values from {low:.3g} to {high:.3g} - expected 0 to "
-            "1. Divide bytes by 255; do not centre them around 0."
+            "1. Divide bytes by 255; do not centre them around 0. For an inpainting ControlNet, "
+            "whose holes are -1, see Control.has_holes."
         )
+
+
+def image_with_holes(
+    images: Float[Tensor, "b h w k"], mask: Float[Tensor, "b h w 1"]
+) -> Float[Tensor, "b h w k"]:
+    """What an inpainting ControlNet is shown: pictures, and -1 where the mask is above a half."""
+    return torch.where(mask > 0.5, torch.full_like(images, HOLE), images)
+
+
+def _check_images(control: Control, images: Tensor) -> None:
+    """Holes count as black, where a control has them."""
+    if control.has_holes:
+        is_hole = (images == HOLE).all(dim=-1, keepdim=True)
+        images = images.masked_fill(is_hole, 0.0)
+    check_condition_image(images, control.name, _channels(control.model))
 
 
 def _context_rows(

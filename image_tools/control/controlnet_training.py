@@ -164,6 +164,7 @@ def train_controlnet(
         config.loop,
         folder,
         device=prior.device,
+        frozen_dtype=prior.dtype,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 

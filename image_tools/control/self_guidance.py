@@ -190,7 +190,7 @@ class SelfGuidedPrior(_Watching):
         """
         super().__init__(plain, config)
         self.reference = reference
-        tokenizer = plain.text.towers[0].tokenizer
+        tokenizer = plain.text.tokenizers[0]
         prompts = [tokenize_prompt(tokenizer, p) for p in (config.prompt, reference.prompt)]
         self.terms = edit_terms(config.edits, *prompts)
 

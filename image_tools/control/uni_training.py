@@ -220,6 +220,7 @@ def _train(
         config.loop,
         folder,
         device=prior.device,
+        frozen_dtype=prior.dtype,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
     finished = loop.run(loss, hooks or LoopHooks())

@@ -44,11 +44,16 @@ from image_tools.diffusion.multiview import MultiViewPrior
 from image_tools.diffusion.mvdream_weights import read_mvdream_unet
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.diffusion.prompt_cache import PromptCache
+from image_tools.diffusion.stock_rules import (
+    correct_sample_size,
+    corrected_schedule,
+    refuse_edm,
+)
 from image_tools.diffusion.text import TextStack, TextTower
 from image_tools.diffusion.weights import check_safetensors_file, fingerprint_files, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.pocket.paths import pocket_mv_folder
-from renderers.errors import StudioError
+from renderers.errors import StudioError, is_out_of_memory
 
 __all__ = [
     "load_folder",
@@ -150,10 +155,15 @@ def _folder_parts(
     def load_towers() -> list[TextTower]:
         return [_read_tower(folder, pair, index, text_dtype, variant) for pair in towers]
 
+    def load_tokenizers() -> list[Callable]:
+        return [_read_tokenizer(folder, name, index) for name, _ in towers]
+
     return PriorParts(
         unet=denoiser.unet.to(device),
         vae=vae.to(device),
-        text=TextStack(load_towers, _text_layout(denoiser.unet), device=text_device),
+        text=TextStack(
+            load_towers, _text_layout(denoiser.unet), device=text_device, words=load_tokenizers
+        ),
         scheduler_config=denoiser.scheduler_config,
         fingerprint=fingerprint_files(denoiser.files + files + _settings_files(folder), str(dtype)),
         zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
@@ -172,17 +182,19 @@ def _read_denoiser(
         with readable_weights(files[0], "denoiser"):
             settings = read_json(folder / "unet/config.json", role=ROLE)
             unet = read_mvdream_unet(files, settings, dtype)
-        return _Denoiser(unet, _read_scheduler(folder), files)
+        return _Denoiser(unet, _read_scheduler(folder, unet), files)
     if isinstance(config, PocketMultiViewPriorConfig):
         folder = pocket_mv_folder(Path(config.path).expanduser() if config.path else None)
         files += [folder / "unet/config.json", folder / "scheduler/scheduler_config.json"]
     read_unet = partial(UNet2DConditionModel.from_pretrained, torch_dtype=dtype)
     unet = read_module(read_unet, folder / "unet", variant, "denoiser")
-    return _Denoiser(unet, _read_scheduler(folder), files)
+    correct_sample_size(unet)
+    return _Denoiser(unet, _read_scheduler(folder, unet), files)
 
 
-def _read_scheduler(folder: Path) -> dict[str, Any]:
-    return read_json(folder / "scheduler/scheduler_config.json", role=ROLE)
+def _read_scheduler(folder: Path, unet: torch.nn.Module) -> dict[str, Any]:
+    settings = read_json(folder / "scheduler/scheduler_config.json", role=ROLE)
+    return corrected_schedule(settings, unet)
 
 
 def _aesthetics(
@@ -219,17 +231,19 @@ def _read_tower(
         raise UnsupportedModel(
             f"'{folder / encoder_name}' is a {kind}. Expected {', '.join(TEXT_ENCODERS)}."
         )
-    tokenizer_kind = index[tokenizer_name][1].removesuffix("Fast")
-    if tokenizer_kind not in TOKENIZERS:
-        raise UnsupportedModel(
-            f"'{folder / tokenizer_name}' is a {tokenizer_kind}. Expected {', '.join(TOKENIZERS)}."
-        )
-    with readable_weights(folder / tokenizer_name, "tokenizer"), quiet_libraries():
-        tokenizer = getattr(transformers, tokenizer_kind).from_pretrained(
-            folder / tokenizer_name, local_files_only=True
-        )
+    tokenizer = _read_tokenizer(folder, tokenizer_name, index)
     reader = partial(getattr(transformers, kind).from_pretrained, dtype=dtype)
     return TextTower(tokenizer, read_module(reader, folder / encoder_name, variant, "text encoder"))
+
+
+def _read_tokenizer(folder: Path, name: str, index: Mapping[str, Any]) -> Callable:
+    import transformers
+
+    kind = index[name][1].removesuffix("Fast")
+    if kind not in TOKENIZERS:
+        raise UnsupportedModel(f"'{folder / name}' is a {kind}. Expected {', '.join(TOKENIZERS)}.")
+    with readable_weights(folder / name, "tokenizer"), quiet_libraries():
+        return getattr(transformers, kind).from_pretrained(folder / name, local_files_only=True)
 
 
 def read_module(
@@ -262,6 +276,7 @@ def _single_file_parts(
 ) -> PriorParts:
     path, folder = Path(config.path).expanduser(), Path(config.config).expanduser()
     check_safetensors_file(path, role=ROLE)
+    _refuse_edm_file(path)
     index = read_index(folder)
     towers = tower_names(index)
     pipeline = _open_single_file(path, folder, index, dtype, leave_out=_flatten(towers))
@@ -271,16 +286,28 @@ def _single_file_parts(
         opened = _open_single_file(path, folder, index, text_dtype, leave_out=("unet", "vae"))
         return [TextTower(getattr(opened, t), getattr(opened, e)) for t, e in towers]
 
+    def load_tokenizers() -> list[Callable]:
+        return [_read_tokenizer(folder, name, index) for name, _ in towers]
+
     vae = pipeline.vae
     return PriorParts(
         unet=pipeline.unet.to(device),
         vae=vae.to(device, vae_dtype(config.memory, vae.config, dtype)),
-        text=TextStack(load_towers, _text_layout(pipeline.unet), device=text_device),
+        text=TextStack(
+            load_towers, _text_layout(pipeline.unet), device=text_device, words=load_tokenizers
+        ),
         scheduler_config=dict(pipeline.scheduler.config),
         fingerprint=fingerprint_files([path, *_settings_files(folder)], str(dtype)),
         zero_negative=bool(index.get("force_zeros_for_empty_prompt", False)),
         aesthetics=_aesthetics(index, config),
     )
+
+
+def _refuse_edm_file(path: Path) -> None:
+    from safetensors import safe_open
+
+    with readable_weights(path, ROLE), safe_open(path, framework="pt") as file:
+        refuse_edm(set(file.keys()), path, role=ROLE)
 
 
 def _open_single_file(
@@ -324,9 +351,11 @@ def readable_weights(path: Path, role: str) -> Iterator[None]:
     """
     try:
         yield
-    except (StudioError, MemoryError):
+    except StudioError:
         raise
     except Exception as error:
+        if is_out_of_memory(error):  # the file is not to blame
+            raise
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsMissing(
             f"Weights for the {role} cannot be read: '{path}' ({reason}). "

@@ -2,7 +2,7 @@
 
 Read: diffusers and peft (also old processor keys and peft folders), kohya / A1111 / ComfyUI, and
 LyCORIS. Written: ``diffusers`` (stock ``load_lora_weights``), ``peft`` (the same with peft's own
-names) and ``kohya``. Every layout keeps the true alpha. Only safetensors files are opened.
+names) and ``kohya``. Every layout keeps the true strength. Only safetensors files are opened.
 
     lora = read_lora(Path("style.safetensors"))
     write_lora(Path("out/pytorch_lora_weights.safetensors"), lora, layout="diffusers")

@@ -2,15 +2,17 @@
 
 | layout | keys |
 |---|---|
-| peft | ``unet.<layer>.lora_A.weight``, ``lora_B``; alpha in ``lora_adapter_metadata`` |
+| peft | ``unet.<layer>.lora_A.weight``, ``lora_B``; alpha in ``lora_adapter_metadata``, if at all |
 | diffusers | ``unet.<layer>.lora.down.weight``; text ``….lora_linear_layer.down.weight``; same |
 | old diffusers | ``<attention>.processor.to_q_lora.down.weight``; read only |
 | kohya, A1111, ComfyUI | ``lora_unet_<layer with _>.lora_down.weight``, ``.alpha`` |
 | LyCORIS | ``….hada_w1_a``, ``….lokr_w1``, ``….lora_mid.weight``; read only |
 
 A file without alpha means alpha = rank, as every loader has it (1 is only what kohya's trainer sets
-by default, and it writes that). CLIP layers are written with ``text_model.``, which transformers
-gave up and other tools expect, and read with and without.
+by default, and it writes that). ComfyUI and diffusers before 0.34 do not read alpha in a header; so
+diffusers' and peft's layouts are written with alpha = rank, and the rest of the factor in ``up``.
+CLIP layers are written with ``text_model.``, which transformers gave up and other tools expect, and
+read with and without.
 
     lora = lora_from_tensors(tensors, metadata)
     tensors, metadata = lora_to_tensors(lora, layout="kohya")
@@ -22,11 +24,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from image_tools.diffusion.lora_bundles import bundle_key, bundled_part
 from image_tools.diffusion.lora_deltas import SECTIONS, LoraDelta, LoraFile, Section
 from image_tools.diffusion.lora_import import LYCORIS_PARTS, delta_from_lycoris, with_mid
 from image_tools.diffusion.lora_metadata import (
@@ -60,7 +64,6 @@ _KEY = re.compile(
     r"(?P<magnitude>dora_scale|lora_magnitude_vector(?:\.\w+)?))"
 )
 _OLD_KEY = re.compile(r"(.+?)(?:\.processor)?\.to_(q|k|v|out)_lora\.(down|up)\.(weight|alpha)")
-_BUNDLE = re.compile(r"bundle_emb\.(.+?)\.(?:string_to_param\.)?(\*|clip_l|clip_g)")
 _UNET_HEADS = (
     *("down_blocks.", "mid_block.", "up_blocks.", "conv_in", "conv_out"),
     *("time_embedding.", "add_embedding.", "class_embedding."),
@@ -94,9 +97,10 @@ def lora_from_tensors(
     parts: dict[tuple[Section, str], dict[str, Tensor]] = defaultdict(dict)
     embeddings: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key, tensor in tensors.items():
-        bundled = _BUNDLE.fullmatch(key)
+        bundled = bundled_part(key)
         if bundled is not None:
-            embeddings[bundled[1]][bundled[2]] = tensor
+            word, encoder = bundled
+            embeddings[word][encoder] = tensor
             continue
         layer, part = _split(key)
         parts[_locate(layer, layers_per_block)][part] = tensor
@@ -113,6 +117,7 @@ def lora_to_tensors(
     """Tensors and header texts of a LoRA in a layout."""
     if layout == "kohya":
         return _to_kohya(lora), kohya_metadata(lora)
+    lora = _with_rank_as_alpha(lora)
     tensors = {}
     for section, name, delta in lora.deltas():
         is_text = section != "unet"
@@ -255,6 +260,15 @@ def _magnitude(layer: str, value: Tensor | None) -> Tensor | None:
     return value.flatten()
 
 
+def _with_rank_as_alpha(lora: LoraFile) -> LoraFile:
+    """The same changes for readers that know of no alpha."""
+    sections = {
+        section: {name: delta.with_alpha(float(delta.rank)) for name, delta in deltas.items()}
+        for section, deltas in lora.sections.items()
+    }
+    return replace(lora, sections=sections)
+
+
 def _to_kohya(lora: LoraFile) -> dict[str, Tensor]:
     """kohya's tensors; bundled embeddings as A1111 has them.
 
@@ -276,6 +290,5 @@ def _to_kohya(lora: LoraFile) -> dict[str, Tensor]:
             tensors[f"{stem}.dora_scale"] = delta.magnitude.reshape(-1, *columns)
     for token, vectors in lora.embeddings.items():
         for encoder, value in vectors.items():
-            inner = "string_to_param.*" if encoder == "*" else encoder
-            tensors[f"bundle_emb.{token}.{inner}"] = value
+            tensors[bundle_key(token, encoder)] = value
     return tensors

@@ -14,7 +14,13 @@ import torch
 from image_tools.configs import PriorMemoryConfig
 from renderers.errors import BackendMissing
 
-__all__ = ["apply_memory_options", "prior_device", "share_memory_options", "vae_dtype"]
+__all__ = [
+    "apply_memory_options",
+    "prior_device",
+    "share_attention_slicing",
+    "share_memory_options",
+    "vae_dtype",
+]
 
 TILES_PER_SIDE = 2
 
@@ -79,6 +85,14 @@ def share_memory_options(source: torch.nn.Module, vae: torch.nn.Module) -> None:
         vae.enable_tiling()
         vae.tile_latent_min_size = source.tile_latent_min_size
         vae.tile_sample_min_size = source.tile_sample_min_size
+
+
+def share_attention_slicing(source: torch.nn.Module, unet: torch.nn.Module) -> None:
+    """Slice attention in ``unet`` where it is sliced in the denoiser that it stands beside."""
+    from diffusers.models.attention_processor import SlicedAttnProcessor
+
+    if any(isinstance(p, SlicedAttnProcessor) for p in source.attn_processors.values()):
+        unet.set_attention_slice("auto")
 
 
 def _enable_tiling(vae: torch.nn.Module, latent_size: int) -> None:

@@ -45,15 +45,19 @@ def noise_schedule(scheduler_config: Mapping[str, Any]) -> Float[Tensor, " steps
     """``alphas_cumprod`` of a stock scheduler's configuration, float32 on the CPU.
 
     Raises:
-        UnsupportedModel: if the configuration has no beta schedule, as flow-matching models.
+        UnsupportedModel: if the configuration has no beta schedule, as flow-matching models, or
+            continuous timesteps, as EDM's.
     """
     from diffusers import DDIMScheduler
 
-    if "beta_schedule" not in scheduler_config:
+    is_continuous = scheduler_config.get("timestep_type") == "continuous"
+    if is_continuous or "beta_schedule" not in scheduler_config:
         name = scheduler_config.get("_class_name", "unknown")
+        lack = "continuous timesteps" if is_continuous else "no beta schedule"
         raise UnsupportedModel(
-            f"The scheduler '{name}' has no beta schedule. Expected a model trained with DDPM "
-            "noise (Stable Diffusion 1.x, 2.x, SDXL, pocket); flow-matching models do not fit."
+            f"The scheduler '{name}' has {lack}. Expected a model trained with DDPM noise (Stable "
+            "Diffusion 1.x, 2.x, SDXL, pocket); flow-matching models and those of EDM's noise "
+            "levels (CosXL, Playground 2.5) do not fit."
         )
     alphas = DDIMScheduler.from_config(dict(scheduler_config)).alphas_cumprod
     return alphas.float().clamp(min=MIN_ALPHA_BAR)

@@ -45,6 +45,7 @@ from image_tools.diffusion.parametrization import (
 )
 from image_tools.diffusion.precision import full_precision
 from image_tools.diffusion.prompt_cache import PromptCache
+from image_tools.diffusion.stock_rules import refuse_guidance_embedding
 from image_tools.diffusion.text import TextStack
 from image_tools.errors import UnsupportedModel
 from renderers.cameras import Cameras
@@ -204,6 +205,10 @@ class DiffusionPrior:
         text = self.encode_prompt(prompts)
         if self.aesthetics is not None:
             text = text.with_aesthetic(self.aesthetics.negative)
+        return self.silenced(text, prompts)
+
+    def silenced(self, text: TextEmbedding, prompts: Sequence[str]) -> TextEmbedding:
+        """Prompts' embeddings with the model's own 'no condition' in the rows of empty ones."""
         if not self.zero_negative:
             return text
         said = torch.tensor([bool(prompt) for prompt in prompts], device=self.device)
@@ -369,6 +374,7 @@ class DiffusionPrior:
                 f"The denoiser wants '{unet.addition_embed_type}' conditions. Expected Stable "
                 "Diffusion 1.x, 2.x or SDXL."
             )
+        refuse_guidance_embedding(self.unet)
         if not isinstance(unet.sample_size, int):
             raise UnsupportedModel(
                 f"The denoiser's sample_size is {unet.sample_size}. "

@@ -2,8 +2,9 @@
 
     z_t = alpha z + sigma eps,  then DDIM from t to 0
 
-The steps are the last ``strength x steps`` of DDIM's, as in stock image-to-image pipelines. With a
-strength of 0 the images come back exactly: nothing goes through the VAE.
+The steps are the last ``strength x steps`` of DDIM's, rounded to the nearest number (stock
+image-to-image pipelines round down). With a strength of 0 the images come back exactly: nothing
+goes through the VAE.
 
     images = redraw_images(prior, renders, noise_at, strength=0.7, generators=[...], config=config)
 """

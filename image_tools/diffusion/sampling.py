@@ -50,17 +50,24 @@ def ddim_steps(prior: DiffusionPrior, n_steps: int) -> list[DdimStep]:
     """The steps from noise to image.
 
     Raises:
-        ValueError: if ``n_steps`` is not between 1 and the training length.
+        ValueError: if ``n_steps`` is not between 1 and the training length, or so many that the
+            first is beyond it.
     """
     from diffusers import DDIMScheduler
 
     total = prior.num_train_timesteps
     if not 1 <= n_steps <= total:
         raise ValueError(f"steps is {n_steps}. Keep it from 1 to {total}.")
-    # Old folders say neither; the stock pipelines put these where DDIM's defaults are for pixels.
+    # Some folders say neither; the stock pipelines put these where DDIM's defaults are for pixels.
     stock = {"clip_sample": False, "steps_offset": 1}
     scheduler = DDIMScheduler.from_config({**stock, **prior.scheduler_config})
     scheduler.set_timesteps(n_steps)
+    first = int(scheduler.timesteps[0])
+    if first >= total:
+        raise ValueError(
+            f"steps is {n_steps}, of which the first is at timestep {first}, and this prior's last "
+            f"is {total - 1}. Take at most {total - 1} steps."
+        )
     alphas = prior.alphas_cumprod.tolist()
     steps = []
     for t in scheduler.timesteps.tolist():
@@ -133,7 +140,8 @@ def denoise_latents(
         latents: unit noise, or latents that were inverted.
         cond: what they shall become.
         uncond: what guidance leads away from.
-        generators: one for each latent, used where eta is above 0 and otherwise left as they are.
+        generators: one for each latent, or for each of a group that is repeated, whose rows then
+            get the same noise. Used where eta is above 0 and otherwise left as they are.
         config: number of steps, guidance and eta.
         after_step: changes the latents between steps.
     """
@@ -143,7 +151,10 @@ def denoise_latents(
         noise_pred = prior.guided_noise(
             latents, t, cond, uncond, config.guidance_scale, rescale=config.guidance_rescale
         )
-        noise = unit_noise(shape, generators, prior.device) if config.eta > 0.0 else None
+        noise = None
+        if config.eta > 0.0:
+            noise = unit_noise(shape, generators, prior.device)
+            noise = noise.repeat(batch // len(generators), 1, 1, 1)
         latents = ddim_step(latents, noise_pred, step, eta=config.eta, noise=noise)
         if after_step is not None:
             latents = after_step(index, latents)

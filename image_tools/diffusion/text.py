@@ -45,8 +45,18 @@ class TextStack:
         layout: TextLayout,
         *,
         device: torch.device,
+        words: Callable[[], Sequence[Callable]] | None = None,
     ) -> None:
-        self._load = load
+        """Read nothing yet.
+
+        Args:
+            load: reads tokenizers and encoders.
+            layout: how they are used.
+            device: where the encoders live.
+            words: reads the tokenizers alone; None where they are not apart from the encoders.
+        """
+        self._load, self._load_words = load, words
+        self._tokenizers: tuple[Callable, ...] | None = None
         self._towers: tuple[TextTower, ...] | None = None
         self.layout = layout
         self.device = device
@@ -59,6 +69,15 @@ class TextStack:
             for tower in self._towers:
                 tower.encoder.to(self.device).eval().requires_grad_(False)
         return self._towers
+
+    @property
+    def tokenizers(self) -> tuple[Callable, ...]:
+        """The tokenizers, for which encoders that were dropped are not read again."""
+        if self._towers is not None or self._load_words is None:
+            return tuple(tower.tokenizer for tower in self.towers)
+        if self._tokenizers is None:
+            self._tokenizers = tuple(self._load_words())
+        return self._tokenizers
 
     @property
     def is_loaded(self) -> bool:

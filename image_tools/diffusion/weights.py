@@ -24,6 +24,7 @@ __all__ = [
     "fingerprint_files",
     "hub_allowed",
     "is_hub_id",
+    "only_variant",
     "read_json",
 ]
 
@@ -213,7 +214,8 @@ def find_weights(folder: Path, stem: str, *, role: str, variant: str | None = No
     if others:
         raise WeightsMissing(
             f"Weights for the {role} are missing: no {name}.safetensors in {folder}, but "
-            f"{', '.join(others)}. Set the prior's variant to the word before .safetensors."
+            f"{', '.join(others)}. A prior's variant is the word before .safetensors; for other "
+            "models, name a folder with one of these files."
         )
     pickles = sorted(p.name for s in PICKLE_SUFFIXES for p in folder.glob(f"*{s}"))
     if pickles:
@@ -222,6 +224,18 @@ def find_weights(folder: Path, stem: str, *, role: str, variant: str | None = No
         f"Weights for the {role} are missing: no {name}.safetensors in {folder}. "
         "Expected a complete diffusers folder; copy or download the model again."
     )
+
+
+def only_variant(folder: Path, stem: str) -> str | None:
+    """The variant of a component folder that holds one file, of a variant; None for any other.
+
+    For models whose settings name no variant: there is nothing to choose.
+    """
+    files = [path.name for path in folder.glob(f"{stem}*.safetensors")]
+    if len(files) != 1:
+        return None
+    middle = files[0].removeprefix(stem).removesuffix(".safetensors")
+    return middle.removeprefix(".") if middle.startswith(".") else None
 
 
 def _shards(index: Path, role: str) -> list[Path]:

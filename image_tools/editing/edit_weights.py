@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from image_tools.diffusion.loading import read_tensors
-from image_tools.diffusion.weights import check_safetensors_file, find_weights, read_json
+from image_tools.diffusion.parametrization import noise_schedule
+from image_tools.diffusion.stock_rules import refuse_edm
+from image_tools.diffusion.weights import (
+    check_safetensors_file,
+    find_weights,
+    only_variant,
+    read_json,
+)
 from image_tools.errors import UnsupportedModel, WeightsMissing
 
 if TYPE_CHECKING:
@@ -45,19 +52,23 @@ def read_edit_unet(
 
     Raises:
         WeightsMissing: files are absent or damaged; UnsafeWeights if they are pickles.
-        UnsupportedModel: tensors that do not belong, are missing, or have other shapes.
+        UnsupportedModel: tensors that do not belong, are missing, or have other shapes, or a model
+            of a schedule that no prior has.
     """
     from diffusers import UNet2DConditionModel
 
     path = path.expanduser()
     if path.is_dir():
         folder = path / "unet" if (path / "unet").is_dir() else path
-        files = find_weights(folder, STOCK_STEM, role=ROLE)
+        variant = only_variant(folder, STOCK_STEM)
+        files = find_weights(folder, STOCK_STEM, role=ROLE, variant=variant)
+        _check_schedule(folder.parent / "scheduler/scheduler_config.json")
     else:
         check_safetensors_file(path, role=ROLE)
         folder, files = (settings or path.parent).expanduser(), [path]
     config = read_json(folder / "config.json", role=f"{ROLE}'s settings")
     tensors = read_tensors(files, ROLE)
+    refuse_edm(tensors, path, role=ROLE)
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(config)
     if any(key.startswith(LDM_PREFIX) for key in tensors):
@@ -78,6 +89,12 @@ def averaged_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for key, tensor in tensors.items()
         if not key.startswith(AVERAGED_PREFIX)
     }
+
+
+def _check_schedule(path: Path) -> None:
+    """Refuse a pipeline whose schedule is of another kind; the prior's own is used."""
+    if path.is_file():
+        noise_schedule(read_json(path, role=f"{ROLE}'s schedule"))
 
 
 def _averaged_name(key: str) -> str:

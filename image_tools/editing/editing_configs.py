@@ -66,9 +66,10 @@ class EditedPromptConfig:
     self_steps: tuple[float, float] = (0.0, 0.4)
     """Shares of the steps between which the image's own attention is the source's. Longer keeps
     more of the shapes; 0.4 for swaps, 0.2 to 0.4 for added words."""
-    self_max_tokens: int = 256
-    """Largest layer, in image tokens, whose own attention is shared: 16 x 16, or 32 x 32 for
-    real images."""
+    self_max_tokens: int | None = None
+    """Largest layer, in image tokens, whose own attention is shared; empty for a quarter of the
+    latents' rows and columns, at least 256: 16 x 16 for Stable Diffusion at 512 px, 24 x 24 at 768
+    px, 32 x 32 for SDXL. 1024 for real images at 512 px."""
     word_weights: tuple[WordWeightConfig, ...] = ()
     """Words with more or less attention."""
 

@@ -8,7 +8,8 @@ scales (Eq. 3), with c_I the image and c_T the instruction:
 s_T is the guidance scale that samplers and guidance rules pass, s_I belongs to the prior. The
 formula holds for every pair of scales: s_I < 1 or s_T <= 1 do not switch guidance off, as in the
 stock pipelines, and a term that counts nothing is not computed. The image's latents are the VAE
-posterior's mode and, unlike the noisy ones, not scaled (CosXL's edit model: scaled).
+posterior's mode and, unlike the noisy ones, not scaled, unless the model was trained with scaled
+ones.
 
     prior = InstructPix2PixPrior(prior, read_edit_unet(Path("ip2p")), images=images)
     edited = sample_images(prior, ["make it purple"], generators=[generator])
@@ -28,8 +29,10 @@ from torch import Tensor, nn
 
 from image_tools.diffusion.additions import DenoiserCall
 from image_tools.diffusion.conditions import Condition, TextEmbedding, as_condition
+from image_tools.diffusion.memory import share_attention_slicing
 from image_tools.diffusion.modified import ModifiedPrior, rows_of
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
+from image_tools.diffusion.stock_rules import refuse_guidance_embedding
 from image_tools.diffusion.two_scales import GuidanceScales, TwoScaleBranches, two_scale_noise
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
@@ -98,7 +101,31 @@ class ImageAddition:
 
 
 class _EditDenoiser(DiffusionPrior):
-    """A prior whose denoiser takes an image's latents beside the noisy ones."""
+    """A prior whose denoiser takes an image's latents beside the noisy ones.
+
+    It edits at the plain prior's size: the denoiser's own settings are those of its training, or
+    of the model that it began as.
+    """
+
+    def __init__(self, plain: DiffusionPrior, unet: nn.Module) -> None:
+        parts = PriorParts(
+            unet=unet,
+            vae=plain.vae,
+            text=plain.text,
+            scheduler_config=plain.scheduler_config,
+            fingerprint=plain.fingerprint,
+            zero_negative=plain.zero_negative,
+            aesthetics=plain.aesthetics,
+        )
+        super().__init__(
+            parts, prompt_cache=plain.prompt_cache, keep_text_encoder=plain.keeps_text_encoder
+        )
+        self._size = plain.latent_size
+
+    @property
+    def latent_size(self) -> int:
+        """Rows and columns of the latents, as of the plain prior."""
+        return self._size
 
     @property
     def latent_channels(self) -> int:
@@ -118,6 +145,7 @@ class _EditDenoiser(DiffusionPrior):
                 "and as many of the image. Name an InstructPix2Pix denoiser, or inflate a plain "
                 "one."
             )
+        refuse_guidance_embedding(self.unet)
         if self.unet.config.addition_embed_type not in (None, "text_time"):
             raise UnsupportedModel(
                 f"The edit model wants '{self.unet.config.addition_embed_type}' conditions. "
@@ -156,19 +184,8 @@ class InstructPix2PixPrior(ModifiedPrior):
                 f"InstructPix2Pix got a {type(plain).__name__} - expected a plain prior, whose "
                 "denoiser it replaces. Put other tools around it, not inside."
             )
-        self.editor = _EditDenoiser(
-            PriorParts(
-                unet=unet,
-                vae=plain.vae,
-                text=plain.text,
-                scheduler_config=plain.scheduler_config,
-                fingerprint=plain.fingerprint,
-                zero_negative=plain.zero_negative,
-                aesthetics=plain.aesthetics,
-            ),
-            prompt_cache=plain.prompt_cache,
-            keep_text_encoder=plain.keeps_text_encoder,
-        )
+        share_attention_slicing(plain.unet, unet)
+        self.editor = _EditDenoiser(plain, unet)
         self.image_scale = image_scale
         self.condition_latents = condition_latents
         self.image_latents: Tensor | None = None

@@ -44,6 +44,7 @@ from renderers.errors import ShapeError
 __all__ = [
     "Inversion",
     "InvertedPrior",
+    "check_inversion_dtype",
     "inverse_ddim_step",
     "invert_latents",
     "negative_prompt_inversion",
@@ -122,12 +123,7 @@ def null_text_inversion(
         ShapeError: if the path has another number of steps.
     """
     config = config or NullTextConfig()
-    if prior.dtype != torch.float32:
-        raise UnsupportedModel(
-            f"The prior computes in {str(prior.dtype).removeprefix('torch.')}, too coarse for "
-            "null-text inversion. Expected float32: set memory.dtype, or use negative-prompt "
-            "inversion."
-        )
+    check_inversion_dtype(prior)
     _check_path(path, config.steps)
     cond, uncond = as_condition(cond), as_condition(uncond)
     tokens, latents = uncond.text.tokens.detach().float(), path[-1]
@@ -144,6 +140,20 @@ def null_text_inversion(
         with torch.no_grad():
             latents = problem.step_with(tokens)
     return Inversion(path[-1], tuple(learned), tuple(step.t for step in steps))
+
+
+def check_inversion_dtype(prior: NoisePrior) -> None:
+    """Refuse a prior that null-text inversion cannot learn with.
+
+    Raises:
+        UnsupportedModel: if it computes in half precision.
+    """
+    if prior.dtype != torch.float32:
+        raise UnsupportedModel(
+            f"The prior computes in {str(prior.dtype).removeprefix('torch.')}, too coarse for "
+            "null-text inversion. Expected float32: set memory.dtype, or use negative-prompt "
+            "inversion."
+        )
 
 
 def negative_prompt_inversion(

@@ -30,7 +30,9 @@ from torch import Tensor
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.attention import (
     AttentionCall,
+    AttentionHub,
     AttentionOperation,
+    BatchLayout,
     attention_operations,
 )
 from image_tools.diffusion.conditions import Condition, TextEmbedding
@@ -48,6 +50,7 @@ from image_tools.editing.align import (
 )
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
 from image_tools.editing.local_blend import LocalBlend, blend_latents
+from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError
 
 __all__ = [
@@ -57,6 +60,10 @@ __all__ = [
     "edit_images",
     "token_edit",
 ]
+
+# Published for latents of 64 x 64: layers of up to 16 x 16 tokens, a quarter of each side.
+PUBLISHED_TOKENS = 16 * 16
+LATENTS_PER_TOKEN = 4
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,22 @@ class TokenEdit:
         start, end = (int(share * len(self.gate)) for share in self.config.self_steps)
         return start <= step < end
 
+    def fits_self(self, call: AttentionCall) -> bool:
+        """Whether a layer is small enough for its self-attention to be changed."""
+        (height, width), most = call.size, self.config.self_max_tokens
+        if most is None:
+            rows, columns = (-(-side // LATENTS_PER_TOKEN) for side in call.latent_size)
+            most = max(PUBLISHED_TOKENS, rows * columns)
+        return height * width <= most
+
     def shares_ever(self) -> bool:
         """Whether attention is changed in any step."""
-        return any(self.shares_cross(k) or self.shares_self(k) for k in range(len(self.gate)))
+        steps = range(len(self.gate))
+        return self.shares_self_ever() or any(self.shares_cross(step) for step in steps)
+
+    def shares_self_ever(self) -> bool:
+        """Whether self-attention is changed in any step."""
+        return any(self.shares_self(step) for step in range(len(self.gate)))
 
 
 def token_edit(
@@ -158,9 +178,7 @@ class PromptToPromptAttention(AttentionOperation):
     def _acts(self, call: AttentionCall, edit: TokenEdit) -> bool:
         if call.layer.is_cross:
             return edit.shares_cross(call.batch.step)
-        height, width = call.size
-        fits = height * width <= edit.config.self_max_tokens
-        return fits and edit.shares_self(call.batch.step)
+        return edit.shares_self(call.batch.step) and edit.fits_self(call)
 
 
 class PromptToPromptPrior(ModifiedPrior):
@@ -182,17 +200,21 @@ class PromptToPromptPrior(ModifiedPrior):
 
         Raises:
             StudioError: prompts or words do not fit.
-            UnsupportedModel: no layer has the maps that blending wants.
+            UnsupportedModel: no layer has the maps that blending wants, or is as small as sharing
+                of self-attention wants.
         """
         super().__init__(plain)
         self.config, self.mask = config, mask
         self.prompts = (config.source, *(edit.prompt for edit in config.edits))
-        tokenizer = plain.text.towers[0].tokenizer
+        tokenizer = plain.text.tokenizers[0]
         tokens = [tokenize_prompt(tokenizer, prompt) for prompt in self.prompts]
         self.edits = tuple(
             token_edit(tokens[0], target, edit, config.steps)
             for target, edit in zip(tokens[1:], config.edits, strict=True)
         )
+        for edit in self.edits:
+            if edit.shares_self_ever():
+                _check_self_layers(edit, plain)
         self.clock = StepClock([step.t for step in ddim_steps(plain, config.steps)])
         self.blend = None
         if config.blend is not None:
@@ -267,7 +289,7 @@ def edit_images(
     negative_prompt: str = "",
     start: Float[Tensor, "n c h w"] | None = None,
 ) -> Float[Tensor, "prompts n height width 3"]:
-    """Images of the source and its edits from the same noise.
+    """Images of the source and its edits from the same noise, that of the steps too.
 
     Args:
         prior: the edits.
@@ -294,11 +316,26 @@ def edit_images(
         start.repeat(lanes, 1, 1, 1),
         prior.encode_prompt(prior.prompts).select(rows),
         prior.encode_negative([negative_prompt]).expand(lanes * count),
-        generators=list(generators) * lanes,
+        generators=generators,
         config=config,
         after_step=prior.after_step,
     )
     return prior.decode_latents(latents).unflatten(0, (lanes, count))
+
+
+def _check_self_layers(edit: TokenEdit, prior: NoisePrior) -> None:
+    """Refuse an edit whose self_steps would change nothing."""
+    size = (prior.latent_size, prior.latent_size)
+    own = [layer for layer in AttentionHub(prior.unet).layers if not layer.is_cross]
+    calls = [AttentionCall(layer, BatchLayout(), size) for layer in own]
+    if any(edit.fits_self(call) for call in calls):
+        return
+    smallest = min((call.size[0] * call.size[1] for call in calls), default=0)
+    raise UnsupportedModel(
+        f"self_steps of '{edit.config.prompt}' share self-attention of layers with up to "
+        f"{edit.config.self_max_tokens} image tokens, and this denoiser's smallest has {smallest} "
+        "- expected some that fit. Raise self_max_tokens, or set self_steps to [0, 0]."
+    )
 
 
 def _open(gate: Tensor, tokens: slice | list[int], shares: tuple[float, float]) -> None:

@@ -51,7 +51,7 @@ def word_maps(
     Raises:
         WordsError: the prompt has no such word.
     """
-    tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompt)
+    tokens = tokenize_prompt(prior.text.tokenizers[0], prompt)
     factors = []
     for word in words:
         factor = torch.zeros(tokens.length)

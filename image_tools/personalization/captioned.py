@@ -88,8 +88,11 @@ def cache_latents(
 
 
 def encode_text(prior: DiffusionPrior, prompts: Sequence[str]) -> TextEmbedding:
-    """Embeddings by the encoders as they are now; nothing is cached, gradients reach them."""
-    text = prior.text.encode(prompts).to(prior.device)
+    """Embeddings by the encoders as they are now; nothing is cached, gradients reach them.
+
+    Captions that were dropped are empty, and become what sampling leads away from.
+    """
+    text = prior.silenced(prior.text.encode(prompts).to(prior.device), prompts)
     return text if prior.aesthetics is None else text.with_aesthetic(prior.aesthetics.positive)
 
 

@@ -9,6 +9,10 @@ place, light, medium). The file is JSON in the layout of DCO's authors:
      "base_prompts": ["a photo of a dog lying on a red sofa, front view", ...],
      "inserting_tokens": ["<dog>"], "initializer_tokens": ["dog"]}
 
+Their own files hold several of these by name ({"dreambooth": {...}, "full_ti": {...}}): the one
+that has the photos counts, and of several the one with base_prompts. A style needs none: prior and
+student then read the same sentence.
+
     captions = read_captions(Path("captions.json"), names=[path.name for path in photos.paths])
 """
 
@@ -23,6 +27,8 @@ from typing import Any
 from renderers.errors import StudioError
 
 __all__ = ["CaptionsError", "SubjectCaptions", "plain_captions", "read_captions"]
+
+LISTS = ("images", "prompts", "base_prompts")
 
 
 class CaptionsError(StudioError):
@@ -72,22 +78,27 @@ def plain_captions(count: int, *, subject: str, word: str, template: str) -> Sub
     )
 
 
-def read_captions(path: Path, *, names: Sequence[str]) -> SubjectCaptions:
+def read_captions(path: Path, *, names: Sequence[str], entry: str | None = None) -> SubjectCaptions:
     """Captions of photos in the order of their file names.
 
     Args:
         path: the JSON file.
         names: file names of the photos that are trained on.
+        entry: which captions of a file with several; None for those of the photos.
 
     Raises:
         CaptionsError: the file is not there, not of this layout, or leaves a photo out.
     """
-    content = _read(path.expanduser())
-    lists = {key: _texts(path, content, key) for key in ("images", "prompts", "base_prompts")}
+    content = _entry(path, _read(path.expanduser()), names, entry)
+    tokens = _texts(path, content, "inserting_tokens", optional=True)
+    initializers = _texts(path, content, "initializer_tokens", optional=True)
+    if not tokens and "base_prompts" not in content:
+        content = {**content, "base_prompts": content.get("prompts")}
+    lists = {key: _texts(path, content, key) for key in LISTS}
     if len({len(values) for values in lists.values()}) != 1:
         counts = ", ".join(f"{len(values)} {key}" for key, values in lists.items())
         raise CaptionsError(f"'{path}' has {counts} - expected equally many. Correct the file.")
-    by_name = {Path(name).name: row for row, name in enumerate(lists["images"])}
+    by_name = {Path(image).name: row for row, image in enumerate(lists["images"])}
     missing = [name for name in names if name not in by_name]
     if missing:
         raise CaptionsError(
@@ -95,8 +106,6 @@ def read_captions(path: Path, *, names: Sequence[str]) -> SubjectCaptions:
             "one for each photo in the folder. Add it to images, prompts and base_prompts."
         )
     rows = [by_name[name] for name in names]
-    tokens = _texts(path, content, "inserting_tokens", optional=True)
-    initializers = _texts(path, content, "initializer_tokens", optional=True)
     return SubjectCaptions(
         tuple(lists["prompts"][row] for row in rows),
         tuple(lists["base_prompts"][row] for row in rows),
@@ -117,6 +126,42 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise CaptionsError(f"The captions '{path}' are no JSON object. Expected images, prompts …")
     return content
+
+
+def _entry(
+    path: Path, content: dict[str, Any], names: Sequence[str], entry: str | None
+) -> dict[str, Any]:
+    """The captions that are meant: the file's own, or one of its entries."""
+    entries = {
+        name: one for name, one in content.items() if isinstance(one, dict) and "prompts" in one
+    }
+    if entry is None and (not entries or "images" in content):
+        return content
+    if entry is not None:
+        if entry not in entries:
+            raise _no_entry(path, entries, f"no captions '{entry}'")
+        return entries[entry]
+    if len(entries) == 1:
+        return next(iter(entries.values()))
+    fitting = [one for one in entries.values() if _shows(one, names)]
+    complete = [one for one in fitting if "base_prompts" in one] or fitting
+    if len(complete) != 1:
+        raise _no_entry(path, entries, f"{len(complete)} sets of captions for these photos")
+    return complete[0]
+
+
+def _shows(entry: dict[str, Any], names: Sequence[str]) -> bool:
+    """Whether an entry is about all the photos."""
+    images = entry.get("images")
+    return isinstance(images, list) and set(names) <= {Path(str(image)).name for image in images}
+
+
+def _no_entry(path: Path, entries: dict[str, Any], found: str) -> CaptionsError:
+    known = ", ".join(f"'{name}'" for name in entries) or "none by name"
+    return CaptionsError(
+        f"'{path}' has {found} - expected one of {known}. Copy the one that is meant into a file "
+        "of its own, or correct its images."
+    )
 
 
 def _texts(path: Path, content: dict[str, Any], key: str, *, optional: bool = False) -> list[str]:

@@ -48,6 +48,7 @@ from image_tools.personalization.dreambooth_lora import (
 from image_tools.personalization.embedding_files import write_embedding
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop, batch_generator
 from image_tools.personalization.tokens import (
+    FIX_EOS,
     AttachedTokens,
     TokenEmbedding,
     attach_tokens,
@@ -152,7 +153,14 @@ def train_dco(
         if tokens is not None:
             groups.append(ParameterGroup(tokens.parameters(), config.text_learning_rate, 0.0))
             hooks = replace(hooks, after_step=_after_step(tokens, hooks.after_step))
-        loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
+        loop = TuningLoop(
+            groups,
+            config.loop,
+            folder,
+            device=prior.device,
+            identity=identity,
+            frozen_dtype=prior.dtype,
+        )
         result = run_lora_training(lora, loop, loss, hooks)
         return result if tokens is None else _write_words(result, tokens, folder)
 
@@ -161,9 +169,10 @@ def train_dco(
 def _attached(
     prior: DiffusionPrior, embeddings: list[TokenEmbedding]
 ) -> Iterator[AttachedTokens | None]:
-    """The new words on the prior, if there are any."""
+    """The new words on the prior, if there are any; pooled where the authors' code does."""
+    words = [replace(word, metadata={**word.metadata, FIX_EOS: "false"}) for word in embeddings]
     with ExitStack() as stack:
-        yield stack.enter_context(attach_tokens(prior, embeddings)) if embeddings else None
+        yield stack.enter_context(attach_tokens(prior, words, fix_eos=False)) if words else None
 
 
 def _first_rows(

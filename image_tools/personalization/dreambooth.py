@@ -259,6 +259,8 @@ def identity_of(
     settings["loop"] = {k: v for k, v in settings["loop"].items() if k not in free}
     if isinstance(config.loop, TuningConfig) and config.loop.schedule == "constant":
         del settings["loop"]["steps"]  # a longer training begins as the shorter one
+    if settings["loop"].get("epsilon") == TuningConfig.epsilon:
+        del settings["loop"]["epsilon"]  # the usual one goes without saying
     digest = hashlib.sha256(json.dumps([settings, dict(extra or {})], sort_keys=True).encode())
     digest.update(fingerprint.encode())
     for item in sets:

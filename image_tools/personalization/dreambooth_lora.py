@@ -77,7 +77,14 @@ def train_dreambooth_lora(
             seed=config.loop.seed,
         )
         groups = lora.groups(text_learning_rate=config.text_learning_rate)
-        loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
+        loop = TuningLoop(
+            groups,
+            config.loop,
+            folder,
+            device=prior.device,
+            identity=identity,
+            frozen_dtype=prior.dtype,
+        )
         return run_lora_training(lora, loop, loss, hooks)
 
 

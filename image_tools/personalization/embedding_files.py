@@ -12,6 +12,10 @@
 read with ``weights_only``, which runs no code of theirs. What a layout cannot say (word, steps,
 metadata) stands in the header of our safetensors files, which others ignore.
 
+kohya's trainer, A1111 and ComfyUI take SDXL's pooled vector at the end token (``fix_eos``, see
+``tokens``), so words in ``sdxl`` files and bundles are known to be learned so. diffusers and the
+code of DCO do not; they write the same two tensors, in files called ``learned_embeds``.
+
     (embedding,) = read_embeddings(Path("my-dog.pt"))
     write_embedding(Path("learned_embeds.safetensors"), embedding, layout="diffusers")
 """
@@ -30,13 +34,21 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from image_tools.diffusion.lora_bundles import (
+    BUNDLE_PREFIX,
+    ONLY,
+    PAIR,
+    bundle_key,
+    bundled_part,
+)
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing, first_line
 from image_tools.personalization.loop import write_safetensors
-from image_tools.personalization.tokens import TokenEmbedding
+from image_tools.personalization.tokens import FIX_EOS, TokenEmbedding
 
 __all__ = [
     "EmbeddingLayout",
     "bundle_embeddings",
+    "bundled_words",
     "read_embeddings",
     "split_bundle",
     "write_embedding",
@@ -46,10 +58,10 @@ EmbeddingLayout = Literal["diffusers", "a1111", "original", "kohya", "sdxl"]
 
 ANY_WORD = "*"
 CLIP_ID_OF_ANY_WORD = 265
-PAIR = ("clip_l", "clip_g")
-BUNDLE = re.compile(r"bundle_emb\.(.+?)\.(string_to_param\.(?:.+)|clip_l|clip_g|emb_params)")
 PICKLES = (".pt", ".bin", ".pth", ".ckpt")
 HEADER = "studio_embedding"
+# What diffusers and the code of DCO call their files; the others call them as the word.
+NAME_OF_DIFFUSERS = "learned_embeds"
 # Things that tell a file is something else, and what.
 STRANGERS = (
     (re.compile(r"lora_|\.lora|hada_|lokr_|dora_scale"), "a LoRA without embedded words"),
@@ -116,9 +128,9 @@ def bundle_embeddings(
     """The tensors of a LoRA file with words beside them, as A1111 reads them."""
     bundled = dict(lora)
     for embedding in embeddings:
-        parts = ("string_to_param.*",) if len(embedding.rows) == 1 else PAIR
-        for part, rows in zip(parts, embedding.rows, strict=True):
-            bundled[f"bundle_emb.{embedding.token}.{part}"] = rows.detach().cpu().contiguous()
+        encoders = (ONLY,) if len(embedding.rows) == 1 else PAIR
+        for encoder, rows in zip(encoders, embedding.rows, strict=True):
+            bundled[bundle_key(embedding.token, encoder)] = rows.detach().cpu().contiguous()
     return bundled
 
 
@@ -129,16 +141,28 @@ def split_bundle(
     lora: dict[str, Tensor] = {}
     words: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
-        match = BUNDLE.fullmatch(key)
-        if match is None:
+        bundled = bundled_part(key)
+        if bundled is None:
             lora[key] = tensor
         else:
-            words.setdefault(match[1], {})[match[2].partition(".")[0]] = tensor
-    embeddings = []
-    for word, parts in words.items():
+            words.setdefault(bundled[0], {})[bundled[1]] = tensor
+    return lora, bundled_words(words)
+
+
+def bundled_words(
+    embeddings: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[TokenEmbedding, ...]:
+    """Words that a LoRA brings along, from their vectors by encoder.
+
+    Raises:
+        UnsupportedModel: vectors are none.
+    """
+    found = []
+    for word, parts in embeddings.items():
         names = PAIR if set(parts) == set(PAIR) else tuple(sorted(parts))
-        embeddings.append(TokenEmbedding(word, tuple(_rows(parts[name], word) for name in names)))
-    return lora, tuple(embeddings)
+        rows = tuple(_rows(parts[name], word) for name in names)
+        found.append(TokenEmbedding(word, rows, metadata=_pooling(names)))
+    return tuple(found)
 
 
 def _open(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
@@ -186,16 +210,15 @@ def _open_pickle(path: Path) -> Any:
 
 
 def _parse(content: Mapping[str, Any], path: Path) -> tuple[TokenEmbedding, ...]:
-    if any(str(key).startswith("bundle_emb.") for key in content):
+    if any(str(key).startswith(BUNDLE_PREFIX) for key in content):
         return split_bundle(content)[1]
     if "string_to_param" in content:
         return _parse_string_to_param(content, path)
-    if set(content) == set(PAIR):
-        rows = tuple(_rows(content[name], path.stem) for name in PAIR)
-        return (TokenEmbedding(path.stem, rows),)
-    if set(content) <= {"emb_params", *PAIR} and len(content) == 1:
-        rows = next(iter(content.values()))
-        return (TokenEmbedding(path.stem, (_rows(rows, path.stem),)),)
+    if set(content) == set(PAIR) or (len(content) == 1 and set(content) <= {"emb_params", *PAIR}):
+        names = [name for name in ("emb_params", *PAIR) if name in content]
+        rows = tuple(_rows(content[name], path.stem) for name in names)
+        is_foreign = path.stem != NAME_OF_DIFFUSERS
+        return (TokenEmbedding(path.stem, rows, metadata=_pooling(names) if is_foreign else {}),)
     for pattern, what in STRANGERS:
         if any(pattern.search(str(key)) for key in content):
             raise _no_embedding(path, what)
@@ -205,6 +228,11 @@ def _parse(content: Mapping[str, Any], path: Path) -> tuple[TokenEmbedding, ...]
     return tuple(
         TokenEmbedding(str(word), (_rows(rows, str(word)),)) for word, rows in content.items()
     )
+
+
+def _pooling(names: Sequence[str]) -> dict[str, str]:
+    """How those that write SDXL's vectors under these names take the pooled vector."""
+    return {FIX_EOS: "true"} if set(names) & set(PAIR) else {}
 
 
 def _parse_string_to_param(content: Mapping[str, Any], path: Path) -> tuple[TokenEmbedding, ...]:

@@ -236,6 +236,7 @@ def train_instant_id(
         folder,
         device=prior.device,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
+        frozen_dtype=prior.dtype,
     )
 
     def checkpoint(step: int) -> None:

@@ -227,6 +227,7 @@ def train_ip_adapter(
         folder,
         device=prior.device,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
+        frozen_dtype=prior.dtype,
     )
 
     def checkpoint(step: int) -> None:

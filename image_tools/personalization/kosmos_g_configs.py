@@ -23,22 +23,25 @@ __all__ = [
     "KosmosGConfig",
 ]
 
+# As in runalign.sh and runtrain.sh of the public code (microsoft/unilm, kosmos-g).
 ALIGNING = TuningConfig(
     steps=300_000,
     learning_rate=1e-3,
     schedule="linear",
     warmup_steps=375,
     betas=(0.9, 0.98),
-    weight_decay=0.0,
+    epsilon=1e-6,
+    weight_decay=0.01,
     clip_norm=2.0,
 )
 TUNING = TuningConfig(
     steps=200_000,
-    learning_rate=1e-4,
+    learning_rate=1e-3,
     schedule="linear",
     warmup_steps=375,
     betas=(0.9, 0.98),
-    weight_decay=0.0,
+    epsilon=1e-6,
+    weight_decay=0.01,
     clip_norm=2.0,
 )
 
@@ -133,7 +136,7 @@ class InstructionTuningConfig:
     """How all of it learns from pictures, through the frozen denoiser ("instruction tuning")."""
 
     loop: TuningConfig = TUNING
-    """Length as the authors train; the learning rate is ours, since theirs is not published."""
+    """Length and learning rate, as the authors train."""
     null_share: float = 0.1
     """Share of rows whose text is that of the empty prompt, so that guidance has something to lead
     away from."""

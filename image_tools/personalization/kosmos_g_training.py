@@ -213,7 +213,7 @@ def train_alignment(
         config, prior.fingerprint, [], {"captions": told, "model": model.fingerprint}
     )
     named = dict(model.aligner.named_parameters(prefix="aligner"))
-    finished, step = _run(model, loss, named, config, folder, hooks, prior.device, identity)
+    finished, step = _run(model, loss, named, config, folder, hooks, prior, identity)
     if not finished:
         return TrainingResult(False, step, ())
     write_aligner(folder / ALIGNER_FOLDER, model.aligner)
@@ -251,7 +251,7 @@ def train_instructions(
     )
     named = tuned_parameters(model)
     with gradient_checkpointing([prior.unet], config.checkpointing):
-        finished, step = _run(model, loss, named, config, folder, hooks, prior.device, told)
+        finished, step = _run(model, loss, named, config, folder, hooks, prior, told)
     if not finished:
         return TrainingResult(False, step, ())
     write_kosmos_g(folder / MODEL_FOLDER, model)
@@ -265,13 +265,20 @@ def _run(
     config: AlignTrainingConfig | InstructionTuningConfig,
     folder: Path,
     hooks: LoopHooks | None,
-    device: torch.device,
+    prior: DiffusionPrior,
     identity: str,
 ) -> tuple[bool, int]:
     """Train, and leave nothing wanting gradients."""
     model.eval().requires_grad_(False)
     groups = [ParameterGroup(named)]
-    loop = TuningLoop(groups, config.loop, folder, device=device, identity=identity)
+    loop = TuningLoop(
+        groups,
+        config.loop,
+        folder,
+        device=prior.device,
+        identity=identity,
+        frozen_dtype=prior.dtype,
+    )
     try:
         return loop.run(loss, hooks), loop.step
     finally:

@@ -94,7 +94,8 @@ def read_dictionary(path: Path) -> list[str]:
         WeightsMissing: the file is absent, or a line has no count.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which ends lines at U+0085, U+2028 and others, too: those can be words.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         split = [line.removesuffix(" #fairseq:overwrite").rpartition(" ") for line in lines]
         return [word for word, _, count in split if int(count) >= 0]
     except (OSError, ValueError) as error:

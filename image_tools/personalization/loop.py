@@ -1,9 +1,10 @@
 """The loop that all personalization trainers share: resumable, on `accelerate`, over named tensors.
 
-`accelerate` decides about mixed precision, gradient scaling and accumulation; the trainer puts its
-modules on a device and hands over the very parameters to train, float32. Nothing else is ever
-stepped, and their ``requires_grad`` is set again before every batch, because switching adapters in
-peft changes it.
+`accelerate` decides about mixed precision and accumulation. Gradients that pass through float16, of
+mixed precision or of a frozen denoiser, are scaled on their way, on a CPU too: small ones would
+become zero. The trainer puts its modules on a device and hands over the very parameters to train,
+float32. Nothing else is ever stepped, and their ``requires_grad`` is set again before every batch,
+because switching adapters in peft changes it.
 
 A training folder holds ``state.safetensors`` (parameters and optimizer moments; in its header the
 step, the seconds and what they are a training of), ``checkpoints/step-000080.safetensors`` and
@@ -99,6 +100,7 @@ class TuningLoop:
         *,
         device: torch.device,
         identity: str = "",
+        frozen_dtype: torch.dtype = torch.float32,
     ) -> None:
         """Load the state in ``folder`` if there is one.
 
@@ -108,6 +110,7 @@ class TuningLoop:
             folder: the training's own.
             device: where the forward passes run.
             identity: settings and data that a resumed training must share with the first one.
+            frozen_dtype: number format of the frozen modules that gradients pass through.
 
         Raises:
             StudioError: a parameter is not float32, the precision does not fit the device, or the
@@ -121,7 +124,7 @@ class TuningLoop:
         folder.mkdir(parents=True, exist_ok=True)
         self._optimizer = _make_optimizer(groups, config, device)
         self._rates = [g["lr"] for g in self._optimizer.param_groups]
-        self._accelerator = _make_accelerator(config, device)
+        self._accelerator = _make_accelerator(config, device, frozen_dtype)
         self._stepper = self._accelerator.prepare(self._optimizer)
         self.step, self.seconds, self.skipped = 0, 0.0, 0
         self._recent: list[float] = []
@@ -211,6 +214,8 @@ class TuningLoop:
                     loss = loss_fn(index, generator)
                 self._accelerator.backward(loss)
             total += float(loss.detach())
+        if self._accelerator.scaler is not None and self.config.precision != "float16":
+            self._accelerator.scaler.unscale_(self._optimizer)  # accelerate does it for its own
         limit = self.config.clip_norm or math.inf
         norm = float(self._accelerator.clip_grad_norm_(self.parameters.values(), limit))
         self._update(norm)
@@ -357,10 +362,16 @@ def _make_optimizer(
         for group in groups
     ]
     is_fused = device.type in ("cpu", "cuda")
-    return torch.optim.AdamW(settings, lr=config.learning_rate, betas=config.betas, fused=is_fused)
+    return torch.optim.AdamW(
+        settings,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        fused=is_fused,
+    )
 
 
-def _make_accelerator(config: TuningConfig, device: torch.device) -> Any:
+def _make_accelerator(config: TuningConfig, device: torch.device, frozen_dtype: torch.dtype) -> Any:
     """An accelerator of this training's own settings.
 
     accelerate keeps one state per process and refuses to change it, but trainings that follow each
@@ -375,9 +386,12 @@ def _make_accelerator(config: TuningConfig, device: torch.device) -> Any:
             "or a GPU as the device."
         )
     AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(
+    accelerator = Accelerator(
         device_placement=False,
         mixed_precision=PRECISIONS[config.precision],
         gradient_accumulation_steps=config.accumulate,
         cpu=device.type == "cpu",
     )
+    if accelerator.scaler is None and frozen_dtype == torch.float16:
+        accelerator.scaler = torch.amp.GradScaler(device.type)
+    return accelerator

@@ -22,6 +22,8 @@ class TuningConfig:
     """Steps of linear warm-up."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW momentum decays."""
+    epsilon: float = 1e-8
+    """AdamW's term against division by zero."""
     weight_decay: float = 0.01
     """AdamW weight decay; a group of parameters may have its own."""
     clip_norm: float = 1.0
@@ -48,7 +50,10 @@ class TuningConfig:
         for name in ("steps", "accumulate", "save_every", "log_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)} - expected at least 1.")
-        for name in ("warmup_steps", "sample_every", "clip_norm", "learning_rate", "weight_decay"):
+        for name in (
+            *("warmup_steps", "sample_every", "clip_norm", "learning_rate"),
+            *("weight_decay", "epsilon"),
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)} - expected at least 0.")
         outside = [step for step in self.checkpoint_steps if not 1 <= step <= self.steps]

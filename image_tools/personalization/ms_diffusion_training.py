@@ -241,6 +241,7 @@ def train_ms_diffusion(
         folder,
         device=prior.device,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
+        frozen_dtype=prior.dtype,
     )
 
     def checkpoint(step: int) -> None:

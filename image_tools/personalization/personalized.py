@@ -1,5 +1,8 @@
 """Personalized results on a prior: LoRA files, words, and the weights of a full DreamBooth.
 
+Words that a LoRA file brings along (``bundle_emb``) are attached with it, as A1111 does; a file
+under ``embeddings`` comes before a bundled word of the same name.
+
 Attached in place, so that samplers, scenes, guidance rules and critics see the prior they know.
 Its fingerprint says at every moment what acts on it, so cached prompts are never stale. Inside
 ``off()`` and after ``remove()`` it predicts bit for bit as before.
@@ -12,7 +15,8 @@ Its fingerprint says at every moment what acts on it, so cached prompts are neve
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,17 +30,20 @@ from image_tools.diffusion.lora_apply import (
     loras_active,
     prior_modules,
 )
+from image_tools.diffusion.lora_deltas import LoraFile
 from image_tools.diffusion.lora_files import read_lora
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.weights import check_safetensors_file, find_weights
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.consistency import ConsistencyPrior, Student
-from image_tools.personalization.embedding_files import read_embeddings
+from image_tools.personalization.embedding_files import bundled_words, read_embeddings
 from image_tools.personalization.personalized_configs import GuidanceMix, SubjectConfig
 from image_tools.personalization.tokens import attach_tokens
 from renderers.errors import StudioError
 
 __all__ = ["AttachedSubjects", "attach_subjects", "personalized_prior"]
+
+logger = logging.getLogger(__name__)
 
 WEIGHTS_ROLE = "DreamBooth"
 ORIGIN_ROLE = "the model that DreamBooth began with"
@@ -92,9 +99,11 @@ class AttachedSubjects:
             weights = _ReplacedWeights(prior, Path(subject.weights).expanduser(), origin)
             self._weights.append(weights)
             undo.callback(self._weights[-1].remove)
+        given = set[str]()
         for use in subject.embeddings:
             words = read_embeddings(Path(use.path).expanduser(), token=use.token)
-            undo.callback(attach_tokens(prior, words).remove)
+            undo.callback(attach_tokens(prior, words, fix_eos=use.fix_eos).remove)
+            given |= {word.token.casefold() for word in words}
         per_block = getattr(prior.unet.config, "layers_per_block", 2)
         for position, use in enumerate(subject.loras):
             name = f"subject{index}_{position}"
@@ -104,6 +113,28 @@ class AttachedSubjects:
             attach_to_prior(prior, lora, name=name, weight=use.weight)
             undo.callback(detach_from_prior, prior, name)
             self.loras[index][name] = use.weight
+            if Path(use.path) not in {Path(word.path) for word in subject.embeddings}:
+                self._attach_bundled(lora, use.path, given, undo)
+
+    def _attach_bundled(
+        self, lora: LoraFile, path: str, given: Collection[str], undo: ExitStack
+    ) -> None:
+        """The words that a LoRA brings along, but for those that the subject has files for."""
+        words = []
+        for word in bundled_words(lora.embeddings):
+            if word.token.casefold() in given:
+                logger.info("The word '%s' of '%s' is that of embeddings.", word.token, path)
+            else:
+                words.append(word)
+        if not words:
+            return
+        try:
+            undo.callback(attach_tokens(self.prior, words).remove)
+        except StudioError as error:
+            raise type(error)(
+                f"'{path}' brings words along: {error} To call one otherwise, list the file under "
+                "embeddings too, with a token."
+            ) from error
 
 
 def attach_subjects(prior: DiffusionPrior, subjects: Sequence[SubjectConfig]) -> AttachedSubjects:

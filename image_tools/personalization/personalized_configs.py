@@ -17,7 +17,7 @@ class LoraUseConfig:
     path: str
     """A .safetensors file of any layout, or a folder with pytorch_lora_weights.safetensors."""
     weight: float = 1.0
-    """Factor of its deltas; 0 switches it off."""
+    """Factor of its deltas; 0 switches them off. Words bundled with it stay known."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,10 @@ class EmbeddingUseConfig:
     """A .safetensors, .pt or .bin file of any layout."""
     token: str | None = None
     """The word in prompts that means it; empty for the file's own."""
+    fix_eos: bool | None = None
+    """Take SDXL's pooled vector at the end token. Empty for as the word was learned: what a file of
+    ours says, otherwise on for pairs clip_l and clip_g (kohya, A1111, ComfyUI), and off for other
+    files and those that diffusers and DCO call learned_embeds. All words of a prior share it."""
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ alpha = rank, because a .bin has no place for another.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -83,11 +83,7 @@ def read_photomaker(path: Path, *, layers_per_block: int = 2) -> PhotoMakerFile:
 
 def write_photomaker(path: Path, maker: PhotoMakerFile) -> None:
     """Write a file; it appears whole or not at all. A name that ends in .bin makes torch's kind."""
-    sections = {
-        section: {name: delta.with_alpha(float(delta.rank)) for name, delta in deltas.items()}
-        for section, deltas in maker.lora.sections.items()
-    }
-    lora, _ = lora_to_tensors(replace(maker.lora, sections=sections), layout="diffusers")
+    lora, _ = lora_to_tensors(maker.lora, layout="diffusers")
     tensors = {f"{ENCODER}{name}": t for name, t in maker.encoder.state_dict().items()}
     write_flat(path, tensors | {f"{LORA}{name}": t for name, t in lora.items()})
 

@@ -189,7 +189,14 @@ def train_photomaker(
         identity = identity_of(config, plain, [captioned], facts)
         groups = lora.groups(text_learning_rate=0.0)
         groups.append(ParameterGroup(_trained(encoder, config), config.encoder_learning_rate))
-        loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
+        loop = TuningLoop(
+            groups,
+            config.loop,
+            folder,
+            device=prior.device,
+            identity=identity,
+            frozen_dtype=prior.dtype,
+        )
 
         def write(path: Path) -> None:
             write_photomaker(path, PhotoMakerFile(encoder, lora.file()))

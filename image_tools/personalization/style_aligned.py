@@ -9,7 +9,8 @@ What images share inside the denoiser is in ``style_sharing``. Two priors say wi
   batch's timesteps, and are cut off from the result. Samplers and guidance rules, whose rows may
   have different timesteps, take it as it is.
 
-The authors' score shift with a picture is log 2; without one it is 0.
+With a picture the authors' score shift is log 2, and SDXL shares its group norms, too; without one
+neither is so.
 
 Controls around a ``StyleAlignedPrior`` leave the reference free: their residuals are 0 in its row.
 Controls inside of it act on all rows. Additions around a ``StyleReferencePrior`` act on its batch
@@ -21,7 +22,6 @@ alone. With nothing shared the prediction is the inner prior's bit for bit.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -57,7 +57,6 @@ from image_tools.personalization.style_sharing import StyleRows, is_off, style_s
 from renderers.errors import ShapeError, StudioError
 
 __all__ = [
-    "PICTURE_SHIFT",
     "StyleAlignedPrior",
     "StyleReferencePrior",
     "draw_style_set",
@@ -65,8 +64,6 @@ __all__ = [
     "styled",
 ]
 
-PICTURE_SHIFT = math.log(2.0)
-"""Score shift where the reference is a picture."""
 ROLE = "style"
 
 
@@ -78,23 +75,15 @@ def styled(prompt: str, style: str) -> str:
 class StyleAlignedPrior(ModifiedPrior):
     """A prior for batches of images in the style of their first."""
 
-    def __init__(
-        self,
-        plain: NoisePrior,
-        config: StyleSharingConfig | None = None,
-        *,
-        score_shift: float = 0.0,
-    ) -> None:
+    def __init__(self, plain: NoisePrior, config: StyleSharingConfig | None = None) -> None:
         """Wrap a prior.
 
         Args:
             plain: the prior.
-            config: what is shared.
-            score_shift: where the config leaves it open.
+            config: what is shared; ``with_picture`` where the first row is one.
         """
         super().__init__(plain)
         self.config = config or StyleSharingConfig()
-        self.score_shift = score_shift
         self._is_off = is_off(self.config, plain.unet)
 
     def modify(self, condition: Condition, rows: int, *, is_cond: bool) -> Condition:
@@ -131,7 +120,7 @@ class StyleAlignedPrior(ModifiedPrior):
 
     def _sharing(self, batch: int) -> AbstractContextManager[None]:
         rows = StyleRows((0,) * batch)
-        return style_sharing(self.unet, rows, self.config, score_shift=self.score_shift)
+        return style_sharing(self.unet, rows, self.config)
 
 
 @dataclass(frozen=True)
@@ -191,27 +180,24 @@ class StyleReferencePrior(WrappedPrior):
         plain: NoisePrior,
         reference: StyleReference,
         config: StyleSharingConfig | None = None,
-        *,
-        score_shift: float = PICTURE_SHIFT,
     ) -> None:
         """Encode the reference's prompt.
 
         Args:
             plain: the prior.
             reference: the picture.
-            config: what is shared.
-            score_shift: where the config leaves it open.
+            config: what is shared; what it leaves open is as published for pictures.
 
         Raises:
             StudioError: the config has all images see each other.
         """
         super().__init__(plain)
-        self.reference, self.config = reference, config or StyleSharingConfig()
+        self.reference = reference
+        self.config = (config or StyleSharingConfig()).with_picture()
         if self.config.attention == "full":
             raise StudioError(
                 "sharing.attention is full with a reference picture - expected reference or off."
             )
-        self.score_shift = score_shift
         self._is_off = is_off(self.config, plain.unet)
         with torch.no_grad():
             self._text = plain.encode_prompt([reference.prompt])
@@ -271,7 +257,7 @@ class StyleReferencePrior(WrappedPrior):
         return _Riders(self.reference.at(steps).to(latents), steps, places)
 
     def _sharing(self, riders: _Riders) -> AbstractContextManager[None]:
-        return style_sharing(self.unet, riders.rows, self.config, score_shift=self.score_shift)
+        return style_sharing(self.unet, riders.rows, self.config)
 
     def _joined(
         self, condition: Condition, riders: _Riders, is_cond: Bool[Tensor, " b"]
@@ -368,7 +354,7 @@ def draw_style_set(
                 f"the sampler has {config.steps} steps and the reference was inverted with "
                 f"{len(reference.timesteps)}. Give both the same."
             )
-        tool = StyleAlignedPrior(prior, sharing, score_shift=PICTURE_SHIFT)
+        tool = StyleAlignedPrior(prior, (sharing or StyleSharingConfig()).with_picture())
         after_step = reference.after_step
         prompts, latents = [reference.prompt, *prompts], torch.cat([reference.start, latents])
         generators = [torch.Generator(), *generators]  # the reference's own row is overwritten

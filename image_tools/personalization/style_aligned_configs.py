@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from image_tools.personalization.photos_configs import PhotosConfig
 from image_tools.personalization.reference_contract import ReferenceToolSettings
 
-__all__ = ["StyleAlignedConfig", "StyleInversionConfig", "StyleSharingConfig"]
+__all__ = ["PICTURE_SHIFT", "StyleAlignedConfig", "StyleInversionConfig", "StyleSharingConfig"]
 
+PICTURE_SHIFT = math.log(2.0)
+"""The authors' score shift where the reference is a picture."""
 PHOTOS = PhotosConfig()
 
 
@@ -24,7 +27,7 @@ class StyleSharingConfig:
     """What of the attention gets the reference's mean and deviation (AdaIN); empty for nothing."""
     group_norm: Literal["auto", "shared", "own"] = "auto"
     """Whether group norms take their statistics from image and reference together. auto does, but
-    not for SDXL, as the authors have it."""
+    not for sets that SDXL draws without a picture, as the authors have it."""
     score_scale: float = 1.0
     """Factor of the reference's keys; 0.5 against well-known pictures that come through."""
     score_shift: float | None = None
@@ -39,6 +42,12 @@ class StyleSharingConfig:
             raise ValueError(f"only_self_level is {self.only_self_level} - expected 0 to 1.")
         if len(set(self.normalized)) != len(self.normalized):
             raise ValueError(f"normalized is {list(self.normalized)} - expected each name once.")
+
+    def with_picture(self) -> StyleSharingConfig:
+        """The same for a reference that is a picture: what is left open is as published."""
+        shift = PICTURE_SHIFT if self.score_shift is None else self.score_shift
+        norms = "shared" if self.group_norm == "auto" else self.group_norm
+        return replace(self, score_shift=shift, group_norm=norms)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ all rows of its batch. Nothing counts calls or writes in place: gradients pass, 
 change nothing.
 
     rows = StyleRows((0,) * 4)                                # four images in the first one's style
-    with style_sharing(unet, rows, StyleSharingConfig(), score_shift=0.0):
+    with style_sharing(unet, rows, StyleSharingConfig()):
         unet(latents, t, encoder_hidden_states=text)          # 4 rows, or [uncond, cond] of 8
 """
 
@@ -130,12 +130,10 @@ class StyleAttention(AttentionOperation):
         config: StyleSharingConfig,
         rows: StyleRows,
         layers: frozenset[str],
-        *,
-        score_shift: float,
     ) -> None:
         """Act in the layers of these names, on batches of ``rows``."""
         self.config, self.rows, self.layers = config, rows, layers
-        self.score_shift = score_shift
+        self.score_shift = config.score_shift or 0.0
 
     def applies_to(self, call: AttentionCall) -> bool:
         """In the shared self-attention layers."""
@@ -203,29 +201,25 @@ def shared_group_norms(unet: nn.Module, rows: StyleRows) -> Iterator[None]:
 
 
 @contextmanager
-def style_sharing(
-    unet: nn.Module, rows: StyleRows, config: StyleSharingConfig, *, score_shift: float
-) -> Iterator[None]:
+def style_sharing(unet: nn.Module, rows: StyleRows, config: StyleSharingConfig) -> Iterator[None]:
     """Inside, rows share with their references what ``config`` says.
 
     Args:
         unet: a diffusers UNet2DConditionModel.
         rows: the batch; calls are of whole batches.
-        config: what is shared.
-        score_shift: where the config leaves it open.
+        config: what is shared; ``with_picture`` where the reference is one.
     """
     if is_off(config, unet):
         yield
         return
-    shift = score_shift if config.score_shift is None else config.score_shift
     layers = [layer.name for layer in AttentionHub(unet).layers if not layer.is_cross]
     unshared = unshared_layers(len(layers), config.only_self_level)
     chosen = frozenset(name for name, skips in zip(layers, unshared, strict=True) if not skips)
     with ExitStack() as stack:
         if _shares_norms(config, unet):
             stack.enter_context(shared_group_norms(unet, rows))
-        operation = StyleAttention(config, rows, chosen, score_shift=shift)
-        stack.enter_context(attention_operations(unet, [operation]))
+        operations = [StyleAttention(config, rows, chosen)]
+        stack.enter_context(attention_operations(unet, operations))
         yield
 
 

@@ -37,6 +37,7 @@ from image_tools.personalization.embedding_files import write_embedding
 from image_tools.personalization.loop import LoopHooks, ParameterGroup, TuningLoop
 from image_tools.personalization.textual_inversion_configs import TextualInversionConfig
 from image_tools.personalization.tokens import (
+    FIX_EOS,
     AttachedTokens,
     attach_tokens,
     norm_keeper,
@@ -112,7 +113,7 @@ def train_textual_inversion(
     photos = CaptionedImages(images, (config.token,) * len(images))
     hooks = hooks or LoopHooks()
     first = word_embedding(prior, config.token, config.init_word, vectors=config.vectors)
-    origin = {"prior": prior.fingerprint, "fix_eos": str(config.fix_eos).lower()}
+    origin = {"prior": prior.fingerprint, FIX_EOS: str(config.fix_eos).lower()}
     first = replace(first, metadata={**first.metadata, **origin})
     identity = identity_of(config, prior.fingerprint, [photos])
     with (
@@ -123,7 +124,14 @@ def train_textual_inversion(
         hooks = replace(hooks, after_step=_after_step(tokens, config, hooks))
         # The loop loads a saved state into the rows; what remembers the first ones is made before.
         groups = [ParameterGroup(tokens.parameters())]
-        loop = TuningLoop(groups, config.loop, folder, device=prior.device, identity=identity)
+        loop = TuningLoop(
+            groups,
+            config.loop,
+            folder,
+            device=prior.device,
+            identity=identity,
+            frozen_dtype=prior.dtype,
+        )
         return _run(tokens, loop, loss, config, hooks)
 
 

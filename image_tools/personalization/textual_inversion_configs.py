@@ -41,8 +41,8 @@ class TextualInversionConfig:
     reg_weight: float = 0.0
     """Weight of the squared distance to the first vectors; 0 in the paper's experiments."""
     fix_eos: bool = False
-    """Take SDXL's pooled vector at the true end token. Off as in files trained elsewhere; use the
-    same value when the word is used."""
+    """Take SDXL's pooled vector at the end token, as kohya, A1111 and ComfyUI do; off as diffusers
+    and the code of DCO do. The word's file says it, and where it is used it counts."""
     batch: BatchConfig = WORD_BATCH
     """What one batch is made of."""
     loop: TuningConfig = WORD_LOOP

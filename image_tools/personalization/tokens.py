@@ -10,8 +10,9 @@ fingerprint, hence the key of cached prompts, covers the rows as they are at tha
 
 CLIP text encoders whose configuration says ``eos_token_id: 2`` (most published ones) take their
 pooled vector at the largest token id. New words have larger ids than the end token, so SDXL's
-pooled vector moves to the word, in stock diffusers too and hence in how files were trained.
-``fix_eos`` tells the encoders their true end token instead; use the same when training and later.
+pooled vector moves to the word in transformers, hence in stock diffusers, its training scripts and
+the code of DCO. kohya's trainer, A1111 and ComfyUI take it at the end token, and ``fix_eos`` tells
+the encoders to. A word is used as it was learned, as far as its file tells.
 
     with attach_tokens(prior, [embedding]):
         images = sample_images(prior, ["<my-dog> on a beach"], generators=[generator])
@@ -30,7 +31,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.diffusion.text import TextStack, TextTower
+from image_tools.diffusion.text import TextLayout, TextStack, TextTower
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.placeholders import (
     PlaceholderError,
@@ -40,6 +41,7 @@ from image_tools.personalization.placeholders import (
 )
 
 __all__ = [
+    "FIX_EOS",
     "AttachedTokens",
     "TokenEmbedding",
     "TokenRows",
@@ -51,7 +53,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 PART = "tokens"
-FIX_EOS = {"true": True, "false": False}
+POOLED: TextLayout = "penultimate_pooled"
+FIX_EOS = "fix_eos"
+"""In a word's metadata, "true" or "false": how it was learned."""
 TINY = 1e-12
 
 
@@ -230,26 +234,23 @@ class _TokenTextStack(TextStack):
 
 
 def attach_tokens(
-    prior: DiffusionPrior, embeddings: Sequence[TokenEmbedding], *, fix_eos: bool = False
+    prior: DiffusionPrior, embeddings: Sequence[TokenEmbedding], *, fix_eos: bool | None = None
 ) -> AttachedTokens:
     """Teach a prior words, until they are removed or to the end of a ``with`` block.
 
     Args:
         prior: a prior of any kind; it keeps its weights and tokenizers.
         embeddings: the words; all or none of them are attached.
-        fix_eos: take the pooled vector at the end token, see above.
+        fix_eos: take SDXL's pooled vector at the end token, see above; None for as the words were
+            learned, or like words that are attached already where that is not known.
 
     Raises:
-        PlaceholderError: a word is in the vocabulary or attached already, or words with another
-            ``fix_eos`` are.
+        PlaceholderError: a word is in the vocabulary or attached already, or words differ in
+            ``fix_eos``.
         UnsupportedModel: a word was learned for other text encoders.
     """
     found = prior.text if isinstance(prior.text, _TokenTextStack) else None
-    if found is not None and found.fix_eos != fix_eos:
-        raise PlaceholderError(
-            f"Words are attached with fix_eos={found.fix_eos}, and these come with {fix_eos} - "
-            "expected one value for all words of a prior. Attach them alike."
-        )
+    is_fixed = _common_end(prior, found, embeddings, fix_eos)
     plain = prior.text.plain if found is not None else prior.text
     taken = list(found.rows) if found is not None else []
     matched = []
@@ -258,8 +259,7 @@ def attach_tokens(
             check_placeholder(tower.tokenizer, embedding.token, taken)
         taken.append(embedding.token)
         matched.append(_match(embedding, plain.towers))
-        _compare_eos(embedding, fix_eos)
-    stack = found or _TokenTextStack(plain, fix_eos=fix_eos)
+    stack = found or _TokenTextStack(plain, fix_eos=is_fixed)
     for embedding, rows in zip(embeddings, matched, strict=True):
         stack.add(embedding, rows)
     prior.text = stack
@@ -298,15 +298,47 @@ def norm_keeper(parameters: Mapping[str, nn.Parameter]) -> Callable[[], None]:
     return keep
 
 
-def _compare_eos(embedding: TokenEmbedding, fix_eos: bool) -> None:
-    """Say so if a word is used otherwise than it was learned."""
-    learned_with = FIX_EOS.get(embedding.metadata.get("fix_eos", ""), fix_eos)
-    if learned_with != fix_eos:
-        logger.warning(
-            "The word '%s' was learned with fix_eos=%s and is used with %s; its pooled vector "
-            "will differ. Use it as it was learned.",
-            embedding.token, learned_with, fix_eos,
-        )  # fmt: skip
+def _common_end(
+    prior: DiffusionPrior,
+    found: _TokenTextStack | None,
+    embeddings: Sequence[TokenEmbedding],
+    fix_eos: bool | None,
+) -> bool:
+    """``fix_eos`` of all words of a prior, which no other prior than SDXL's depends on."""
+    now = found.fix_eos if found is not None else None
+    if prior.text.layout != POOLED:
+        return bool(now)
+    learned = {word.token: end for word in embeddings if (end := _learned_end(word)) is not None}
+    asked = set(learned.values()) if fix_eos is None else {fix_eos}
+    if now is not None and asked - {now}:
+        raise PlaceholderError(
+            f"Words are attached with fix_eos={now}, and {_names(embeddings)} come with {not now} "
+            "- expected one value for all words of a prior. Set fix_eos alike for all of them."
+        )
+    if len(asked) > 1:
+        told = ", ".join(f"'{token}' with {end}" for token, end in learned.items())
+        raise PlaceholderError(
+            f"The words were learned with different fix_eos ({told}) - expected one value for all "
+            "words of a prior. Set it for all of them, or leave some out."
+        )
+    is_fixed = asked.pop() if asked else bool(now)
+    for token, end in learned.items():
+        if end != is_fixed:
+            logger.warning(
+                "The word '%s' was learned with fix_eos=%s and is used with %s; its pooled vector "
+                "will differ. Leave fix_eos open where the word is used, or set it to %s.",
+                token, end, is_fixed, end,
+            )  # fmt: skip
+    return is_fixed
+
+
+def _learned_end(embedding: TokenEmbedding) -> bool | None:
+    """Whether a word was learned with the pooled vector at the end token, if its file tells."""
+    return {"true": True, "false": False}.get(embedding.metadata.get(FIX_EOS, ""))
+
+
+def _names(embeddings: Sequence[TokenEmbedding]) -> str:
+    return ", ".join(f"'{embedding.token}'" for embedding in embeddings)
 
 
 def _match(embedding: TokenEmbedding, towers: Sequence[TextTower]) -> tuple[Tensor, ...]:

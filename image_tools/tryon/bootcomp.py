@@ -21,7 +21,7 @@ The authors draw with a schedule whose last timestep is pure noise (arXiv 2305.0
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,15 +33,23 @@ from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.two_scales import GuidanceScales, TwoScaleBranches, two_scale_noise
-from image_tools.tryon.bootcomp_configs import WORDS
+from image_tools.tryon.bootcomp_configs import COMPOSITION_WORDS
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.pictures import fitted
 from image_tools.tryon.refbank import BankAddition, ReferenceBank, check_bank_fits, record_bank
 from image_tools.tryon.samples import Garment
+from image_tools.tryon.sampling import ddpm_schedule
 from renderers.errors import StudioError
 
-__all__ = ["BootCompPrior", "clean_features", "garment_bank", "portrait_denoiser", "word_for"]
+__all__ = [
+    "BootCompPrior",
+    "clean_features",
+    "garment_bank",
+    "garment_prompt",
+    "portrait_denoiser",
+    "word_for",
+]
 
 PROMPT = "A photo of {}"
 ZERO_SIGNAL = {"rescale_betas_zero_snr": True}
@@ -130,24 +138,31 @@ def portrait_denoiser(
         unet: the prior's own, or BootComp's decomposition network.
         image_hw: height and width of the pictures.
     """
-    schedule = {**prior.scheduler_config, **ZERO_SIGNAL}
+    schedule = {**ddpm_schedule(prior.scheduler_config), **ZERO_SIGNAL}
     return TryOnDenoiser(
         prior, unet, extra_channels=0, image_hw=image_hw, scheduler_config=schedule
     )
 
 
-def word_for(category: GarmentCategory) -> str:
-    """What BootComp's networks call a garment.
+def word_for(
+    category: GarmentCategory, words: Mapping[GarmentCategory, str] = COMPOSITION_WORDS
+) -> str:
+    """What one of BootComp's networks calls a garment.
 
     Raises:
-        StudioError: if they were not taught it.
+        StudioError: if it was not taught it.
     """
-    if category not in WORDS:
+    if category not in words:
         raise StudioError(
-            f"BootComp does not know the category '{category}' - expected {', '.join(WORDS)}. Say "
+            f"BootComp does not know the category '{category}' - expected {', '.join(words)}. Say "
             "which of them the garment is."
         )
-    return WORDS[category]
+    return words[category]
+
+
+def garment_prompt(category: GarmentCategory) -> str:
+    """What the encoder of garments is told of one."""
+    return PROMPT.format(word_for(category))
 
 
 @torch.no_grad()
@@ -164,7 +179,7 @@ def garment_bank(
     banks = []
     for garment in garments:
         latents = prior.encode_images(fitted(garment.images, prior.image_hw).to(prior.device))
-        words = [PROMPT.format(word_for(category)) for category in garment.categories]
+        words = [garment_prompt(category) for category in garment.categories]
         banks.append(clean_features(prior, encoder, latents, prior.encode_prompt(words)))
     return banks[0].beside(banks[1:])
 

@@ -11,6 +11,7 @@ from image_tools.personalization.reference_contract import ReferenceToolSettings
 from image_tools.tryon.garment_configs import GarmentCategory, GarmentConfig
 
 __all__ = [
+    "COMPOSITION_WORDS",
     "WORDS",
     "BootCompConfig",
     "CompositionTrainingConfig",
@@ -30,7 +31,14 @@ WORDS: dict[GarmentCategory, str] = {
     "bag": "Bag",
     "scarf": "Scarf",
 }
-"""What its networks call garments; they tell pants from skirts."""
+"""What its decomposition calls garments; it tells pants from skirts."""
+COMPOSITION_WORDS: dict[GarmentCategory, str] = {
+    **WORDS,
+    "upper": "upper garment",
+    "lower": "lower garment",
+}
+"""What its composition calls them, which also knows the words of the released example. Capitals
+mean nothing: text encoders read lower case."""
 
 DECOMPOSITION = TuningConfig(steps=140_000, learning_rate=1e-5)
 COMPOSITION = TuningConfig(steps=115_000, learning_rate=1e-5)
@@ -80,7 +88,7 @@ class GarmentsConfig(ReferenceToolSettings):
 
     def problems(self, prompt: str) -> list[str]:
         """Categories that it does not know."""
-        return unknown_categories(self.garments, WORDS, "BootComp")
+        return unknown_categories(self.garments, COMPOSITION_WORDS, "BootComp")
 
 
 def unknown_categories(

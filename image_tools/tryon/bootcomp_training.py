@@ -32,7 +32,7 @@ from image_tools.personalization.captioned import encode_text
 from image_tools.personalization.denoising import denoising_errors, draw_noisy
 from image_tools.personalization.dreambooth import TrainingResult
 from image_tools.personalization.loop import LoopHooks
-from image_tools.tryon.bootcomp import PROMPT, clean_features, word_for
+from image_tools.tryon.bootcomp import clean_features, garment_prompt
 from image_tools.tryon.bootcomp_configs import (
     CompositionTrainingConfig,
     DecompositionTrainingConfig,
@@ -175,7 +175,7 @@ class CompositionLoss:
             with torch.no_grad():
                 pictures = fitted(garment.images, prior.image_hw).to(prior.device)
                 latents = prior.encode_images(pictures)
-                words = [PROMPT.format(word_for(category)) for category in garment.categories]
+                words = [garment_prompt(category) for category in garment.categories]
                 text = encode_text(prior, words)
             banks.append(clean_features(prior, self.encoder, latents, text))
         worn = (~is_bare).to(prior.device).reshape(-1, 1, 1)

@@ -5,7 +5,8 @@ VITON-HD (arXiv 2103.16874) has people in tops:
     {train,test}/{image,cloth}/*.jpg               people, products
     {train,test}/cloth-mask/*.jpg, image-parse-v3/*.png (LIP), image-densepose/*.jpg
     {train,test}/agnostic-mask/*_mask.png, openpose_json/*_keypoints.json (BODY_25)
-    {train,test}/vitonhd_{train,test}_tagged.json  words, as of IDM-VTON's authors; may be absent
+    {train,test}/vitonhd_{train,test}_tagged.json  words, as of IDM-VTON's authors; may be absent,
+                                                   and those without are "shirts"
     {train,test}_pairs.txt                         a person and, for unpaired tests, a product
 
 DressCode (arXiv 2204.08532) has people in everything, in a folder for each category:
@@ -31,7 +32,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from image_tools.tryon.garment_configs import GarmentCategory
+from image_tools.tryon.label_files import read_labels
 from image_tools.tryon.masks import BodyMaps, agnostic_mask
 from image_tools.tryon.masks_configs import MaskConfig, ParseLayout
 from image_tools.tryon.pictures import WHITE
@@ -50,12 +52,15 @@ from renderers.errors import StudioError
 
 __all__ = ["LIP_TO_ATR", "TryOnFolder", "read_dress_code", "read_viton_hd"]
 
+Read = TypeVar("Read")
 DressCodeCategory = Literal["upper_body", "lower_body", "dresses"]
 CATEGORIES: dict[str, GarmentCategory] = {
     "upper_body": "upper",
     "lower_body": "lower",
     "dresses": "dress",
 }
+NO_WORDS = "shirts"
+"""What tops of VITON-HD are called where no words are known, as in IDM-VTON's training."""
 DRESS_CODE_FRAME = (512, 384)
 """Rows and columns in which DressCode gives keypoints."""
 WORN: dict[ParseLayout, dict[GarmentCategory, tuple[int, ...]]] = {
@@ -159,18 +164,12 @@ class TryOnFolder:
 
     def _parts(self, path: Path) -> Float[Tensor, "1 h w 3"]:
         """Body parts in colours, in which the picture has them or a number for each."""
-        if _pixels(path, None).ndim == 3:
+        if _readable(_has_colors, path):
             return self._picture(path)
         return part_colors(self._labels(path))
 
     def _labels(self, path: Path) -> Int[Tensor, "1 h w"]:
-        # Label maps have palettes, or none; their numbers are what counts.
-        labels = torch.from_numpy(_pixels(path, None).astype(np.int64))
-        if labels.ndim != 2:
-            raise StudioError(
-                f"'{path}' has colours - expected a number for each pixel, as the data set is "
-                "published; unpack it again."
-            )
+        labels = torch.from_numpy(_readable(read_labels, path))
         return F.interpolate(labels[None, None].float(), self.size, mode="nearest").long()[0]
 
     def _as_atr(self, labels: Int[Tensor, "b h w"]) -> Int[Tensor, "b h w"]:
@@ -214,7 +213,7 @@ def read_viton_hd(
                 densepose=folder / "image-densepose" / name,
                 keypoints=folder / "openpose_json" / f"{stem}_keypoints.json",
                 mask=folder / "agnostic-mask" / f"{stem}_mask.png" if has_masks else None,
-                caption=words.get(product, ""),
+                caption=words.get(product) or NO_WORDS,
                 category="upper",
             )
         )
@@ -298,13 +297,28 @@ def _lines(path: Path) -> list[str]:
         ) from error
 
 
-def _pixels(path: Path, mode: str | None) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
+def _pixels(path: Path, mode: str) -> np.ndarray:
+    from PIL import Image
 
+    def read(file: Path) -> np.ndarray:
+        with Image.open(file) as image:
+            return np.array(image.convert(mode))
+
+    return _readable(read, path)
+
+
+def _has_colors(path: Path) -> bool:
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return len(image.getbands()) > 1
+
+
+def _readable(read: Callable[[Path], Read], path: Path) -> Read:
+    """What is read of a picture."""
     try:
-        with Image.open(path) as image:
-            return np.array(image if mode is None else image.convert(mode))
-    except (OSError, UnidentifiedImageError) as error:
+        return read(path)
+    except OSError as error:
         raise StudioError(
             f"'{path}' cannot be read as a picture ({error}). Expected the data set as it is "
             "published; unpack it again."
@@ -356,7 +370,7 @@ def _viton_words(path: Path) -> dict[str, str]:
         raise StudioError(
             f"Words in '{path}' cannot be read ({type(error).__name__}: {error}) - expected the "
             "JSON of IDM-VTON's authors: lists of file_name and tag_info. Without the file, "
-            "products have no words."
+            f"all products are called '{NO_WORDS}'."
         ) from error
     return words
 

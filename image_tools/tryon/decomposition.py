@@ -26,6 +26,7 @@ from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding
 from image_tools.diffusion.modified import ModifiedPrior, conditional_rows
 from image_tools.tryon.bootcomp import word_for
+from image_tools.tryon.bootcomp_configs import WORDS
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.refbank import (
@@ -92,7 +93,7 @@ def silent_features(denoiser: TryOnDenoiser, latents: Float[Tensor, "rows c h w"
 
 def product_prompt(category: GarmentCategory) -> str:
     """What the network is told of a garment."""
-    return PROMPT.format(word_for(category))
+    return PROMPT.format(word_for(category, WORDS))
 
 
 def product_views(

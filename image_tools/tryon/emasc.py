@@ -6,8 +6,9 @@ decoder, from the finest level:
 
     conv_in's output -> before conv_out;  input of down block i -> input of up block L-1-i
 
-By hooks on a stock AutoencoderKL, for the time of a call. With zeros in the last convolutions the
-decoder is the plain one bit for bit. Lists of features are never changed in place.
+By hooks on a stock AutoencoderKL, for the time of a call. Features are of whole pictures and whole
+batches, so the VAE's slices, tiles and checkpoints are off meanwhile. With zeros in the last
+convolutions the decoder is the plain one bit for bit. Lists of features are never changed in place.
 
     prior = EmascPrior(denoiser, skips)
     with prior.showing(sample.agnostic, sample.mask):
@@ -77,6 +78,29 @@ class SkipConnections(OwnModule):
 
 
 @contextmanager
+def _whole(vae: nn.Module) -> Iterator[None]:
+    """Inside, the VAE passes whole batches of whole pictures, each block once.
+
+    Slices and tiles would meet features of other people and other sizes. Checkpoints run blocks
+    again in the backward pass, when nothing is added any more.
+    """
+    switches = [
+        (vae, "use_slicing"),
+        (vae, "use_tiling"),
+        (vae.encoder, "gradient_checkpointing"),
+        (vae.decoder, "gradient_checkpointing"),
+    ]
+    before = [getattr(owner, name) for owner, name in switches]
+    try:
+        for owner, name in switches:
+            setattr(owner, name, False)
+        yield
+    finally:
+        for (owner, name), value in zip(switches, before, strict=True):
+            setattr(owner, name, value)
+
+
+@contextmanager
 def recording(vae: nn.Module) -> Iterator[list[Tensor]]:
     """Inside, the list holds the features of the encoder's last pass, from the finest level."""
     places = [vae.encoder.conv_in, *vae.encoder.down_blocks]
@@ -88,7 +112,7 @@ def recording(vae: nn.Module) -> Iterator[list[Tensor]]:
     def later(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         features.append(inputs[0])
 
-    with ExitStack() as stack:
+    with _whole(vae), ExitStack() as stack:
         stack.callback(places[0].register_forward_hook(first).remove)
         for block in places[1:]:
             stack.callback(block.register_forward_pre_hook(later).remove)
@@ -104,7 +128,7 @@ def adding(vae: nn.Module, added: Sequence[Float[Tensor, "b c h w"]]) -> Iterato
     def add(level: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (inputs[0] + level.to(inputs[0]), *inputs[1:])
 
-    with ExitStack() as stack:
+    with _whole(vae), ExitStack() as stack:
         for place, level in zip(places, added, strict=True):
             stack.callback(place.register_forward_pre_hook(partial(add, level)).remove)
         yield

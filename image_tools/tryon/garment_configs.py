@@ -32,8 +32,8 @@ class GarmentConfig:
     image: str
     """Product picture, on white as a rule; it is not stretched."""
     category: GarmentCategory
-    """upper, lower, pants, skirt, dress, hat, sunglasses, shoes, bag or scarf. Models know some of
-    them: BootComp pants and skirts, the others lower ones."""
+    """upper, lower, pants, skirt, dress, hat, sunglasses, shoes, bag or scarf. BootComp knows
+    all of them, the others upper, lower and dress, and take pants and skirts for lower ones."""
     caption: str = ""
     """What it is in words, such as "short sleeve round neck t-shirt"; empty for its category."""
 

@@ -197,6 +197,7 @@ def customize_idm_vton(
             config.loop,
             folder,
             device=denoiser.device,
+            frozen_dtype=denoiser.dtype,
             identity=identity,
         )
         loss = IdmVtonLoss(tool, lambda *_: sample)

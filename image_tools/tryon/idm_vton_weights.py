@@ -32,6 +32,7 @@ from image_tools.personalization.ip_adapter import IPAdapter, layer_numbers, lay
 from image_tools.personalization.ip_adapter_files import projector_of
 from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.tensor_files import fill
+from image_tools.tryon.sampling import ddpm_schedule
 from image_tools.tryon.tryon_weights import STEM, fill_unet, read_component
 
 if TYPE_CHECKING:
@@ -82,7 +83,9 @@ def read_idm_vton(folder: Path, dtype: torch.dtype = torch.float32) -> IdmVtonWe
         unet,
         read_garment_net(folder / "unet_encoder", dtype),
         adapter,
-        read_json(folder / "scheduler/scheduler_config.json", role="IDM-VTON's schedule"),
+        ddpm_schedule(
+            read_json(folder / "scheduler/scheduler_config.json", role="IDM-VTON's schedule")
+        ),
     )
 
 

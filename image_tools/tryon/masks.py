@@ -10,8 +10,14 @@ and DensePose's parts. All three are here, on the same inputs, without OpenCV:
     cat_vton   hull of body parts and garment, smoothed; parts are protected strongly or weakly
                (CatVTON, arXiv 2407.15886)
 
-Deviation: kernels are round and scale with the picture's rows, where the originals' are squares of
-fixed size.
+ATR has no neck: what it calls face reaches down to the neckline. So in its maps the face's label
+below the shoulders' line is the neck, as LaDI-VTON takes it for DressCode, unless the maps tell
+neck and face apart with a label 18, as IDM-VTON's do (ATR's face where LIP sees none).
+
+Deviations: kernels are round and scale with the picture's rows, where the originals' are squares of
+fixed size. idm_vton keeps hair, which IDM-VTON's demo paints anew within reach of the garment, and
+paints legs and belt anew for a dress, as LaDI-VTON's masks of DressCode do with legs: a long dress
+may take the place of a short one.
 
     mask = agnostic_mask(BodyMaps(parse, "atr", keypoints), "upper", MaskConfig())
 """
@@ -20,6 +26,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy import ndimage
@@ -71,6 +78,7 @@ LABELS: dict[ParseLayout, dict[str, tuple[int, ...]]] = {
 }
 """Numbers of clothes' labels by name. 18 in ATR is a neck that IDM-VTON adds; 10 in LIP is the neck
 in VITON-HD's maps."""
+ARM_LABELS = {"left": 14, "right": 15}  # in both layouts; left is the person's own
 
 CLOTHES: dict[BodyPart, tuple[str, ...]] = {
     "upper": ("upper", "coat", "dress"),
@@ -96,6 +104,7 @@ VITON_ARM_WIDTH, IDM_ARM_WIDTH = 90.0, 60.0
 WIDENED, ARMS_WIDENED, PART_MARGIN, SMOOTHED = 10.0, 8.0, 4.0, 6.0
 WRIST_REACH = 1.2
 NECK_REACH, NECK_WIDTH = 0.4, 0.4  # shares of the way from neck to nose, and of the shoulders
+NECK_ABOVE_SHOULDERS = 20.0
 SMOOTH_LEVEL = 25.0 / 255.0
 
 Mask = np.ndarray
@@ -134,7 +143,28 @@ class BodyMaps:
     def labelled(self, *names: str) -> Mask:
         """Where the picture shows any of these."""
         numbers = [n for name in names for n in LABELS[self.layout].get(name, ())]
-        return np.isin(self.parse, numbers)
+        return np.isin(self.labels, numbers)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """The labels, with a neck of its own where ATR counts it as face."""
+        (neck,), (face,) = LABELS["atr"]["neck"], LABELS["atr"]["face"]
+        if self.layout != "atr" or (self.parse == neck).any():
+            return self.parse
+        return np.where((self.parse == face) & self._below_head(), neck, self.parse)
+
+    def _below_head(self) -> Mask:
+        """Lower than 20 of 512 rows above the shoulders' line, or than the neck's keypoint where
+        they are not known; without these what DensePose sees as torso, or nothing."""
+        *shoulders, neck = (self.point(n) for n in ("right_shoulder", "left_shoulder", "neck"))
+        rows, columns = np.indices(self.parse.shape) + 0.5
+        if all(shoulder is not None for shoulder in shoulders):
+            # Level beyond the shoulders, so that it stays below the head of people seen from aside.
+            x, y = np.transpose(sorted(shoulders, key=lambda point: point[0]))
+            return rows > np.interp(columns, x, y) - NECK_ABOVE_SHOULDERS * self.scale
+        if neck is not None:
+            return rows > neck[1]
+        return np.isin(0 if self.parts is None else self.parts, TORSO)
 
     def in_parts(self, numbers: tuple[int, ...]) -> Mask:
         """Where it shows any of DensePose's parts."""
@@ -142,6 +172,8 @@ class BodyMaps:
 
     def point(self, name: str) -> np.ndarray | None:
         """Column and row of a keypoint in pixels, or None where it is not known."""
+        if self.keypoints is None:
+            return None
         x, y, known = self.keypoints[KEYPOINT_NAMES.index(name)]
         height, width = self.parse.shape
         return np.array([x * width, y * height]) if known > 0 else None
@@ -192,7 +224,7 @@ def _viton_hd(body: BodyMaps, part: BodyPart, config: MaskConfig) -> _Found:
     arms = _drawn_arms(body, width, reach=1.0)
     area, kept = body.labelled(*CLOTHES[part]), body.labelled(*KEPT[part])
     if part != "lower":
-        area = area | arms | _neck(body)
+        area = area | arms | body.labelled("neck") | _neck(body)
         kept = kept | (body.labelled("arms") & ~arms)
     return _Found(_widened(area, WIDENED * body.scale), kept)
 
@@ -202,7 +234,7 @@ def _idm_vton(body: BodyMaps, part: BodyPart, config: MaskConfig) -> _Found:
     area, kept = body.labelled(*CLOTHES[part]), body.labelled(*KEPT[part])
     area = _widened(area, WIDENED * body.scale)
     if part != "lower":
-        arms = _drawn_arms(body, width, reach=WRIST_REACH)
+        arms = _drawn_arms(body, width, reach=WRIST_REACH) | _unseen_arms(body)
         kept = kept | (body.labelled("arms") & ~arms)
         neck = _widened(body.labelled("neck") | _neck(body), WIDENED * body.scale)
         area = area | neck | _widened(arms, ARMS_WIDENED * body.scale)
@@ -254,6 +286,16 @@ def _drawn_arms(body: BodyMaps, width: float, *, reach: float) -> Mask:
     if all(shoulder is not None for shoulder in shoulders):
         drawn |= _line(drawn.shape, *shoulders, width)
     return drawn
+
+
+def _unseen_arms(body: BodyMaps) -> Mask:
+    """All that the labels call arm on a side whose elbow or wrist is not known, hand and all."""
+    numbers = [
+        number
+        for side, number in ARM_LABELS.items()
+        if any(body.point(f"{side}_{joint}") is None for joint in ("elbow", "wrist"))
+    ]
+    return np.isin(body.labels, numbers)
 
 
 def _neck(body: BodyMaps) -> Mask:

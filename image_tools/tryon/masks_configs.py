@@ -19,7 +19,8 @@ class MaskConfig:
     algorithm: MaskAlgorithm = "idm_vton"
     """viton_hd (LaDI-VTON, StableVITON) and idm_vton (IDM-VTON, OOTDiffusion) draw arms along the
     keypoints; cat_vton (CatVTON) takes the hull of DensePose's parts. A model does best with the
-    masks that it was trained with."""
+    masks that it was trained with. In ATR's labels the neck is what is called face below the
+    shoulders, or has the label 18."""
     mode: MaskMode = "loose"
     """tight is the algorithm's own, which lets the old garment's outline shine through: short
     sleeves come out long and the other way round. loose widens it to its hull; bbox paints the

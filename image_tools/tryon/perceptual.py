@@ -1,8 +1,9 @@
 """Distances of pictures in the features of a network (arXiv 1603.08155), VGG-19's above all.
 
 The weights of VGG-19 are the user's: torchvision's file ``vgg19-dcbd9e9d.pth`` or a conversion of
-it. The five features are those after the first convolution of each block; pictures are brought to
-256 rows and columns. Any other network serves, such as a small one of a closed world.
+it. The five features are those after the first convolution of each block; pictures keep their
+aspect, their shorter side is brought to 256 pixels. Any other network serves, such as a small one
+of a closed world.
 
     distance = FeatureDistance(read_vgg19(Path("vgg19.safetensors")))
     loss = distance(images, targets)
@@ -85,7 +86,7 @@ class FeatureDistance:
     def __init__(
         self, features: Features, weights: Sequence[float] = WEIGHTS, *, side: int = SIDE
     ) -> None:
-        """Take a frozen network, a weight for each of its features, and the rows it looks at."""
+        """Take a frozen network, a weight for each feature, and the shorter side that it sees."""
         self.features, self.weights, self.side = features, tuple(weights), side
 
     def __call__(self, images: Tensor, targets: Tensor) -> Float[Tensor, ""]:
@@ -97,8 +98,8 @@ class FeatureDistance:
         return sum(weight * F.l1_loss(a, b) for weight, a, b in pairs)
 
     def _sized(self, pictures: Tensor) -> Tensor:
-        pictures, size = pictures / 2.0 + 0.5, (self.side, self.side)
-        if pictures.shape[-2:] == size:
+        pictures, shorter = pictures / 2.0 + 0.5, min(pictures.shape[-2:])
+        if shorter == self.side:
             return pictures
-        shrinks = min(pictures.shape[-2:]) > self.side
-        return F.interpolate(pictures, size, mode="bilinear", antialias=shrinks)
+        size = tuple(self.side * length // shorter for length in pictures.shape[-2:])
+        return F.interpolate(pictures, size, mode="bilinear", antialias=shorter > self.side)

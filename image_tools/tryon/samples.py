@@ -106,7 +106,7 @@ class TryOnSample:
     worn_mask: Float[Tensor, "b h w 1"] | None = None
     """1 where the person's picture shows the garment itself; known in training only."""
     warped: Float[Tensor, "b h w 3"] | None = None
-    """The garment bent to the body, on grey."""
+    """The garment bent to the body, on white."""
 
     def __post_init__(self) -> None:
         """Refuse parts that do not belong together."""

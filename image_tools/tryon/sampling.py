@@ -1,6 +1,8 @@
 """Portraits from try-on priors, by the sampler of all priors.
 
-With ``eta`` 1 its steps are those of the ``DDPMScheduler`` that IDM-VTON and BootComp came with.
+IDM-VTON and BootComp came with a ``DDPMScheduler``. With ``eta`` 1 and the settings that
+:func:`ddpm_schedule` makes of theirs, the steps are the same, the last one too: it goes to the
+clean picture without noise.
 
     cond, uncond = prior.encode_prompt([prompt]), prior.encode_negative([negative])
     images = sample_portraits(prior, cond, uncond, generators=[generator], config=config)
@@ -8,7 +10,8 @@ With ``eta`` 1 its steps are those of the ``DDPMScheduler`` that IDM-VTON and Bo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -20,7 +23,16 @@ from image_tools.diffusion.modified import WrappedPrior
 from image_tools.diffusion.sampling import AfterStep, ddim_steps, denoise_latents, unit_noise
 from image_tools.tryon.extend import TryOnDenoiser, latent_mask
 
-__all__ = ["kept_outside", "sample_portraits"]
+__all__ = ["ddpm_schedule", "kept_outside", "sample_portraits"]
+
+
+def ddpm_schedule(scheduler_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a stock scheduler for models that are sampled by DDPM.
+
+    The files of Stable Diffusion say ``set_alpha_to_one: false``. That is for DDIM, whose last step
+    then goes to the first timestep's noise and not to none; ``DDPMScheduler`` does not read it.
+    """
+    return {**scheduler_config, "set_alpha_to_one": True}
 
 
 @torch.no_grad()

@@ -5,7 +5,8 @@ A frozen denoiser of 13 channels and its spatial encoder both see
     z_t 4 | person without the garment 4 | mask 1, here 1 = kept | body parts in colours 4
 
 all but the mask as latents; the garment's latents enter the spatial encoder. The mask is the
-sample's turned round and made smaller by averaging, so that it is soft at its rim. One token of
+sample's turned round and made smaller as the authors' tensors are, without antialiasing: each cell
+is read between the pixels at its middle, so that few are soft. One token of
 CLIP's view of the garment stands for words; the unconditional half of guidance has another, learnt
 one and is the same otherwise.
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding
 from image_tools.diffusion.parametrization import add_noise, alpha_sigma
-from image_tools.diffusion.sampling import ddim_steps, denoise_latents, unit_noise
+from image_tools.diffusion.sampling import denoise_latents, unit_noise
 from image_tools.tryon.extend import ExtraChannels, TryOnDenoiser
 from image_tools.tryon.samples import Garment, TryOnSample
 from image_tools.tryon.stable_viton_configs import StartLatents
@@ -54,8 +55,8 @@ def seen_channels(latent_channels: int) -> int:
 
 
 def keep_mask(mask: Float[Tensor, "b h w 1"], size: tuple[int, int]) -> Float[Tensor, "b 1 s t"]:
-    """1 where the person is kept, soft at the rim."""
-    return F.interpolate(1.0 - mask.movedim(-1, 1), size, mode="bilinear", antialias=True)
+    """1 where the person is kept; between 0 and 1 where the rim passes through a cell's middle."""
+    return F.interpolate(1.0 - mask.movedim(-1, 1), size, mode="bilinear")
 
 
 def viton_channels(denoiser: TryOnDenoiser, sample: TryOnSample) -> ExtraChannels:
@@ -123,8 +124,8 @@ class StableViton:
         latents: Tensor = unit_noise(shape, generators, denoiser.device)
         if start == "person":
             own = denoiser.encode_images(sample.person.to(denoiser.device))
-            first = ddim_steps(denoiser, config.steps)[0].t
-            t = torch.full((len(sample),), first, device=denoiser.device)
+            last = denoiser.num_train_timesteps - 1  # whatever timestep the sampler begins at
+            t = torch.full((len(sample),), last, device=denoiser.device)
             latents = add_noise(own, latents, *alpha_sigma(denoiser.alphas_cumprod, t, own))
         latents = denoise_latents(
             denoiser, latents, cond, uncond, generators=generators, config=config

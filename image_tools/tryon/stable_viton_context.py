@@ -10,10 +10,10 @@ its softmax is 1 and its output is the token's own value. "Nothing" is a vector 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from image_tools.tryon.ladi_words import square
 from image_tools.tryon.own_modules import OwnModule
 from image_tools.tryon.stable_viton_configs import ContextSettings
 from image_tools.vision.clip_images import ClipImages
@@ -77,7 +77,12 @@ class _Block(nn.Module):
 
 @torch.no_grad()
 def class_token(clip: ClipImages, images: Float[Tensor, "b h w 3"]) -> Float[Tensor, "b c"]:
-    """CLIP's normalised class token, before any projection, of pictures pressed into squares."""
+    """CLIP's normalised class token, before any projection, of pictures pressed into squares.
+
+    Without antialiasing, as the authors resize tensors.
+    """
     parameter = next(clip.model.parameters())
-    pixels = clip.preprocess(square(images.to(parameter.device), clip.side)).to(parameter)
+    pictures = images.to(parameter.device).movedim(-1, 1)
+    pressed = F.interpolate(pictures, (clip.side, clip.side), mode="bilinear").movedim(1, -1)
+    pixels = clip.preprocess(pressed).to(parameter)
     return clip.model.vision_model(pixel_values=pixels).pooler_output

@@ -40,7 +40,6 @@ __all__ = [
 ]
 
 ENCODER_PARTS = ("time_embedding", "conv_in", "down_blocks")
-GROUP_EPS = 1e-6
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,6 @@ class WarpBlocks(OwnModule):
                 num_layers=1,
                 cross_attention_dim=hint,
                 norm_num_groups=settings.groups,
-                norm_eps=GROUP_EPS,
                 use_linear_projection=settings.linear,
             )
             for width, hint in pairs

@@ -85,6 +85,7 @@ def train_modules(
         config.loop,
         folder,
         device=prior.device,
+        frozen_dtype=prior.dtype,
         identity=identity_of(config, prior.fingerprint, [], {"batches": identity}),
     )
 

@@ -13,7 +13,7 @@ from torch import nn
 from image_tools.diffusion.loading import read_module
 from image_tools.diffusion.memory import share_memory_options
 from image_tools.diffusion.prior import DiffusionPrior, PriorParts
-from image_tools.diffusion.weights import find_weights, read_json
+from image_tools.diffusion.weights import find_weights, only_variant, read_json
 from image_tools.tryon.tryon_weights import STEM
 from renderers.errors import StudioError
 
@@ -30,9 +30,10 @@ def read_stock_vae(folder: Path, like: nn.Module) -> nn.Module:
 
     folder, dtype = folder.expanduser(), next(like.parameters()).dtype
     read_json(folder / "config.json", role="VAE")
-    find_weights(folder, STEM, role="VAE")
+    variant = only_variant(folder, STEM)
+    find_weights(folder, STEM, role="VAE", variant=variant)
     read = partial(AutoencoderKL.from_pretrained, torch_dtype=dtype)
-    return read_module(read, folder, None, "VAE")
+    return read_module(read, folder, variant, "VAE")
 
 
 def with_vae(prior: DiffusionPrior, vae: nn.Module) -> DiffusionPrior:

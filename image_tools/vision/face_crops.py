@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +69,21 @@ def frame_around(
     return Frame(float(middle[0]), float(middle[1]), side, angle)
 
 
-def cut(image: Float[Tensor, "h w 3"], frame: Frame, *, size: int) -> Float[Tensor, "s s 3"]:
-    """What a frame shows; outside of the picture its border goes on. Differentiable."""
+def cut(
+    image: Float[Tensor, "h w 3"],
+    frame: Frame,
+    *,
+    size: int,
+    outside: Literal["border", "black"] = "border",
+) -> Float[Tensor, "s s 3"]:
+    """What a frame shows; differentiable.
+
+    Args:
+        image: the picture.
+        frame: a square of it.
+        size: of the result.
+        outside: what is outside of the picture: its border, going on, or black.
+    """
     factor = int(frame.side / size / REDUCING) + 1 if frame.side > REDUCING * size else 1
     pixels = image.movedim(-1, 0)[None]
     if factor > 1:
@@ -79,7 +93,8 @@ def cut(image: Float[Tensor, "h w 3"], frame: Frame, *, size: int) -> Float[Tens
     places = frame.to_picture(torch.stack([columns, rows], dim=-1)) / factor
     extent = places.new_tensor([pixels.shape[-1], pixels.shape[-2]])
     grid = (2.0 * places / extent - 1.0)[None]
-    found = F.grid_sample(pixels, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    padding = "zeros" if outside == "black" else "border"
+    found = F.grid_sample(pixels, grid, mode="bilinear", padding_mode=padding, align_corners=False)
     return found[0].movedim(0, -1)
 
 

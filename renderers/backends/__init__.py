@@ -11,10 +11,12 @@ tinycudann, nerfacc and nvdiffrast are adapters: used only when a scene names th
 
 from __future__ import annotations
 
+import atexit
 import importlib
 import importlib.util
 import logging
 import os
+import tempfile
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -32,7 +34,8 @@ _LOG = logging.getLogger(__name__)
 _INSTALL_HINTS = {
     "torch": "pip install torch",
     "numba": "pip install numba",
-    "triton": "pip install triton (part of the CUDA builds of torch on Linux)",
+    "triton": "pip install triton (part of the CUDA builds of torch on Linux), and on Debian "
+    "apt install gcc python3-dev",
     "tinycudann": "see requirements-cuda.txt (built from source with nvcc)",
     "nerfacc": "pip install nerfacc (compiles its CUDA code at first use; needs nvcc)",
     "nvdiffrast": "see requirements-cuda.txt (built from source with nvcc)",
@@ -158,7 +161,10 @@ def _obstacle(name: str, device: torch.device) -> str | None:
         return "Triton kernels take CUDA tensors only"
     if name == "triton" and device.type not in ("cpu", "cuda"):
         return "Triton kernels take CUDA tensors only"
-    return _import_failure(name)
+    obstacle = _import_failure(name)
+    if obstacle is None and name == "triton" and device.type == "cuda":
+        return _triton_failure() if torch.cuda.is_available() else None
+    return obstacle
 
 
 def _adapter_obstacle(name: str) -> str | None:
@@ -175,6 +181,41 @@ def _import_failure(name: str) -> str | None:
         importlib.import_module(name)
     except ImportError as error:
         return f"import {name} failed ({error})"
+    if name == "numba":
+        _find_place_for_kernels()
+    return None
+
+
+def _find_place_for_kernels() -> None:
+    """Where numba can keep no compiled kernels, it refuses to compile those that are to be kept.
+
+    So in a container whose code and home are read-only they live as long as this process. The
+    folder is this process's own: numba would load what another user had put there.
+    """
+    import numba
+
+    try:
+        numba.njit(cache=True)(_kept_kernel)  # compiles nothing yet
+    except RuntimeError:
+        folder = tempfile.TemporaryDirectory(prefix="studio-kernels-")
+        atexit.register(folder.cleanup)
+        numba.config.CACHE_DIR = folder.name
+
+
+def _kept_kernel(value: float) -> float:
+    """Stands for the kernels of the modules beside this file."""
+    return value
+
+
+@cache
+def _triton_failure() -> str | None:
+    """Triton compiles its driver at first use, which needs a C compiler and Python's headers."""
+    try:
+        driver = importlib.import_module("triton.runtime.driver").driver
+        driver.active.get_current_device()
+    except Exception as error:  # whatever its build meets: no compiler, no headers, an old card
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return f"Triton cannot start ({reason}); it needs gcc or clang and Python's headers"
     return None
 
 

@@ -25,7 +25,7 @@ from image_tools.configs import (
 from studio.config import load_task, split_arguments
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
-from studio.errors import StudioError
+from studio.errors import StudioError, install_command
 from studio.task_configs import TaskConfig
 
 __all__ = ["Check", "checks", "run"]
@@ -42,6 +42,7 @@ EXTRAS = {
     "tensorboard": "log",
     "pillow_heif": "photos",
 }
+REPLACEABLE = {"xatlas": "so textures have a patch for each triangle"}
 MIN_FREE_BYTES = 2 * 1024**3
 MARKS = {"ok": "ok     ", "note": "-      ", "problem": "PROBLEM"}
 
@@ -123,10 +124,14 @@ def _packages() -> Iterator[Check]:
         try:
             yield Check("packages", name, "ok", metadata.version(name))
         except metadata.PackageNotFoundError:
-            yield Check("packages", name, "problem", f"missing: pip install {name}")
+            hint = f"missing: {sys.executable} -m pip install {name}"
+            if name in REPLACEABLE:
+                hint = f"missing, {REPLACEABLE[name]}: {sys.executable} -m pip install {name}"
+            state = "note" if name in REPLACEABLE else "problem"
+            yield Check("packages", name, state, hint)
     for name, extra in EXTRAS.items():
         found = importlib.util.find_spec(name) is not None
-        hint = f"not installed: pip install 'text-to-3d-studio[{extra}]'"
+        hint = f"not installed: {install_command(extra)}"
         yield Check("packages", name, "ok" if found else "note", "installed" if found else hint)
     if importlib.util.find_spec("torchvision") is not None:
         yield _torchvision()
@@ -147,11 +152,15 @@ def _devices() -> Iterator[Check]:
     """CPU, CUDA, MPS."""
     import torch
 
+    from studio.device import gpu_obstacle
+
     yield Check("devices", "cpu", "ok", f"{torch.get_num_threads()} threads")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         memory = f"{properties.total_memory / 1024**3:.0f} GiB"
-        yield Check("devices", f"cuda:{index}", "ok", f"{properties.name}, {memory}")
+        obstacle = gpu_obstacle(index)
+        detail = obstacle or f"{properties.name}, {memory}"
+        yield Check("devices", f"cuda:{index}", "problem" if obstacle else "ok", detail)
     if not torch.cuda.is_available():
         yield Check("devices", "cuda", "note", "no CUDA device")
     mps = torch.backends.mps.is_available()
@@ -160,11 +169,11 @@ def _devices() -> Iterator[Check]:
 
 def _backends() -> Iterator[Check]:
     """What runs the kernels, and why."""
-    import torch
 
     from renderers.backends import resolve, status
+    from studio.device import resolve_device
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = resolve_device("auto")
     for backend in status():
         detail = f"{backend.reason} ({backend.licence})"
         if not backend.available:

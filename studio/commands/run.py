@@ -27,7 +27,7 @@ from studio.config import (
 )
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
-from studio.errors import ConfigError, Interrupted, StorageError, StudioError
+from studio.errors import ConfigError, Interrupted, StorageError
 from studio.folder_lock import hold_run
 from studio.progress import format_seconds, logged_to, say
 from studio.resuming import changes_of
@@ -180,7 +180,7 @@ def _load(prepared: Prepared) -> Runner:
 
     try:
         return Runner(prepared.scene, prepared.run)
-    except (StudioError, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as error:
         is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
         status = "interrupted" if is_stop else "failed"
         with contextlib.suppress(StorageError):

@@ -21,7 +21,11 @@ from image_tools.configs import (
     SingleFilePriorConfig,
 )
 from image_tools.personalization.reference_configs import ReferenceToolConfig
-from image_tools.tryon.bootcomp_configs import WORDS, BootCompConfig, unknown_categories
+from image_tools.tryon.bootcomp_configs import (
+    COMPOSITION_WORDS,
+    BootCompConfig,
+    unknown_categories,
+)
 from image_tools.tryon.garment_configs import BODY_PARTS, GarmentCategory, GarmentConfig
 from image_tools.tryon.masks_configs import MaskConfig
 from studio.images.method_configs import (
@@ -29,6 +33,7 @@ from studio.images.method_configs import (
     DdsMethodConfig,
     EditMethodConfig,
     ExplicitRegionsConfig,
+    InstructPix2PixMethodConfig,
     NullTextMethodConfig,
     PromptToPromptMethodConfig,
     RegionsConfig,
@@ -98,6 +103,11 @@ class _PicturesConfig:
         """Everything that some picture of the run shows, the scene's prompt first."""
         return (self.prompt,)
 
+    @property
+    def _has_one_scale(self) -> bool:
+        """Whether the sampler's guidance scale alone says how much the prompt counts."""
+        return True
+
     def _problems(self) -> list[str]:
         """Every reason why the scene cannot run."""
         problems = [*prompt_problems(self.prompt, self.negative_prompt), *seed_problems(self.seed)]
@@ -105,6 +115,11 @@ class _PicturesConfig:
             problems.append(f"count: is {self.count} - expected at least 1 picture.")
         if self.sampler.steps < 1:
             problems.append(f"sampler.steps: is {self.sampler.steps} - expected at least 1.")
+        if self._has_one_scale and self.sampler.guidance_scale < 1.0:
+            problems.append(
+                f"sampler.guidance_scale: is {self.sampler.guidance_scale:g}, which leaves the "
+                "prompt out or leads away from it - expected at least 1, and 1 for Turbo models."
+            )
         return problems
 
 
@@ -136,6 +151,10 @@ class EditImageConfig(_PicturesConfig):
         if isinstance(method, SelfGuidanceMethodConfig) and method.prompt is not None:
             return (self.prompt, method.prompt)
         return (self.prompt,)
+
+    @property
+    def _has_one_scale(self) -> bool:
+        return not isinstance(self.method, InstructPix2PixMethodConfig)
 
     def _problems(self) -> list[str]:
         method, problems = self.method, super()._problems()
@@ -247,12 +266,16 @@ class TryOnConfig(_PicturesConfig):
         """What does it, in a word."""
         return self.method.kind
 
+    @property
+    def _has_one_scale(self) -> bool:
+        return False
+
     def _problems(self) -> list[str]:
         problems = super()._problems()
         if not self.garments:
             problems.append("garments: is empty - expected at least one, with image and category.")
         if isinstance(self.method, BootCompConfig):
-            problems += self._unknown(WORDS, "BootComp")
+            problems += self._unknown(COMPOSITION_WORDS, "BootComp")
         else:
             problems += self._single()
         if self.person is not None and self.mask is None:

@@ -40,6 +40,7 @@ from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior
 from image_tools.editing.inversion import (
     Inversion,
     InvertedPrior,
+    check_inversion_dtype,
     invert_latents,
     negative_prompt_inversion,
     null_text_inversion,
@@ -157,6 +158,8 @@ class _NullText(_Editor):
     def __init__(self, prior: DiffusionPrior, config: EditImageConfig) -> None:
         super().__init__(prior, config)
         self.place = self.mask()
+        if config.method.inversion == "null_text":
+            check_inversion_dtype(prior)
         # Words that do not fit must be told before minutes of learning.
         PromptToPromptPrior(prior, self.shared_attention())
 

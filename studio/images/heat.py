@@ -45,7 +45,7 @@ def check_words(prior: DiffusionPrior, prompts: Sequence[str], words: Sequence[s
     """
     for word in words:
         if not any(_has(prior, prompt, word) for prompt in prompts):
-            tokens = tokenize_prompt(prior.text.towers[0].tokenizer, prompts[0])
+            tokens = tokenize_prompt(prior.text.tokenizers[0], prompts[0])
             word_tokens(tokens, word)
 
 
@@ -96,7 +96,7 @@ def overlay(
 def _has(prior: DiffusionPrior, prompt: str, word: str) -> bool:
     """Whether a prompt has a word."""
     try:
-        word_tokens(tokenize_prompt(prior.text.towers[0].tokenizer, prompt), word)
+        word_tokens(tokenize_prompt(prior.text.tokenizers[0], prompt), word)
     except WordsError:
         return False
     return True

@@ -130,7 +130,8 @@ class InstructPix2PixMethodConfig:
     image_scale: float = 1.5
     """s_I: how much of the picture is kept; 1 to 2.2."""
     condition_latents: Literal["unscaled", "scaled"] = "unscaled"
-    """How the edit model saw the picture in training; scaled for CosXL's."""
+    """How the edit model saw the picture's latents in training: as the VAE makes them, as
+    published, or scaled as noisy ones are."""
 
     def __post_init__(self) -> None:
         """Refuse no edit."""

@@ -28,7 +28,8 @@ class BodyConfig:
     parse: str | None = None
     """Picture whose pixels are labels of clothes and body parts (PNG with palette or grey)."""
     layout: ParseLayout = "atr"
-    """What the labels mean: atr (18, DressCode, SegFormer) or lip (20, VITON-HD)."""
+    """What the labels mean: atr (18, DressCode, SegFormer; 18 may be the neck) or lip (20,
+    VITON-HD)."""
     keypoints: str | None = None
     """OpenPose's JSON file."""
     finder: KeypointFinder | None = None

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +22,9 @@ from image_tools.control.pose_images import openpose_points
 from image_tools.personalization.photos import PhotosError
 from image_tools.tryon.garment_configs import BODY_PARTS
 from image_tools.tryon.garment_files import picture_size, read_garment
-from image_tools.tryon.masks import BodyMaps, agnostic_mask
+from image_tools.tryon.label_files import read_labels
+from image_tools.tryon.masks import LABELS, BodyMaps, agnostic_mask
+from image_tools.tryon.masks_configs import ParseLayout
 from image_tools.tryon.pose_files import read_keypoints
 from image_tools.tryon.pose_maps import PART_COLORS, part_labels
 from image_tools.tryon.samples import Garment, TryOnSample
@@ -71,7 +73,9 @@ def read_sample(config: TryOnConfig) -> TryOnSample:
     person = _read_person(config.person, config.size)
     parse = densepose = keypoints = None
     if body.parse is not None:
-        parse = _nearest(_exact(_read_labels, body.parse, "body.parse", own), config.size)
+        labels = _exact(_read_labels, body.parse, "body.parse", own)
+        _refuse_other_labels(labels, body.parse, body.layout)
+        parse = _nearest(labels, config.size)
     if body.densepose is not None:
         colors = _exact(_read_colors, body.densepose, "body.densepose", own)
         _refuse_numbers(colors, body.densepose)
@@ -124,6 +128,18 @@ def _read_points(path: str, size: tuple[int, int]) -> Float[Tensor, "1 18 3"]:
         raise ConfigError(f"body.keypoints: {error}") from error
 
 
+def _refuse_other_labels(labels: Float[Tensor, "1 h w 1"], path: str, layout: ParseLayout) -> None:
+    """A number that the layout does not have is another layout's, or no label."""
+    last = max(number for numbers in LABELS[layout].values() for number in numbers)
+    highest = int(labels.max())
+    if highest > last:
+        raise ConfigError(
+            f"body.parse: '{path}' has a pixel of {highest} - expected labels from 0 to {last}, "
+            f"body.layout being {layout}. Correct body.layout, or save the labels' numbers and not "
+            "grey levels."
+        )
+
+
 def _refuse_numbers(colors: Float[Tensor, "1 h w 3"], path: str) -> None:
     """Part numbers look nearly black, and models would be shown no body."""
     brightest = int(colors.max())
@@ -162,12 +178,14 @@ def _exact(
     """A map of the person's picture.
 
     Raises:
-        ConfigError: it cannot be read, or has another size.
+        ConfigError: it cannot be read, has colours in the place of labels, or has another size.
     """
     try:
         values = read(Path(path).expanduser())
     except OSError as error:
         raise ConfigError(f"{key}: '{path}' cannot be read ({error}).") from error
+    except StudioError as error:
+        raise ConfigError(f"{key}: {error}") from error
     found = tuple(values.shape[1:3])
     if found != size:
         raise ConfigError(
@@ -177,11 +195,9 @@ def _exact(
     return values
 
 
-def _read_labels(path: Path) -> Int[Tensor, "1 h w 1"]:
-    """Numbers of a picture's pixels, by its palette where it has one."""
-    with Image.open(path) as image:
-        grey = image if image.mode in ("P", "L", "I", "I;16") else image.convert("L")
-        return torch.from_numpy(np.array(grey).astype(np.float32))[None, ..., None]
+def _read_labels(path: Path) -> Float[Tensor, "1 h w 1"]:
+    """Numbers of a picture's pixels."""
+    return torch.from_numpy(read_labels(path)).float()[None, ..., None]
 
 
 def _read_colors(path: Path) -> Float[Tensor, "1 h w 3"]:

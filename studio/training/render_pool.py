@@ -10,10 +10,11 @@ number of cores. Few rows are drawn here, where a process would take longer to s
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
+
+from studio.waiting import granted_cores
 
 __all__ = ["draw_rows", "worker_count"]
 
@@ -25,10 +26,7 @@ ROWS_AT_ONCE = 20
 
 def worker_count(rows: int) -> int:
     """Processes for so many rows: the cores that this process may use, fewer for few rows."""
-    # taskset and containers grant fewer cores than the machine has; not every system tells.
-    granted = getattr(os, "sched_getaffinity", None)
-    cores = len(granted(0)) if granted else os.cpu_count() or 1
-    return max(1, min(cores, rows // ROWS_WORTH_A_PROCESS))
+    return max(1, min(granted_cores(), rows // ROWS_WORTH_A_PROCESS))
 
 
 def draw_rows(

@@ -25,11 +25,13 @@ from guidance.delta_edit_configs import (
 )
 from guidance.delta_edit_mask import build_mask, changed_tokens
 from guidance.delta_edit_words import ViewSharing, texts_at
+from guidance.layout_parts import LayoutObject, object_tokens
 from guidance.noising import draw_noisy_latents, noisy_latents
 from guidance.original import Original
 from guidance.prompts import build_view_prompts
 from guidance.sds import sds_weight
-from image_tools.diffusion.loading import load_folder
+from image_tools.configs import DiffusersPriorConfig, PriorMemoryConfig
+from image_tools.diffusion.loading import load_folder, load_prior
 from image_tools.editing.dds import DeltaBranch, shared_delta_denoising_gradient
 from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
@@ -294,6 +296,25 @@ def tokens_of(prior, text, *words):
         for k, (first, last) in enumerate(encoded.offset_mapping)
         if last > first and any(low <= first and last <= high for low, high in spans)
     )
+
+
+def test_words_are_looked_up_without_encoders_that_were_dropped(tiny_pipelines):
+    memory = PriorMemoryConfig(text_encoder="drop")
+    folder = str(tiny_pipelines["pocket"])
+    prior = load_prior(DiffusersPriorConfig(model=folder, memory=memory), torch.device("cpu"))
+    rule(prior, renders(), mask=WordMaskConfig(keep_word="mushroom"), attention=ALL_SHARED)
+    object_tokens(prior, BEFORE, [LayoutObject(LEFT, prompts_of(prior, "a red duck"))])
+    assert not prior.text.is_loaded
+
+
+def test_the_largest_layer_that_shares_its_own_attention_may_be_told(prior):
+    before, after = prompts_of(prior, BEFORE), prompts_of(prior, AFTER)
+    for most in (None, 16):
+        sharing = ViewSharing(SharedAttentionConfig(own_max_tokens=most), prior, before, after)
+        (edit,) = sharing.between(BEFORE, AFTER).edits
+        assert edit.config.self_max_tokens == most
+    with pytest.raises(UnsupportedModel, match="up to 15 image tokens"):
+        ViewSharing(SharedAttentionConfig(own_max_tokens=15), prior, before, after)
 
 
 def test_what_stands_for_a_word_is_new_or_the_word_itself(prior):

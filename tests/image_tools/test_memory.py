@@ -12,9 +12,14 @@ import torch
 from torch import nn
 
 from image_tools.configs import DiffusersPriorConfig, PriorMemoryConfig, SingleFilePriorConfig
+from image_tools.control.self_guidance import Reference, SelfGuidedPrior
+from image_tools.control.self_guidance_configs import MoveConfig, SelfGuidanceConfig
 from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.memory import prior_device, vae_dtype
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.editing.editing_configs import EditedPromptConfig, PromptToPromptConfig
+from image_tools.editing.prompt_to_prompt import PromptToPromptPrior
+from image_tools.editing.word_maps import word_maps
 from renderers.errors import BackendMissing
 from tests.tiny_models import write_single_file
 
@@ -172,12 +177,28 @@ def test_single_file_text_encoder_obeys_its_policy(tiny_pipelines, tmp_path, pol
     single = load_prior(
         SingleFilePriorConfig(path=str(path), config=str(settings), memory=memory), CPU
     )
+    words = single.text.tokenizers[0](["a duck"]).input_ids
     assert not single.text.is_loaded
     tokens = single.encode_prompt(["a duck"]).tokens
     assert single.text.is_loaded is (policy != "drop")
     plain = _prior(tiny_pipelines["sd1"]).encode_prompt(["a duck"]).tokens
     torch.testing.assert_close(tokens, plain, atol=1e-6, rtol=1e-5)
     assert {p.dtype for p in single.text.towers[0].encoder.parameters()} == {torch.float32}
+    assert single.text.towers[0].tokenizer(["a duck"]).input_ids == words
+
+
+def test_words_are_looked_up_without_the_encoders_that_were_dropped(tiny_pipelines):
+    prior = _prior(tiny_pipelines["sdxl"], text_encoder="drop")
+    PromptToPromptPrior(prior, PromptToPromptConfig("a duck", (EditedPromptConfig("a fox"),)))
+    edit = MoveConfig(("duck",), (0.2, 0.0))
+    guided = SelfGuidanceConfig(prompt="a duck", edits=(edit,))
+    SelfGuidedPrior(prior, guided, Reference("a duck"))
+    latents = torch.zeros(1, 4, 8, 8)
+    word_maps(prior, latents, "a duck", ["duck"], generator=torch.Generator().manual_seed(0))
+    assert not prior.text.is_loaded
+    found = [tokenizer.model_max_length for tokenizer in prior.text.tokenizers]
+    assert found == [tower.tokenizer.model_max_length for tower in prior.text.towers]
+    assert prior.text.tokenizers[0] is prior.text.towers[0].tokenizer
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cpu0", ""])

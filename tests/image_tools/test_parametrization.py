@@ -104,3 +104,15 @@ def test_zero_terminal_schedule_stays_invertible():
 def test_flow_matching_scheduler_is_refused_by_name():
     with pytest.raises(UnsupportedModel, match="FlowMatchEulerDiscreteScheduler' has no beta"):
         noise_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0})
+
+
+def test_continuous_noise_levels_are_refused_by_name():
+    """As published for CosXL; the other way to write it is Stable Video Diffusion's."""
+    from diffusers import EDMEulerScheduler, EulerDiscreteScheduler
+
+    cosxl = EDMEulerScheduler(sigma_max=120.0, sigma_data=1.0, prediction_type="v_prediction")
+    with pytest.raises(UnsupportedModel, match=r"EDMEulerScheduler' has no beta .*CosXL"):
+        noise_schedule({"_class_name": "EDMEulerScheduler", **cosxl.config})
+    other = EulerDiscreteScheduler(**SD_BETAS, timestep_type="continuous", sigma_max=700.0)
+    with pytest.raises(UnsupportedModel, match="has continuous timesteps"):
+        noise_schedule(other.config)

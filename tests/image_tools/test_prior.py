@@ -122,6 +122,9 @@ def test_image_does_not_depend_on_its_neighbours(priors):
 def test_samplers_refuse_bad_numbers(priors):
     with pytest.raises(ValueError, match="Keep it from 1 to 1000"):
         ddim_steps(priors["sd1"], 0)
+    with pytest.raises(ValueError, match=r"first is at timestep 1000, .* Take at most 999 steps"):
+        ddim_steps(priors["sd1"], 1000)
+    assert ddim_steps(priors["sd1"], 999)[0].t == 999
     with pytest.raises(ValueError, match="2 prompts came with 1 generators"):
         sample_images(priors["sd1"], PROMPTS, generators=[torch.Generator()])
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -21,8 +23,10 @@ def _plain_environment(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     backends._import_failure.cache_clear()
     backends._log_fallback.cache_clear()
+    backends._triton_failure.cache_clear()
     yield
     backends._import_failure.cache_clear()
+    backends._triton_failure.cache_clear()
 
 
 def test_cpu_tensors_go_to_numba():
@@ -83,6 +87,45 @@ def test_without_numba_the_reference_takes_over_and_says_so_once(monkeypatch, ca
     assert "pip install numba" in caplog.text
     with pytest.raises(BackendMissing, match="pip install numba"):
         backends.resolve(CPU, prefer="numba")
+
+
+def test_where_nothing_can_be_kept_kernels_are_compiled_for_this_process(monkeypatch):
+    """Code and home of a container can both be read-only, and numba then refuses."""
+    numba = pytest.importorskip("numba")
+    before = numba.config.CACHE_DIR
+    refused = RuntimeError("cannot cache function: no locator available")
+
+    def njit(**_: object) -> object:
+        def decorate(function: object) -> object:
+            raise refused
+
+        return decorate
+
+    monkeypatch.setattr(numba, "njit", njit)
+    monkeypatch.setattr(numba.config, "CACHE_DIR", before)
+    assert backends.resolve(CPU) == "numba"
+    folder = Path(numba.config.CACHE_DIR)
+    assert folder.is_dir()
+    assert folder.stat().st_mode & 0o077 == 0, "nobody else can put kernels there"
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_triton_without_a_compiler_leaves_the_work_to_the_reference(monkeypatch, caplog, compiles):
+    def get_current_device() -> int:
+        if not compiles:
+            raise RuntimeError("Failed to find C compiler. Please specify via CC.")
+        return 0
+
+    active = SimpleNamespace(get_current_device=get_current_device)
+    monkeypatch.setitem(sys.modules, "triton", ModuleType("triton"))
+    monkeypatch.setitem(sys.modules, "triton.runtime", ModuleType("triton.runtime"))
+    driver = ModuleType("triton.runtime.driver")
+    driver.driver = SimpleNamespace(active=active)
+    monkeypatch.setitem(sys.modules, "triton.runtime.driver", driver)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with caplog.at_level("WARNING"):
+        assert backends.resolve(torch.device("cuda")) == ("triton" if compiles else "torch")
+    assert ("apt install gcc" in caplog.text) is not compiles
 
 
 def test_status_lists_every_backend_with_licence_and_hint():

@@ -273,7 +273,7 @@ def test_report_without_runs_says_what_it_needs():
 
 @pytest.mark.skipif(find_spec("viser") is not None, reason="viser is installed here")
 def test_view_without_viser_names_the_extra(finished):
-    with pytest.raises(BackendMissing, match=r"text-to-3d-studio\[view\]"):
+    with pytest.raises(BackendMissing, match=r"pip install .*\[view\]"):
         view.run(finished.path)
 
 

@@ -120,7 +120,7 @@ CASES = [
         scene_yaml="prompt: !!python/object/apply:os.system ['touch boom']\n",
     ),
     case("repeated key", "run", "scene.yaml", scene_yaml=SCENE + "seed: 1\nseed: 2\n"),
-    case("not text", "run", "scene.yaml", scene_yaml=b"\xff\xfe\x00\x01"),
+    case("not text", "run", "scene.yaml", scene_yaml=b"\x80\x81\x00\x01"),
     case("number for the prompt", "run", "scene.yaml", scene_yaml="base: demo\nprompt: 7\n"),
     case("file that holds itself", "run", "scene.yaml", scene_yaml="prompt: &a [*a]\n"),
     case("unknown base", "run", "scene.yaml", scene_yaml="base: dmo\nprompt: a duck\n"),
@@ -653,7 +653,8 @@ def read_snapshots() -> dict[str, str]:
 
 def check_snapshot(name: str, message: str, folder: Path) -> None:
     """Compare with the kept words, or keep them when asked to."""
-    places = {folder: "<tmp>", Path(__file__).parents[2]: "<repo>", HF_HUB_CACHE: "<cache>"}
+    repo = Path(__file__).parents[2]
+    places = {folder: "<tmp>", sys.executable: "<python>", repo: "<repo>", HF_HUB_CACHE: "<cache>"}
     text = message
     for place, word in places.items():
         text = text.replace(str(place), word)

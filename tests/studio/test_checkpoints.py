@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import pickle
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -178,6 +181,21 @@ def test_kill_between_set_aside_and_rename_loses_nothing(tmp_path):
     save_checkpoint(tmp_path, make(6))
     names = ["latest", "step-000005", "step-000006"]
     assert [p.name for p in sorted(tmp_path.iterdir())] == names
+
+
+def test_folders_that_cannot_be_flushed_do_not_stop_a_save(tmp_path, monkeypatch):
+    """Folders shared with a virtual machine have no fsync, and Windows opens none."""
+    flush, is_folder = os.fsync, stat.S_ISDIR
+
+    def fsync(descriptor: int) -> None:
+        if is_folder(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY, "Windows"
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    save_checkpoint(tmp_path, make(7))
+    assert load_latest(tmp_path, warn=pytest.fail).step == 7
 
 
 def pid_of_a_dead_process() -> int:

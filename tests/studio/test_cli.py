@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from studio.cli import main
@@ -207,3 +209,40 @@ def test_explain_knows_the_settings_of_personalizations(capsys):
     assert "method.beta  [task personalize]  [kind dco]" in capsys.readouterr().out
     explain.run(None, schema=True)
     assert '"personalize"' in capsys.readouterr().out
+
+
+def test_redirected_words_are_utf_8_whatever_the_system_writes():
+    """Windows redirects in an old code page, which knows no Japanese."""
+    prompt = "\u8d64\u3044\u30ad\u30ce\u30b3"
+    done = subprocess.run(
+        [sys.executable, "-m", "studio.cli", "run", "demo", f"prompt={prompt}", "--dry-run"],
+        env={**os.environ, "PYTHONIOENCODING": "cp1252"},
+        capture_output=True,
+        check=True,
+    )
+    assert yaml.safe_load(done.stdout.decode("utf-8"))["prompt"] == prompt
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory"
+        ),
+        MemoryError(),
+    ],
+)
+def test_a_full_memory_is_one_line_and_names_the_switches(error, monkeypatch, capsys):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(explain, "run", fail)
+    monkeypatch.setattr(sys, "argv", ["studio", "explain", "seed"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    told = capsys.readouterr().err
+    assert stop.value.code == 1
+    assert told.startswith("error: The memory is full: ")
+    assert "prior.memory" in told
+    assert told.count("\n") == 1

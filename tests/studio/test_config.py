@@ -247,3 +247,11 @@ def _write(folder: Path, tree: dict, name: str = "scene.yaml") -> Path:
     path = folder / name
     path.write_text(yaml.safe_dump(tree), encoding="utf-8")
     return path
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-8-sig", "utf-8"])
+def test_scene_files_as_windows_writes_them_are_read(encoding, tmp_path):
+    """`studio new demo > mine.yaml` is UTF-16 in the PowerShell that Windows comes with."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: demo\nprompt: a caf\u00e9\n", encoding=encoding)
+    assert load_scene(path).config.prompt == "a caf\u00e9"

@@ -46,7 +46,8 @@ def test_inspect_tells_layout_family_ranks_and_alphas(source, capsys):
     command.inspect(source)
     text = capsys.readouterr().out
     assert "sd1" in text
-    assert "1 layers, rank 4, alpha 1, 0 convolutions" in text
+    # diffusers' layout is written with alpha = rank.
+    assert "1 layers, rank 4, alpha 4, 0 convolutions" in text
     assert "mine" in text
     command.inspect(source, as_json=True)
     facts = json.loads(capsys.readouterr().out)

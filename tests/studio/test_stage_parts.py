@@ -35,6 +35,29 @@ def test_auto_is_a_device_that_exists():
 
 
 @pytest.mark.parametrize(
+    ("capability", "built", "chosen"),
+    [
+        ((6, 1), ["sm_75", "sm_80", "sm_120", "compute_120"], "cpu"),
+        ((7, 5), ["sm_75", "sm_80", "sm_90"], "cuda"),
+        ((12, 0), ["sm_75", "sm_90a", "sm_120"], "cuda"),
+        ((9, 0), ["gfx90a", "gfx1100"], "cuda"),  # ROCm
+    ],
+)
+def test_auto_takes_no_gpu_that_this_pytorch_has_no_kernels_for(
+    monkeypatch, caplog, capability, built, chosen
+):
+    for name, value in {
+        "is_available": lambda: True,
+        "get_arch_list": lambda: built,
+        "get_device_capability": lambda _: capability,
+        "get_device_name": lambda _: "GeForce GTX 1060",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    assert resolve_device("auto").type == chosen
+    assert ("GTX 1060 has CUDA capability 6.1" in caplog.text) is (chosen == "cpu")
+
+
+@pytest.mark.parametrize(
     "name", ["", "gpu", "cuda:x", "cuda:99", "cpu:1", "CPU", "cpu:", "cuda:", "mps:", "cpu:²", ":0"]
 )
 def test_impossible_devices_are_refused(name):

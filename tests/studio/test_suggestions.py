@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from studio import suggestions
 from studio.checkpoints import load_latest
 from studio.commands.run import _resumed_scene as resumed_scene
 from studio.commands.view import find_asset
@@ -29,6 +30,13 @@ def test_words_with_blanks_and_quotes_stay_one():
     words = ["run", "--resume", "it's/my runs/a", "prompt=a blue $cup"]
     assert shlex.split(command(*words)) == ["studio", *words]
     assert command("export", Path("runs/a")) == "studio export runs/a"
+
+
+def test_on_windows_words_are_quoted_as_its_shell_reads_them(monkeypatch):
+    monkeypatch.setattr(suggestions.os, "name", "nt")
+    folder = r"runs\a purple duck\demo-s0"
+    assert command("run", "--resume", folder) == f'studio run --resume "{folder}"'
+    assert command("run", r"runs\duck") == r"studio run runs\duck"
 
 
 @pytest.mark.parametrize("prompt", ["a red duck", "it's red", 'a "red" duck', "a $5 coin", "a\\b!"])

@@ -81,6 +81,6 @@ def test_tensorboard_reads_all_steps_of_an_interrupted_and_resumed_run(run):
 
 def test_without_tensorboard_the_command_that_installs_it_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    with pytest.raises(BackendMissing, match=r"text-to-3d-studio\[log\]"):
+    with pytest.raises(BackendMissing, match=r"pip install .*\[log\]"):
         TensorboardLog(run).__enter__()
     assert not (run.path / "tb").exists()

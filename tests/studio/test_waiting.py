@@ -52,6 +52,34 @@ def test_where_nothing_can_be_told_threads_sleep(monkeypatch: pytest.MonkeyPatch
     assert environment == {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({"QUOTA": "max 100000\n"}, 8),
+        ({"QUOTA": "200000 100000\n"}, 2),
+        ({"QUOTA": "150000 100000\n"}, 2),
+        ({"QUOTA": "1600000 100000\n"}, 8),
+        ({"OLD_QUOTA": "300000\n", "OLD_PERIOD": "100000\n"}, 3),
+        ({"OLD_QUOTA": "-1\n", "OLD_PERIOD": "100000\n"}, 8),
+        ({}, 8),
+    ],
+)
+def test_a_container_s_quota_of_time_counts_as_cores(monkeypatch, tmp_path, files, cores):
+    for name in ("QUOTA", "OLD_QUOTA", "OLD_PERIOD"):
+        path = tmp_path / name
+        monkeypatch.setattr(waiting, name, path)
+        if name in files:
+            path.write_text(files[name])
+    monkeypatch.setattr(waiting.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
+    assert waiting.granted_cores() == cores
+    environment = {"OMP_NUM_THREADS": "5"}
+    monkeypatch.setattr(waiting, "_watched_idle_share", lambda: 1.0)
+    settle_waiting(environment)
+    assert environment["OMP_NUM_THREADS"] == "5", "the user's own"
+    assert environment.get("NUMBA_NUM_THREADS") == (str(cores) if cores < 8 else None)
+    assert ("GOMP_SPINCOUNT" in environment) is (cores == 8)
+
+
 @pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
 def test_what_the_user_has_set_is_left_alone(name: str):
     environment = {name: "ACTIVE"}

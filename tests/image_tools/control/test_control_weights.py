@@ -236,3 +236,9 @@ def test_incomplete_weights_are_missing_weights(controlnet, settings_folder, tmp
     path = _save(tensors, tmp_path / "control.safetensors")
     with pytest.raises(WeightsMissing, match=r"controlnet_mid_block.bias \(absent"):
         read_controlnet(ControlConfig(weights=str(path), settings=str(settings_folder)))
+
+
+def test_the_one_variant_of_a_folder_is_read(controlnet, tmp_path):
+    controlnet.save_pretrained(tmp_path, variant="fp16")
+    read = read_controlnet(ControlConfig(str(tmp_path))).state_dict()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in controlnet.state_dict().items())

@@ -10,6 +10,7 @@ from image_tools.control.control_configs import ControlConfig, NoiseWindow, Step
 from image_tools.control.controlnet import (
     Control,
     ControlledPrior,
+    image_with_holes,
     layer_weights,
     window_gate,
 )
@@ -289,6 +290,29 @@ def test_bad_images_are_refused(prior, controlnet):
         _guided(controlled(images.repeat(3, 1, 1, 1)))
     with pytest.raises(ShapeError, match="2 condition images came for 1 controls"):
         controlled(images).show([images, images])
+
+
+def test_an_inpainting_controlnet_sees_minus_one_in_holes(prior, controlnet):
+    """As control_v11p_sd15_inpaint was trained: -1 in all channels where a picture is painted."""
+    images = condition_images(prior)
+    mask = torch.zeros(1, *images.shape[1:3], 1)
+    mask[:, 4:9] = 1.0
+    holed = image_with_holes(images, mask)
+    assert bool((holed[:, 4:9] == -1.0).all())
+    assert torch.equal(holed[:, 9:], images[:, 9:])
+    with pytest.raises(StudioError, match=r"holes are -1, see Control\.has_holes"):
+        ControlledPrior(prior, [Control(controlnet, holed)])
+    seen = []
+    hook = controlnet.register_forward_pre_hook(
+        lambda module, inputs, settings: seen.append(settings["controlnet_cond"]),
+        with_kwargs=True,
+    )
+    _guided(ControlledPrior(prior, [Control(controlnet, holed, has_holes=True)]))
+    hook.remove()
+    assert torch.equal(seen[0][0], holed[0].movedim(-1, 0))
+    centred = 2.0 * images - 1.0
+    with pytest.raises(StudioError, match="do not centre them around 0"):
+        ControlledPrior(prior, [Control(controlnet, centred, has_holes=True)])
 
 
 def test_a_controlnet_of_another_family_is_refused(tiny_pipelines, controlnet, prior):

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from image_tools.diffusion.conditions import Condition
+from image_tools.diffusion.conditions import Condition, cat_embeddings
+from image_tools.editing import edit_training
 from image_tools.editing.edit_training import (
     EditBatch,
     EditDenoiser,
@@ -96,6 +97,27 @@ def test_instruction_and_image_are_dropped_alone_and_together_in_five_percent_ea
     text, image = draw_dropped(100, 0.0, generator=torch.Generator().manual_seed(0))
     assert not text.any()
     assert not image.any()
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_the_denoiser_sees_the_vaes_mode_and_dropped_words_as_sampling_does(
+    tiny_pipelines, kind, monkeypatch
+):
+    """Of SDXL dropped words are zeros, not an encoded empty prompt."""
+    prior, seen = load_tiny(tiny_pipelines, kind), []
+    unet, drops = tiny_edit_unet(prior), torch.tensor([True, False])
+    monkeypatch.setattr(edit_training, "draw_dropped", lambda *_, **__: (drops, NO))
+    unet.register_forward_pre_hook(lambda _, *given: seen.extend(given), with_kwargs=True)
+    with torch.no_grad():
+        EditLoss(prior, unet, batches, CONFIG)(0, batch_generator(0, 0))
+        pixels = 2.0 * batches(0, batch_generator(0, 0)).sources.movedim(-1, 1) - 1.0
+        mode = prior.vae.encode(pixels).latent_dist.mode()
+    (sample, _), told = seen
+    torch.testing.assert_close(sample[:, 4:], mode)
+    wanted = cat_embeddings([prior.encode_negative([""]), prior.encode_prompt(["grey"])])
+    torch.testing.assert_close(told["encoder_hidden_states"], wanted.tokens)
+    if kind == "sdxl":
+        torch.testing.assert_close(told["added_cond_kwargs"]["text_embeds"], wanted.pooled)
 
 
 def test_both_images_are_mirrored_together(prior):

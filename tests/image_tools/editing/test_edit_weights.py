@@ -82,3 +82,24 @@ def test_a_plain_model_under_an_edit_models_settings_is_refused(tiny_pipelines, 
     save_file(plain, folder / "unet/diffusion_pytorch_model.safetensors")
     with pytest.raises(UnsupportedModel, match=r"conv_in.weight \(\(16, 4, 3, 3\), expected"):
         read_edit_unet(folder)
+
+
+def test_the_one_variant_of_a_folder_is_read(unet, folder):
+    file = folder / "unet/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_suffix(".fp16.safetensors"))
+    assert torch.equal(read_edit_unet(folder).conv_in.weight, unet.conv_in.weight)
+    save_file(unet.state_dict(), file.with_suffix(".non_ema.safetensors"))
+    with pytest.raises(WeightsMissing, match=r"fp16.safetensors, .*non_ema.*a folder with one of"):
+        read_edit_unet(folder)
+
+
+def test_models_of_continuous_noise_levels_are_refused(folder, original, tmp_path):
+    """CosXL's edit model: one file with the bounds of its levels, or a folder with a scheduler."""
+    from diffusers import EDMEulerScheduler
+
+    save_file({**original, "edm_vpred.sigma_max": torch.tensor(80.0)}, tmp_path / "x.safetensors")
+    with pytest.raises(UnsupportedModel, match=r"edit model .*holds 'edm_vpred.sigma_max'"):
+        read_edit_unet(tmp_path / "x.safetensors", folder / "unet")
+    EDMEulerScheduler(prediction_type="v_prediction").save_pretrained(folder / "scheduler")
+    with pytest.raises(UnsupportedModel, match="'EDMEulerScheduler' has no beta schedule"):
+        read_edit_unet(folder)

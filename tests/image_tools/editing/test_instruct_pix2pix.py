@@ -8,8 +8,9 @@ import torch
 from guidance.configs import SDSConfig
 from guidance.prompts import PlainPrompts
 from guidance.sds import SDSGuidance
-from image_tools.configs import DdimConfig
+from image_tools.configs import DdimConfig, DiffusersPriorConfig, PriorMemoryConfig
 from image_tools.control.controlnet import Control, ControlledPrior
+from image_tools.diffusion.loading import load_prior
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.instruct_pix2pix import InstructPix2PixPrior, inflate_conv_in
@@ -231,3 +232,23 @@ def test_wrong_inputs_are_refused(prior, unet):
     cond, t = prior.encode_prompt(PROMPTS[:1]), torch.tensor([5])
     with pytest.raises(ShapeError, match=r"latents are \[8, 8\], the noisy ones \[16, 16\]"):
         editor.predict_noise(torch.zeros(1, 4, 16, 16), t, cond)
+
+
+def test_attention_is_sliced_where_the_priors_is(tiny_pipelines, prior, unet):
+    folder = str(tiny_pipelines["sd1"])
+    memory = PriorMemoryConfig(attention_slicing=True)
+    sliced = load_prior(DiffusersPriorConfig(model=folder, memory=memory), torch.device("cpu"))
+    for plain in (prior, sliced):
+        editor = InstructPix2PixPrior(plain, inflate_conv_in(plain.unet, 4)).editor
+        kinds = [{type(p) for p in one.unet.attn_processors.values()} for one in (plain, editor)]
+        assert kinds[0] == kinds[1]
+
+
+def test_it_edits_at_the_priors_size_whatever_its_settings_say(prior, unet):
+    """Stock pipelines take the picture's size, and ignore the edit model's own."""
+    images, drawn = condition_images(prior), []
+    for size in (prior.latent_size, 2 * prior.latent_size):
+        other = type(unet).from_config({**unet.config, "sample_size": size})
+        other.load_state_dict(unet.state_dict())
+        drawn.append(_guided(InstructPix2PixPrior(prior, other, images=images)))
+    assert torch.equal(*drawn)

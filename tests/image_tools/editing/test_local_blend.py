@@ -9,7 +9,12 @@ import pytest
 import torch
 
 from image_tools.configs import DdimConfig
-from image_tools.diffusion.attention import AttentionCall, AttentionLayer, BatchLayout
+from image_tools.diffusion.attention import (
+    AttentionCall,
+    AttentionHub,
+    AttentionLayer,
+    BatchLayout,
+)
 from image_tools.diffusion.loading import load_folder
 from image_tools.editing.editing_configs import (
     EditedPromptConfig,
@@ -21,6 +26,7 @@ from image_tools.editing.local_blend import WordMapRecorder, blend_latents, word
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
+from tests.image_tools.editing.published_unets import SIDES, published_unet
 
 STEPS = 4
 EDIT = EditedPromptConfig("a red mushroom", self_steps=(0.0, 0.0))
@@ -171,3 +177,17 @@ def test_what_does_not_fit_is_refused(plain):
         LocalBlendConfig(WORDS, keep_words=(("red",),))
     with pytest.raises(StudioError, match="No attention maps were seen"):
         WordMapRecorder([torch.ones(3)], 0).sum_until(2)
+
+
+def test_level_2_of_stable_diffusion_is_what_the_authors_blend_by():
+    """attention_store["down_cross"][2:4] + attention_store["up_cross"][:3], of 16 x 16."""
+    side, cross = SIDES["SD1.5"], {"down": [], "up": []}
+    recorder, seen = WordMapRecorder([], 2), []
+    for layer in AttentionHub(published_unet("SD1.5")).layers:
+        call = AttentionCall(layer, BatchLayout(step=0), (side, side))
+        if layer.is_cross and layer.place in cross and call.size[0] * call.size[1] <= 32**2:
+            cross[layer.place].append(layer.name)
+        if recorder.applies_to(call):
+            assert call.size == (16, 16)
+            seen.append(layer.name)
+    assert sorted(seen) == sorted(cross["down"][2:4] + cross["up"][:3])

@@ -40,8 +40,10 @@ from image_tools.editing.prompt_to_prompt import (
     edit_images,
     token_edit,
 )
+from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.editing.prompts import bert_tokenizer
+from tests.image_tools.editing.published_unets import SIDES, published_unet
 from tests.image_tools.tiny_unets import tiny_unet
 
 STEPS = 4
@@ -182,6 +184,38 @@ def test_self_attention_is_the_source_s_in_early_steps_and_small_layers():
     assert not attention.applies_to(call(OWN, None))
 
 
+@pytest.mark.parametrize(
+    ("name", "most", "shared"),
+    [("SD1.5", 16 * 16, 6), ("SD2.1-768", 24 * 24, 6), ("SDXL", 32 * 32, 60)],
+)
+def test_published_models_share_self_attention_up_to_a_quarter_of_their_latents(name, most, shared):
+    """Of 16 layers those of the two lowest levels, of SDXL's 70 those of its lowest."""
+    (attention,) = sharing("a cat", "a dog", edit("a dog")).edits
+    side, sizes = SIDES[name], []
+    for layer in AttentionHub(published_unet(name)).layers:
+        one = AttentionCall(layer, BatchLayout(step=0), (side, side))
+        if not layer.is_cross and attention.fits_self(one):
+            sizes.append(one.size[0] * one.size[1])
+    assert (max(sizes), len(sizes)) == (most, shared)
+
+
+@pytest.mark.parametrize("side", [8, 16, 32])
+def test_small_latents_share_layers_of_up_to_256_tokens(side):
+    """All of pocket's, whose latents are 16 x 16."""
+    (attention,) = sharing("a cat", "a dog", edit("a dog")).edits
+    for level in range(3):
+        one = AttentionCall(replace(OWN, level=level), BatchLayout(step=0), (side, side))
+        assert attention.fits_self(one) == (one.size[0] <= 16)
+
+
+def test_steps_that_no_layer_could_share_are_refused(plain):
+    """The tiny denoisers' smallest layer sees 4 x 4 tokens."""
+    for most, own in ((16, ALWAYS), (15, NEVER)):
+        PromptToPromptPrior(plain, config(edit(own=own, self_max_tokens=most)))
+    with pytest.raises(UnsupportedModel, match=r"up to 15 image tokens.* smallest has 16"):
+        PromptToPromptPrior(plain, config(edit(self_max_tokens=15)))
+
+
 def test_self_attention_counts_steps_and_attention_to_text_one_more():
     """0.8 of 4 steps is 3, of one more 4, as published."""
     wanted = edit(cross=(0.0, 0.8), own=(0.0, 0.8), word_steps=(WordStepsConfig("red", 0.0, 0.6),))
@@ -306,6 +340,22 @@ def test_the_source_image_does_not_depend_on_its_edits_and_the_edit_does_on_it(p
     torch.testing.assert_close(images[0], alone, atol=1e-4, rtol=0)
     new = sample_images(plain, [TARGET] * 2, generators=generators((0, 3)), config=SAMPLER)
     assert (images[1] - new).abs().max() > 1e-3
+
+
+def test_steps_add_the_same_noise_to_source_and_edits(plain):
+    """As the data set of InstructPix2Pix was drawn; the source's is what it draws alone."""
+    noisy = replace(SAMPLER, eta=1.0)
+
+    def drawn(*edits):
+        prior = PromptToPromptPrior(plain, config(*edits))
+        return edit_images(prior, generators=generators((0, 3)), config=noisy)
+
+    images = drawn(edit(SOURCE), edit("a duck"))
+    torch.testing.assert_close(images[1], images[0], atol=1e-4, rtol=0)
+    assert (images[2] - images[0]).abs().max() > 1e-3
+    torch.testing.assert_close(drawn(edit(SOURCE))[0], images[0], atol=1e-4, rtol=0)
+    alone = sample_images(plain, [SOURCE] * 2, generators=generators((0, 3)), config=noisy)
+    torch.testing.assert_close(images[0], alone, atol=1e-4, rtol=0)
 
 
 def test_weight_1_changes_nothing_and_others_do(plain):

@@ -57,6 +57,20 @@ def test_text_is_encoded_as_the_prior_does(tiny_pipelines):
         assert kind != "sdxl" or torch.equal(ours.pooled, theirs.pooled)
 
 
+@torch.no_grad()
+def test_a_caption_that_was_dropped_is_what_sampling_leads_away_from(tiny_pipelines):
+    """Zeros for SDXL, pooled too, and the encoded empty prompt for all others."""
+    for kind in ("sd1", "sd2_v", "sdxl", "pocket"):
+        prior = load_tiny(tiny_pipelines, kind)
+        (dropped, said), expected = (
+            (encode_text(prior, ["", "a duck"]).select(torch.tensor([k])) for k in (0, 1)),
+            prior.encode_negative([""]),
+        )
+        assert torch.equal(dropped.tokens, expected.tokens), kind
+        assert torch.equal(said.tokens, prior.encode_prompt(["a duck"]).tokens)
+        assert kind != "sdxl" or torch.equal(dropped.pooled, expected.pooled)
+
+
 def test_captions_must_fit_the_images():
     with pytest.raises(StudioError, match=r"2 images came with 1 captions - .* one caption per"):
         CaptionedImages(images_of(2), ("a duck",))

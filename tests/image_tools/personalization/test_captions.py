@@ -70,6 +70,88 @@ def test_unreadable_files_are_refused(tmp_path):
         read_captions(path, names=[])
 
 
+# The files of DCO's authors (config.json in dataset/dreambooth/dog and dataset/styledrop of their
+# repository), shortened to two photos: its trainer reads the file, then one entry of it.
+DOG = {
+    "dreambooth": {
+        "images": ["dataset/dreambooth/dog/00.jpg", "dataset/dreambooth/dog/01.jpg"],
+        "prompts": ["a photo of sks dog", "a photo of sks dog"],
+        "test_images": ["dataset/dreambooth/dog/00.jpg"],
+        "identifier": "sks dog",
+        "class": "dog",
+    },
+    "full_ti": {
+        "images": ["dataset/dreambooth/dog/00.jpg", "dataset/dreambooth/dog/01.jpg"],
+        "prompts": ["a closed-up photo of a <dog>", "a low-angle photo of a <dog>"],
+        "base_prompts": ["a closed-up photo of a dog", "a low-angle photo of a dog"],
+        "test_images": ["dataset/dreambooth/dog/00.jpg"],
+        "identifier": "<dog>",
+        "class": "dog",
+        "inserting_tokens": ["<dog>"],
+        "initializer_tokens": ["dog"],
+    },
+}
+STYLE = {
+    "style": {
+        "images": ["dataset/styledrop/style.jpg"],
+        "test_images": ["dataset/styledrop/style.jpg"],
+        "prompts": ["A person working on a laptop in flat cartoon illustration style"],
+        "identifier": "in flat cartoon illustration style",
+        "class": "in flat cartoon illustration style",
+    }
+}
+
+
+def _own(tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_the_authors_file_of_a_subject_is_read(tmp_path):
+    path, names = _own(tmp_path, DOG), ["01.jpg", "00.jpg"]
+    captions = read_captions(path, names=names)
+    assert captions.prompts[0] == "a low-angle photo of a <dog>"
+    assert captions.base_prompts[0] == "a low-angle photo of a dog"
+    assert (captions.tokens, captions.initializers) == (("<dog>",), ("dog",))
+    plain = read_captions(path, names=names, entry="dreambooth")
+    assert plain == SubjectCaptions(("a photo of sks dog",) * 2, ("a photo of sks dog",) * 2)
+
+
+def test_the_authors_file_of_a_style_is_read_and_the_prior_reads_the_same(tmp_path):
+    captions = read_captions(_own(tmp_path, STYLE), names=["style.jpg"])
+    assert captions.prompts == captions.base_prompts == tuple(STYLE["style"]["prompts"])
+
+
+def test_entries_of_other_photos_are_passed_over(tmp_path):
+    path = _own(tmp_path, {**DOG, **STYLE})
+    assert read_captions(path, names=["style.jpg"]).prompts == tuple(STYLE["style"]["prompts"])
+
+
+@pytest.mark.parametrize(
+    ("content", "entry", "words"),
+    [
+        ({"a": DOG["full_ti"], "b": DOG["full_ti"]}, None, r"has 2 sets .* one of 'a', 'b'\. Copy"),
+        (
+            {**DOG, "other": STYLE["style"]},
+            "cat",
+            "no captions 'cat' - expected one of",
+        ),
+        ({"a": STYLE["style"], "b": STYLE["style"]}, None, r"has 0 sets of captions for these"),
+        ({"style": STYLE["style"]}, None, r"no caption for '00\.jpg'"),
+        (CONTENT, "cat", "no captions 'cat' - expected one of none by name"),
+    ],
+)
+def test_files_without_the_one_entry_are_refused(tmp_path, content, entry, words):
+    with pytest.raises(CaptionsError, match=words):
+        read_captions(_own(tmp_path, content), names=["00.jpg"], entry=entry)
+
+
+def test_a_new_word_needs_sentences_that_the_prior_understands(tmp_path):
+    with pytest.raises(CaptionsError, match="has base_prompts: None - expected a list of texts"):
+        read_captions(_write(tmp_path, base_prompts=None), names=["a.jpg"])
+
+
 def test_plain_captions_fill_the_template():
     captions = plain_captions(2, subject="sks dog", word="dog", template="a photo of {}")
     assert captions == SubjectCaptions(("a photo of sks dog",) * 2, ("a photo of dog",) * 2)

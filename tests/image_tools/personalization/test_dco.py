@@ -145,6 +145,7 @@ def test_words_train_along_with_their_length_kept(tiny_pipelines, tmp_path):
     word_file, lora_file = result.files
     (word,) = read_embeddings(word_file)
     assert word.token == "<pet>"
+    assert word.metadata["fix_eos"] == "false", "as the authors' code pools"
     ids = prior.text.towers[0].tokenizer("duck", add_special_tokens=False).input_ids
     start = first[ids].mean(dim=0)
     torch.testing.assert_close(word.rows[0][0].norm(), start.norm())

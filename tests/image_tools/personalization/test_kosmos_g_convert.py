@@ -302,6 +302,15 @@ def test_checkpoints_of_another_design_are_refused(model, vocabulary, tmp_path):
         convert(tmp_path / "4.pt")
 
 
+def test_only_ends_of_lines_end_a_word_of_the_dictionary(tmp_path):
+    """fairseq reads lines as files have them; str.splitlines ends one at ten characters more."""
+    words = ["\u2581the", "\x85", "\u2028", "\x1e", "\x0b", "a"]
+    content = "\n".join(f"{word} 1" for word in words)
+    for name, text in (("a", content), ("b", content + "\n"), ("c", content.replace("\n", "\r\n"))):
+        (tmp_path / name).write_text(text, encoding="utf-8", newline="")
+        assert read_dictionary(tmp_path / name) == words
+
+
 def test_a_vocabulary_must_fill_the_embedding(vocabulary, tmp_path):
     with pytest.raises(UnsupportedModel, match=f"make {ROWS} tokens, the language model has 50"):
         make_tokenizer(vocabulary, rows=50)

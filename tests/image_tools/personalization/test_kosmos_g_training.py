@@ -180,3 +180,29 @@ def test_what_cannot_be_trained_is_refused(prior, model, tiny_pipelines):
         InstructionBatch(images_of(2), ("a",), ())
     with pytest.raises(ValueError, match=r"null_share is 1.5 - expected 0 to 1"):
         InstructionTuningConfig(null_share=1.5)
+
+
+# What runalign.sh and runtrain.sh of the public code give to fairseq (microsoft/unilm, kosmos-g).
+SCRIPTS = {
+    AlignTrainingConfig: "--adam-betas (0.9,0.98) --adam-eps 1e-6 --clip-norm 2.0 --weight-decay "
+    "0.01 --lr 1e-3 --warmup-updates 375 --max-update 300000 --laion-batch-size 56",
+    InstructionTuningConfig: "--adam-betas (0.9,0.98) --adam-eps 1e-6 --clip-norm 2.0 "
+    "--weight-decay 0.01 --lr 1e-3 --warmup-updates 375 --max-update 200000",
+}
+
+
+@pytest.mark.parametrize("kind", SCRIPTS)
+def test_the_defaults_are_those_of_the_public_scripts(kind):
+    words = SCRIPTS[kind].split()
+    said, config = dict(zip(words[::2], words[1::2], strict=True)), kind()
+    loop = config.loop
+    assert f"({loop.betas[0]},{loop.betas[1]})" == said["--adam-betas"]
+    assert (loop.epsilon, loop.clip_norm) == (float(said["--adam-eps"]), float(said["--clip-norm"]))
+    assert loop.weight_decay == float(said["--weight-decay"])
+    assert (loop.learning_rate, loop.schedule) == (float(said["--lr"]), "linear")
+    assert (loop.warmup_steps, loop.steps) == (
+        int(said["--warmup-updates"]),
+        int(said["--max-update"]),
+    )
+    if "--laion-batch-size" in said:
+        assert config.batch_size == int(said["--laion-batch-size"])

@@ -228,6 +228,62 @@ def test_damaged_state_is_refused_by_name(tmp_path):
         _train(tmp_path / "b")
 
 
+class ThroughFrozen(nn.Module):
+    """A factor that trains through a frozen layer, as a LoRA does through a denoiser."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(4))
+        self.frozen = nn.Linear(4, 2, bias=False).to(dtype).requires_grad_(False)
+        with torch.no_grad():
+            self.frozen.weight.copy_(torch.tensor([[1.0, 2.0, -1.0, 0.5], [0.25, 1.0, 3.0, -2.0]]))
+
+    def loss(self, _: int, generator: torch.Generator) -> Tensor:
+        """Its gradients in the layer are 2e-8, which float16 rounds to 0 (its least is 6e-8)."""
+        x = torch.ones(1, 4) * self.factor
+        return 2e-8 * self.frozen(x.to(self.frozen.weight.dtype)).float().sum()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_gradients_through_a_float16_denoiser_are_scaled(tmp_path, accumulate):
+    config = replace(CONFIG, steps=3, accumulate=accumulate, epsilon=1e-12)
+    trained = {}
+    for dtype in (torch.float32, torch.float16):
+        model = ThroughFrozen(dtype)
+        folder = tmp_path / str(dtype)
+        parameters = [ParameterGroup({"factor": model.factor})]
+        loop = TuningLoop(parameters, config, folder, device=CPU, frozen_dtype=dtype)
+        loop.run(model.loss)
+        trained[dtype] = model.factor.detach()
+        norms = [float(row.split(",")[2]) for row in log_rows(folder)]
+        assert norms == pytest.approx([norms[0]] * len(norms), rel=1e-2)
+        assert norms[0] == pytest.approx(2e-8 * (1.25**2 + 9.0 + 4.0 + 1.5**2) ** 0.5, rel=2e-2)
+    assert (trained[torch.float32] - 1.0).abs().min() > 0.01
+    torch.testing.assert_close(trained[torch.float16], trained[torch.float32], atol=1e-3, rtol=0.0)
+
+
+def test_a_scaled_training_goes_on_where_it_stopped(tmp_path):
+    trained = []
+    for name, stops in (("whole", ()), ("parts", (1, 2))):
+        for steps in (*stops, 4):
+            model = ThroughFrozen(torch.float16)
+            loop = TuningLoop(
+                [ParameterGroup({"factor": model.factor})],
+                replace(CONFIG, steps=steps),
+                tmp_path / name,
+                device=CPU,
+                frozen_dtype=torch.float16,
+            )
+            loop.run(model.loss)
+        trained.append(model.factor.detach())
+    assert torch.equal(*trained)
+
+
+def log_rows(folder):
+    """The lines of a log below its head."""
+    return (folder / "log.csv").read_text().splitlines()[1:]
+
+
 def test_impossible_precisions_are_refused(tmp_path):
     half = nn.Linear(2, 2).half()
     with pytest.raises(StudioError, match=r"'weight' is torch\.float16 - expected float32"):

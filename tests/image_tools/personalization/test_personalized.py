@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from image_tools.configs import PersonalizedPriorConfig, PocketPriorConfig
 from image_tools.diffusion.layout import find_prior_files
@@ -31,6 +31,7 @@ from image_tools.personalization.personalized_configs import (
     LoraUseConfig,
     SubjectConfig,
 )
+from image_tools.personalization.placeholders import PlaceholderError
 from image_tools.personalization.tokens import word_embedding
 from image_tools.personalization.trainable_lora import TrainableLora
 from renderers.errors import StudioError
@@ -181,6 +182,55 @@ def test_dropped_text_encoders_keep_what_they_were_taught(tiny_pipelines, files)
         attach_subjects(prior, [_subject(files)])
         prior.encode_prompt(["a mushroom"])
     assert torch.equal(predict(dropping), predict(keeping))
+
+
+def _bundled(files, path, *, part: str = "string_to_param.*", **words) -> LoraUseConfig:
+    """The LoRA with words beside it, each as the key says."""
+    rows = {f"bundle_emb.{word}.{part}": value for word, value in words.items()}
+    save_file({**load_file(files["lora"]), **rows}, path)
+    return LoraUseConfig(str(path))
+
+
+@pytest.mark.parametrize("part", ["string_to_param.*", "emb_params"])
+def test_words_that_a_lora_brings_along_act_and_go_with_it(tiny_pipelines, files, tmp_path, part):
+    """A1111 puts them into its database of embeddings when the network loads."""
+    plain, prior = load_tiny(tiny_pipelines), load_tiny(tiny_pipelines)
+    before, mark = predict(prior, "a mypet"), prior.fingerprint
+    (rows,) = word_embedding(prior, "<pet>", "duck").rows
+    use = _bundled(files, tmp_path / "style.safetensors", part=part, mypet=rows + 0.5)
+    attached = attach_subjects(prior, [SubjectConfig(loras=(use,))])
+    apart = (EmbeddingUseConfig(str(files["word"]), "mypet"),)
+    attach_subjects(plain, [_subject(files, embeddings=apart)])
+    assert torch.equal(predict(prior, "a mypet"), predict(plain, "a mypet"))
+    attached.remove()
+    assert torch.equal(predict(prior, "a mypet"), before)
+    assert prior.fingerprint == mark
+
+
+def test_a_file_under_embeddings_comes_before_a_bundled_word(tiny_pipelines, files, tmp_path):
+    prior, plain = load_tiny(tiny_pipelines), load_tiny(tiny_pipelines)
+    (rows,) = word_embedding(prior, "<pet>", "duck").rows
+    use = _bundled(files, tmp_path / "style.safetensors", MyPet=rows - 5.0)
+    apart = (EmbeddingUseConfig(str(files["word"]), "mypet"),)
+    attach_subjects(prior, [SubjectConfig(loras=(use,), embeddings=apart)])
+    attach_subjects(plain, [_subject(files, embeddings=apart)])
+    assert torch.equal(predict(prior, "a mypet"), predict(plain, "a mypet"))
+
+
+def test_a_bundled_word_that_cannot_be_used_can_be_renamed(tiny_pipelines, files, tmp_path):
+    prior = load_tiny(tiny_pipelines)
+    before, mark = predict(prior), prior.fingerprint
+    (rows,) = word_embedding(prior, "<pet>", "duck").rows
+    use = _bundled(files, tmp_path / "style.safetensors", **{"my pet": rows - 5.0})
+    with pytest.raises(PlaceholderError, match=r"style.safetensors' brings words .*'my pet' - exp"):
+        attach_subjects(prior, [SubjectConfig(loras=(use,))])
+    assert torch.equal(predict(prior), before)
+    assert prior.fingerprint == mark
+    renamed = (EmbeddingUseConfig(use.path, "<bird>"),)
+    attach_subjects(prior, [SubjectConfig(loras=(use,), embeddings=renamed)])
+    twice = replace(_subject(files), loras=(_bundled(files, tmp_path / "b.safetensors", a1=rows),))
+    with pytest.raises(PlaceholderError, match=r"'a1' is in use already"):
+        attach_subjects(load_tiny(tiny_pipelines), [twice, twice])
 
 
 @pytest.mark.parametrize("name", ["lora", "dora"])

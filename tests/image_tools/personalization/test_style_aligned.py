@@ -110,14 +110,15 @@ def test_the_first_row_of_both_halves_is_as_without_sharing(plain):
 def test_a_reference_that_rides_along_is_a_first_row(plain):
     """One denoiser call with timesteps of their own equals a set for each row."""
     reference, t = NoisedReference(noisy(4)[3:], STYLE, plain.alphas_cumprod), (501, 21, 501)
-    tool = StyleReferencePrior(plain, reference, score_shift=0.4)
+    config = StyleSharingConfig(score_shift=0.4).with_picture()
+    tool = StyleReferencePrior(plain, reference, config)
     before = plain.denoiser_evaluations
     found = guided(tool, t=t)
     assert plain.denoiser_evaluations - before == 2 * (3 + 2)  # two timesteps, two halves
     for row, step in enumerate(t):
         own = reference.at(torch.tensor([step]))
         pair = torch.cat([own, noisy()[row : row + 1]])
-        alone = StyleAlignedPrior(plain, score_shift=0.4)
+        alone = StyleAlignedPrior(plain, config)
         wanted = guided(alone, pair, (step, step), (STYLE, PROMPTS[row]))
         close(found[row], wanted[1])
 
@@ -205,7 +206,7 @@ def test_controls_around_a_set_leave_its_reference_free(sd1):
 def test_controls_around_a_reference_act_on_the_batch_alone(sd1, reference):
     found = guided(controlled(StyleReferencePrior(sd1, reference)))
     rows = torch.cat([reference.at(torch.tensor([501])), noisy()])
-    aligned = StyleAlignedPrior(sd1, score_shift=StyleReferencePrior(sd1, reference).score_shift)
+    aligned = StyleAlignedPrior(sd1, StyleSharingConfig().with_picture())
     wanted = guided(controlled(aligned), rows, (501,) * 4, (STYLE, *PROMPTS))
     close(found, wanted[1:])
 

@@ -33,15 +33,15 @@ PAIRS = StyleRows((2, 3, 2, 3))
 OFF = StyleSharingConfig(attention="off", normalized=(), group_norm="own")
 PLAIN_NORMS = StyleSharingConfig(group_norm="own")
 CONFIGS = {
-    "as published": (StyleSharingConfig(), 0.0),
-    "with a picture": (StyleSharingConfig(), math.log(2.0)),
-    "own norms": (PLAIN_NORMS, 0.0),
-    "values too": (replace(PLAIN_NORMS, normalized=("queries", "keys", "values")), 0.0),
-    "keys alone": (replace(PLAIN_NORMS, normalized=("keys",)), 0.0),
-    "scaled and shifted": (replace(PLAIN_NORMS, score_scale=0.5, score_shift=-0.7), 0.0),
-    "normalisation alone": (replace(PLAIN_NORMS, attention="off"), 0.0),
-    "norms alone": (replace(OFF, group_norm="shared"), 0.0),
-    "some layers": (replace(PLAIN_NORMS, only_self_level=0.5), 0.0),
+    "as published": StyleSharingConfig(),
+    "with a picture": StyleSharingConfig().with_picture(),
+    "own norms": PLAIN_NORMS,
+    "values too": replace(PLAIN_NORMS, normalized=("queries", "keys", "values")),
+    "keys alone": replace(PLAIN_NORMS, normalized=("keys",)),
+    "scaled and shifted": replace(PLAIN_NORMS, score_scale=0.5, score_shift=-0.7),
+    "normalisation alone": replace(PLAIN_NORMS, attention="off"),
+    "norms alone": replace(OFF, group_norm="shared"),
+    "some layers": replace(PLAIN_NORMS, only_self_level=0.5),
 }
 
 
@@ -58,17 +58,17 @@ def called(unet, rows=ROWS, latents=None):
     return unet(noisy, t, encoder_hidden_states=text.double()).sample
 
 
-def shared(unet, config, rows=FIRST, *, shift=0.0, count=ROWS, latents=None):
-    with style_sharing(unet, rows, config, score_shift=shift):
+def shared(unet, config, rows=FIRST, *, count=ROWS, latents=None):
+    with style_sharing(unet, rows, config):
         return called(unet, count, latents)
 
 
 class Loops:
     """Self-attention of the paper for one image, one head and one channel after another."""
 
-    def __init__(self, config, references, shift):
+    def __init__(self, config, references):
         self.config, self.references = config, references
-        self.shift = shift if config.score_shift is None else config.score_shift
+        self.shift = config.score_shift or 0.0
 
     def __call__(self, attn, hidden_states, *rest, **others):
         parts = {
@@ -133,11 +133,11 @@ def loop_norm(norm, references):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_sharing_equals_loops(name):
-    (config, shift), rows = CONFIGS[name], PAIRS
+    config, rows = CONFIGS[name], PAIRS
     unet, by_loops = tiny_unet().double(), tiny_unet().double()
     layers = [n for n in by_loops.attn_processors if "attn1" in n]
     skipped = unshared_layers(len(layers), config.only_self_level)
-    loops = Loops(config, rows.references, shift)
+    loops = Loops(config, rows.references)
     processors = dict(by_loops.attn_processors)
     processors |= {n: loops for n, skips in zip(layers, skipped, strict=True) if not skips}
     by_loops.set_attn_processor(processors)
@@ -145,7 +145,7 @@ def test_sharing_equals_loops(name):
         for module in by_loops.modules():
             if isinstance(module, nn.GroupNorm):
                 module.forward = loop_norm(module, rows.references)
-    found, plain = shared(unet, config, rows, shift=shift), called(unet)
+    found, plain = shared(unet, config, rows), called(unet)
     torch.testing.assert_close(found, called(by_loops), atol=1e-10, rtol=1e-8)
     torch.testing.assert_close(found[2:], plain[2:], atol=1e-10, rtol=0.0)  # the references
     assert not torch.allclose(found[1], plain[1], atol=1e-4)
@@ -156,7 +156,7 @@ def test_in_float32_references_move_by_rounding_only():
     noisy, t, text = inputs(ROWS)
     with torch.no_grad():
         plain = unet(noisy, t, encoder_hidden_states=text).sample
-        with style_sharing(unet, FIRST, StyleSharingConfig(), score_shift=math.log(2.0)):
+        with style_sharing(unet, FIRST, StyleSharingConfig().with_picture()):
             found = unet(noisy, t, encoder_hidden_states=text).sample
     torch.testing.assert_close(found[0], plain[0], atol=2e-6, rtol=0.0)
     assert (found[1:] - plain[1:]).abs().amax(dim=(1, 2, 3)).min() > 1e-3
@@ -189,7 +189,7 @@ def test_halves_of_a_call_do_not_see_each_other(unet, attention):
     noisy, t, text = inputs(ROWS)
     both = shared(unet, config, rows)
     for half in (slice(0, 2), slice(2, 4)):
-        with torch.no_grad(), style_sharing(unet, rows, config, score_shift=0.0):
+        with torch.no_grad(), style_sharing(unet, rows, config):
             alone = unet(
                 noisy[half].double(), t[half], encoder_hidden_states=text[half].double()
             ).sample
@@ -213,7 +213,7 @@ def test_far_below_all_scores_the_reference_is_not_seen(unet):
 
 def test_a_reference_that_is_the_image_itself_changes_nothing(unet):
     alone = StyleRows(tuple(range(ROWS)))
-    found = shared(unet, StyleSharingConfig(score_scale=0.5), alone, shift=0.4)
+    found = shared(unet, StyleSharingConfig(score_scale=0.5, score_shift=0.4), alone)
     torch.testing.assert_close(found, called(unet), atol=1e-10, rtol=0.0)
 
 
@@ -221,7 +221,7 @@ def test_what_is_off_is_not_there(unet):
     plain = called(unet)
     for config in (OFF, replace(PLAIN_NORMS, only_self_level=1.0)):
         assert is_off(config, unet)
-        with style_sharing(unet, FIRST, config, score_shift=0.5):
+        with style_sharing(unet, FIRST, replace(config, score_shift=0.5)):
             processors = unet.attn_processors.values()
             assert not any("Hub" in type(processor).__name__ for processor in processors)
             assert torch.equal(called(unet), plain)
@@ -232,7 +232,7 @@ def test_processors_and_norms_are_put_back_after_an_error():
     before, plain = dict(unet.attn_processors), called(unet)
     with (
         pytest.raises(RuntimeError, match="stop"),
-        style_sharing(unet, FIRST, StyleSharingConfig(), score_shift=0.0),
+        style_sharing(unet, FIRST, StyleSharingConfig()),
     ):
         raise RuntimeError("stop")
     assert all(unet.attn_processors[name] is before[name] for name in before)
@@ -240,13 +240,47 @@ def test_processors_and_norms_are_put_back_after_an_error():
     assert torch.equal(called(unet), plain)
 
 
-def test_norms_of_sdxl_stay_its_own():
+# What the authors' notebooks for SDXL set (google/style-aligned): style_aligned_sdxl, a set without
+# a picture, and style_aligned_transfer_sdxl, one in the style of a picture.
+PUBLISHED_SDXL = {
+    "set": {"share_group_norm": False, "shared_score_shift": 0.0},
+    "picture": {"share_group_norm": True, "shared_score_shift": math.log(2.0)},
+}
+
+
+@pytest.mark.parametrize("kind", PUBLISHED_SDXL)
+def test_what_sdxl_shares_is_as_published(kind):
+    published = PUBLISHED_SDXL[kind]
+    unet = tiny_unet().double()
+    config = StyleSharingConfig()
+    config = config.with_picture() if kind == "picture" else config
+    said = StyleSharingConfig(
+        group_norm="shared" if published["share_group_norm"] else "own",
+        score_shift=published["shared_score_shift"],
+    )
+    other = replace(said, group_norm="own" if published["share_group_norm"] else "shared")
+    found = called_as_sdxl(unet, config)
+    assert torch.equal(found, called_as_sdxl(unet, said))
+    assert not torch.equal(found, called_as_sdxl(unet, other))
+
+
+def called_as_sdxl(unet, config):
+    """A call that shares as SDXL does; the tiny UNet has no inputs of SDXL's own."""
+    unet.register_to_config(addition_embed_type="text_time")
+    with style_sharing(unet, FIRST, config):
+        unet.register_to_config(addition_embed_type=None)
+        return called(unet)
+
+
+def test_norms_of_sdxl_stay_its_own_without_a_picture():
     unet = tiny_unet()
     unet.register_to_config(addition_embed_type="text_time")
     attention_off = StyleSharingConfig(attention="off", normalized=())
     assert is_off(attention_off, unet)
+    assert not is_off(attention_off.with_picture(), unet)
     assert not is_off(attention_off, tiny_unet())
     assert not is_off(replace(attention_off, group_norm="shared"), unet)
+    assert is_off(replace(attention_off, group_norm="own").with_picture(), unet)
 
 
 def test_the_normalised_have_the_statistics_of_their_reference():

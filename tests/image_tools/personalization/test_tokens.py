@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from image_tools.configs import DdimConfig, DiffusersPriorConfig, PriorMemoryConfig
 from image_tools.diffusion.loading import load_folder, load_prior
 from image_tools.diffusion.sampling import sample_images
 from image_tools.editing.align import tokenize_prompt, word_tokens
 from image_tools.errors import UnsupportedModel
+from image_tools.personalization.embedding_files import write_embedding
+from image_tools.personalization.personalized import attach_subjects
+from image_tools.personalization.personalized_configs import EmbeddingUseConfig, SubjectConfig
 from image_tools.personalization.placeholders import PlaceholderError
 from image_tools.personalization.tokens import TokenEmbedding, attach_tokens, word_embedding
 from tests.tiny_models import write_refiner
@@ -40,6 +44,11 @@ def tokens_of(prior, *prompts):
 @pytest.fixture
 def prior(tiny_pipelines):
     return load_folder(tiny_pipelines["pocket"], CPU)
+
+
+@pytest.fixture
+def sdxl(tiny_pipelines):
+    return load_folder(tiny_pipelines["sdxl"], CPU)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -228,41 +237,105 @@ def test_words_survive_the_dropping_of_the_encoders(tiny_pipelines):
         assert not frugal.text.is_loaded
 
 
-@pytest.mark.parametrize("fix_eos", [False, True])
-def test_the_pooled_vector_of_encoders_with_the_legacy_end_token(tiny_pipelines, fix_eos):
-    prior = load_folder(tiny_pipelines["sdxl"], CPU)
-    plain = prior.text.towers[1]
-    (inner,) = [m for m in plain.encoder.modules() if "eos_token_id" in vars(m)]
+def with_legacy_end(prior):
+    """The module that pools, told its end as published configurations tell it."""
+    (inner,) = [m for m in prior.text.towers[1].encoder.modules() if "eos_token_id" in vars(m)]
     inner.eos_token_id = 2
-    base = prior.encode_prompt(["a duck"])
-    with attach_tokens(prior, [random_word(encoders=2)], fix_eos=fix_eos):
-        text = prior.text.encode(["a <my-dog> duck"])
-        assert torch.equal(prior.text.encode(["a duck"]).pooled, base.pooled)
-        tower = prior.text.towers[1]
-        ids = tower.tokenizer(
-            ["a <my-dog> duck"], padding="max_length", truncation=True, return_tensors="pt"
-        ).input_ids
-        states = tower.encoder(ids).last_hidden_state[0]
-    end = ids[0].tolist().index(plain.tokenizer.eos_token_id)
+    return inner
+
+
+def pooled_places(prior, prompt: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """The pooled vector of a prompt, and what it is where it is taken at each token."""
+    tower = prior.text.towers[1]
+    ids = tower.tokenizer(
+        [prompt], padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
+    states = tower.encoder(ids).last_hidden_state[0] @ tower.encoder.text_projection.weight.T
+    end = ids[0].tolist().index(tower.tokenizer.plain.eos_token_id)
+    return prior.text.encode([prompt]).pooled[0], states[: end + 1]
+
+
+@pytest.mark.parametrize("fix_eos", [False, True])
+def test_the_pooled_vector_of_encoders_with_the_legacy_end_token(sdxl, fix_eos):
+    inner = with_legacy_end(sdxl)
+    base = sdxl.encode_prompt(["a duck"])
+    with attach_tokens(sdxl, [random_word(encoders=2)], fix_eos=fix_eos):
+        pooled, places = pooled_places(sdxl, "a <my-dog> duck")
+        assert torch.equal(sdxl.text.encode(["a duck"]).pooled, base.pooled)
     # The word is the tokens 2 and 3; the larger id is the second vector's.
-    expected = states[end if fix_eos else 3] @ plain.encoder.text_projection.weight.T
-    torch.testing.assert_close(text.pooled[0], expected, atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(pooled, places[-1 if fix_eos else 3], atol=1e-6, rtol=1e-5)
     assert inner.eos_token_id == 2
 
 
-def test_words_of_one_prior_share_fix_eos(prior):
-    attach_tokens(prior, [random_word("<a>")], fix_eos=True)
-    with pytest.raises(PlaceholderError, match="fix_eos=True"):
-        attach_tokens(prior, [random_word("<b>")])
+# Where those that write a file pool: the trainers of kohya (pool_workaround in its library) and
+# ComfyUI, which gives the end token the largest id, at the end; diffusers and the code of DCO,
+# whose file is always called learned_embeds, at the word.
+@pytest.mark.parametrize(
+    ("name", "fix_eos", "is_end"),
+    [
+        ("my-dog", None, True),
+        ("my-dog", False, False),
+        ("learned_embeds", None, False),
+        ("learned_embeds", True, True),
+    ],
+)
+def test_words_of_files_for_sdxl_pool_where_their_trainers_do(
+    sdxl, tmp_path, name, fix_eos, is_end
+):
+    with_legacy_end(sdxl)
+    rows = random_word(encoders=2).rows
+    path = tmp_path / f"{name}.safetensors"
+    save_file({"clip_l": rows[0], "clip_g": rows[1]}, path)
+    use = EmbeddingUseConfig(str(path), "<my-dog>", fix_eos)
+    attached = attach_subjects(sdxl, [SubjectConfig(embeddings=(use,))])
+    pooled, places = pooled_places(sdxl, "a <my-dog> duck")
+    torch.testing.assert_close(pooled, places[-1 if is_end else 3], atol=1e-6, rtol=1e-5)
+    attached.remove()
 
 
-def test_a_word_used_otherwise_than_learned_is_warned_about(prior, caplog):
-    word = replace(random_word(), metadata={"fix_eos": "true"})
-    with attach_tokens(prior, [word], fix_eos=True):
-        pass
+@pytest.mark.parametrize("end", ["true", "false"])
+def test_words_of_our_files_pool_as_they_were_learned(sdxl, tmp_path, end):
+    with_legacy_end(sdxl)
+    word = replace(random_word(encoders=2), metadata={"fix_eos": end})
+    write_embedding(tmp_path / "word.safetensors", word, layout="sdxl")
+    use = EmbeddingUseConfig(str(tmp_path / "word.safetensors"))
+    attach_subjects(sdxl, [SubjectConfig(embeddings=(use,))])
+    pooled, places = pooled_places(sdxl, "a <my-dog> duck")
+    torch.testing.assert_close(pooled, places[-1 if end == "true" else 3], atol=1e-6, rtol=1e-5)
+
+
+def test_words_of_one_prior_share_fix_eos(sdxl):
+    with attach_tokens(sdxl, [random_word("<a>", encoders=2)], fix_eos=True) as attached:
+        with pytest.raises(PlaceholderError, match=r"fix_eos=True, and '<b>' come with False"):
+            attach_tokens(sdxl, [random_word("<b>", encoders=2)], fix_eos=False)
+        with attach_tokens(sdxl, [random_word("<b>", encoders=2)]):
+            assert sdxl.text.fix_eos, "a word that nothing is known about goes with the others"
+        assert list(attached.rows) == ["<a>"]
+    told = [
+        replace(random_word(f"<{end}>", encoders=2), metadata={"fix_eos": end})
+        for end in ("true", "false")
+    ]
+    with pytest.raises(PlaceholderError, match=r"'<true>' with True, '<false>' with False"):
+        attach_tokens(sdxl, told)
+
+
+def test_a_word_is_used_as_it_was_learned_and_otherwise_warned_about(sdxl, caplog):
+    word = replace(random_word(encoders=2), metadata={"fix_eos": "true"})
+    with attach_tokens(sdxl, [word]):
+        assert sdxl.text.fix_eos
     assert caplog.records == []
-    with attach_tokens(prior, [word]):
+    with attach_tokens(sdxl, [word], fix_eos=False):
+        assert not sdxl.text.fix_eos
         assert "was learned with fix_eos=True and is used with False" in caplog.text
+
+
+def test_a_prior_without_a_pooled_vector_takes_words_of_both_kinds(prior, caplog):
+    words = [
+        replace(random_word(f"<{end}>"), metadata={"fix_eos": end}) for end in ("true", "false")
+    ]
+    with attach_tokens(prior, words):
+        assert tokens_of(prior, "<true> <false>").isfinite().all()
+    assert caplog.records == []
 
 
 def test_a_refiner_takes_its_half_of_a_pair(tmp_path):

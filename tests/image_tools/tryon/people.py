@@ -64,7 +64,7 @@ def person_maps(*, sleeves: bool = True) -> BodyMaps:
         parse[thigh | shin] = 6
         parts[thigh], parts[shin] = 9 + k, 11 + k
         foot = np.hypot(columns - POINTS[f"{side}_ankle"][0], rows - 117) < 5
-        parse[foot], parts[foot] = 9 + k, 5 + k
+        parse[foot], parts[foot] = 10 - k, 5 + k
     torso = (abs(columns - 48) < 13) & (rows > 34) & (rows < 72)
     parse[torso], parts[torso] = 4, 2
     for k, side in enumerate(("right", "left")):
@@ -72,11 +72,11 @@ def person_maps(*, sleeves: bool = True) -> BodyMaps:
             line((f"{side}_shoulder", f"{side}_elbow"), 8),
             line((f"{side}_elbow", f"{side}_wrist"), 7),
         )
-        parse[upper | lower] = 4 if sleeves else 14 + k
+        parse[upper | lower] = 4 if sleeves else 15 - k
         parts[upper], parts[lower] = 15 + k, 19 + k
         x, y = POINTS[f"{side}_wrist"]
         hand = np.hypot(columns - x, rows - (y + 6)) < 5
-        parse[hand], parts[hand] = 14 + k, 3 + k
+        parse[hand], parts[hand] = 15 - k, 3 + k
     head = np.hypot((columns - 48) / 9, (rows - 19) / 12) < 1
     parse[head], parts[head] = 11, 23
     parse[head & (rows < 12)] = 2

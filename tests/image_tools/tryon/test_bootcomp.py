@@ -15,13 +15,13 @@ from image_tools.control.controlnet import Control, ControlledPrior
 from image_tools.diffusion.conditions import Condition
 from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.multiview import MultiViewPrior
-from image_tools.diffusion.prior import PriorParts
+from image_tools.diffusion.prior import DiffusionPrior, PriorParts
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.references import build_reference_tool, reference_files
-from image_tools.tryon.bootcomp import BootCompPrior, portrait_denoiser
+from image_tools.tryon.bootcomp import BootCompPrior, garment_prompt, portrait_denoiser
 from image_tools.tryon.bootcomp_configs import GarmentsConfig
 from image_tools.tryon.bootcomp_pairs import bootstrap_garments, is_faithful
-from image_tools.tryon.decomposition import DecompositionPrior, product_views
+from image_tools.tryon.decomposition import DecompositionPrior, product_prompt, product_views
 from image_tools.tryon.extend import TryOnDenoiser
 from image_tools.tryon.garment_configs import GarmentConfig
 from image_tools.tryon.garment_files import read_garment
@@ -31,6 +31,7 @@ from image_tools.tryon.sampling import sample_portraits
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.control.tiny_controls import condition_images, tiny_controlnet
 from tests.image_tools.tiny_unets import inputs, tiny_multiview_unet, tiny_unet
+from tests.image_tools.tryon.public_files import SDXL_SCHEDULER
 
 CPU = torch.device("cpu")
 SIZE = (24, 16)
@@ -188,17 +189,31 @@ def test_a_config_names_the_encoder_and_what_is_worn(prior, tiny_pipelines, tmp_
     )
     assert config.pictures() == [("garments.0.image", shirt.image)]
     assert [path.parent.name for path in reference_files(config)] == ["unet"]
-    (problem,) = replace(config, garments=(replace(shirt, category="lower"),)).problems("a man")
-    assert "garments.0.category: is 'lower', which BootComp does not know" in problem
+    assert not replace(config, garments=(replace(shirt, category="lower"),)).problems("a man")
     with pytest.raises(ValueError, match="garments is empty"):
         replace(config, garments=())
 
 
-def test_unknown_garments_and_other_encoders_are_refused(prior, dressed):
+def test_the_words_of_the_released_example_are_known(prior):
+    """Its info.json has "upper garment", "lower garment" and "shoes"; case means nothing."""
+    told = [garment_prompt(category).lower() for category in ("upper", "lower", "shoes")]
+    assert told == [
+        "a photo of upper garment",
+        "a photo of lower garment",
+        "a photo of shoes",
+    ]
+    tool = BootCompPrior(prior, moved(prior.unet), [garment(2), garment(3, "lower")])
+    arguments = call(prior)
+    drawn = tool.guided_noise(*arguments, 4.0)
+    tool.wear([garment(2), garment(3, "pants")])
+    assert not torch.equal(drawn, tool.guided_noise(*arguments, 4.0))
     with pytest.raises(
         StudioError, match=r"does not know the category 'lower' - expected upper, pants"
     ):
-        dressed.wear([garment(1, "lower")])
+        product_prompt("lower")
+
+
+def test_encoders_of_other_designs_are_refused(prior):
     wide = tiny_unet()
     wide.mid_block = None
     with pytest.raises(UnsupportedModel, match="width none in mid_block"):
@@ -302,17 +317,23 @@ def test_each_picture_depends_on_its_generator_alone(denoiser):
     assert torch.allclose(both[1], one[0], atol=1e-4)
 
 
-def test_noisy_steps_are_those_of_the_stock_ddpm_scheduler(denoiser):
+def test_noisy_steps_are_those_of_the_stock_ddpm_scheduler_for_sdxls_own_settings(denoiser):
+    """BootComp draws by DDPMScheduler, of the generator's file with a zero terminal signal."""
     from diffusers import DDPMScheduler
 
-    settings = {**denoiser.scheduler_config, "timestep_spacing": "leading"}  # as SDXL's files say
-    denoiser = TryOnDenoiser(
-        denoiser, denoiser.unet, extra_channels=0, image_hw=SIZE, scheduler_config=settings
+    file = DDPMScheduler.from_config(SDXL_SCHEDULER, rescale_betas_zero_snr=True)
+    parts = PriorParts(
+        unet=denoiser.unet,
+        vae=denoiser.vae,
+        text=denoiser.text,
+        scheduler_config=SDXL_SCHEDULER,
+        fingerprint="tiny",
     )
+    denoiser = portrait_denoiser(DiffusionPrior(parts), denoiser.unet, image_hw=SIZE)
     config = DdimConfig(steps=4, guidance_scale=1.0, eta=1.0)
     text = denoiser.encode_prompt(["a shirt"])
     drawn = sample_portraits(denoiser, text, text, generators=[noise(3)], config=config)
-    scheduler = DDPMScheduler.from_config(denoiser.scheduler_config)
+    scheduler = DDPMScheduler.from_config(file.config)
     scheduler.set_timesteps(4)
     generator = noise(3)
     latents = torch.randn(1, 4, *denoiser.latent_hw, generator=generator)

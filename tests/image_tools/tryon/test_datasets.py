@@ -107,6 +107,16 @@ def test_dress_codes_keypoints_are_in_a_frame_of_their_own(dress_code) -> None:
             read_upper(dress_code).sample([0])
 
 
+def test_dress_codes_neck_is_painted_anew_though_its_labels_call_it_face(dress_code, body) -> None:
+    parse = body.parse.copy()
+    parse[34:44, 44:52] = 11
+    save(dress_code / "upper_body/label_maps/000001_4.png", parse)
+    masks = MaskConfig("viton_hd", "tight", PEOPLE_WIDTH)
+    mask = read_upper(dress_code, masks).sample([0]).mask[0, ..., 0] > 0
+    assert bool(mask[34:44, 44:52].all())
+    assert not bool(mask[:31][torch.from_numpy(parse[:31] == 11)].any())
+
+
 def test_viton_hds_neck_is_painted_anew_and_its_face_is_not(viton_hd, body) -> None:
     """In its labels the neck has a number of its own, which the classes of ATR do not have."""
     masks = MaskConfig("viton_hd", "tight", PEOPLE_WIDTH)
@@ -148,6 +158,18 @@ def test_a_damaged_list_of_pairs_is_told_by_name(viton_hd, content) -> None:
 def test_damaged_words_of_products_are_told_by_name(viton_hd, content) -> None:
     (viton_hd / "test/vitonhd_test_tagged.json").write_text(content)
     with pytest.raises(
-        StudioError, match=r"tagged\.json' cannot be read .* products have no words"
+        StudioError, match=r"tagged\.json' cannot be read .* all products are called 'shirts'"
     ):
         read_viton_hd(viton_hd, "test", size=SIZE)
+
+
+@pytest.mark.parametrize("tagged", [None, "another.jpg", "a.jpg"])
+def test_tops_without_words_are_shirts(viton_hd, tagged) -> None:
+    """As in IDM-VTON's training; a product that is not in its file has no words."""
+    tags = [{"tag_name": "item", "tag_category": "blouse"}]
+    if tagged is not None:
+        told = {"data": [{"file_name": tagged, "tag_info": tags}]}
+        (viton_hd / "test/vitonhd_test_tagged.json").write_text(json.dumps(told))
+    sample = read_viton_hd(viton_hd, "test", size=SIZE).sample([0])
+    wanted = "blouse" if tagged == "a.jpg" else "shirts"
+    assert sample.garments[0].captions == sample.captions == (wanted,)

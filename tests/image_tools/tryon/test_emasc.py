@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
+from image_tools.configs import PriorMemoryConfig
 from image_tools.diffusion.loading import load_folder
+from image_tools.diffusion.memory import apply_memory_options
 from image_tools.errors import UnsupportedModel
 from image_tools.tryon.emasc import EmascPrior, SkipConnections, recording, skip_settings
 from image_tools.tryon.extend import TryOnDenoiser
@@ -98,6 +102,37 @@ def test_gradients_reach_the_connections_alone(denoiser) -> None:
         prior.decode_latents(latents_of(denoiser)).mean().backward()
     assert all(p.grad is not None for p in skips.parameters())
     assert all(p.grad is None for p in denoiser.vae.parameters())
+
+
+def lighter(denoiser: TryOnDenoiser, option: str) -> TryOnDenoiser:
+    """The same with a VAE that fits into less memory."""
+    other = copy.deepcopy(denoiser)
+    apply_memory_options(other.vae, other.unet, PriorMemoryConfig(**{option: True}))
+    return other
+
+
+@pytest.mark.parametrize("option", ["vae_slicing", "vae_tiling", "vae_checkpointing"])
+def test_a_vae_that_saves_memory_decodes_whole_people_all_the_same(denoiser, option) -> None:
+    """Tiles and slices would meet features of other sizes and other people."""
+    skips = shaken(SkipConnections(skip_settings(denoiser.vae)), 3)
+    sample, latents, pictures, gradients = ladi_sample(), latents_of(denoiser), [], []
+    other = lighter(denoiser, option)
+    before = switches(other.vae)
+    for plain in (denoiser, other):
+        prior = EmascPrior(plain, skips)
+        with prior.showing(sample.agnostic, sample.mask):
+            pictures.append(prior.decode_latents(latents))
+        skips.zero_grad()
+        pictures[-1].mean().backward()  # after the hooks are gone, as in a training
+        gradients.append([p.grad.clone() for p in skips.parameters()])
+    assert torch.equal(*pictures)
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+    assert switches(other.vae) == before != switches(denoiser.vae)
+
+
+def switches(vae: torch.nn.Module) -> tuple[bool, ...]:
+    """What of the ways to save memory is on."""
+    return (vae.use_slicing, vae.use_tiling, vae.is_gradient_checkpointing)
 
 
 def test_connections_of_another_vae_are_refused(denoiser) -> None:

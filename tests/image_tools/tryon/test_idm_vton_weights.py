@@ -98,6 +98,7 @@ def test_a_folder_comes_back_as_it_was_written(tool, folder):
         assert set(state) == set(written.state_dict())
         assert all(torch.equal(state[name], t) for name, t in written.state_dict().items())
     assert weights.scheduler_config["rescale_betas_zero_snr"] is True
+    assert weights.scheduler_config["set_alpha_to_one"] is True  # the file says false, for DDIM
     assert weights.garment_net.config.addition_embed_type is None
 
 

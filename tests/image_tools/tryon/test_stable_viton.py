@@ -12,10 +12,16 @@ from image_tools.configs import DdimConfig
 from image_tools.diffusion.conditions import Condition, TextEmbedding
 from image_tools.diffusion.loading import load_folder
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.sampling import ddim_steps, unit_noise
 from image_tools.tryon.samples import TryOnSample
 from image_tools.tryon.stable_viton import StableViton, keep_mask, viton_channels
 from image_tools.tryon.stable_viton_context import class_token
-from image_tools.tryon.stable_viton_nets import SpatialEncoder, WarpSettings, warp_widths
+from image_tools.tryon.stable_viton_nets import (
+    SpatialEncoder,
+    WarpBlocks,
+    WarpSettings,
+    warp_widths,
+)
 from renderers.errors import StudioError
 from tests.image_tools.tryon.tiny_viton import tiny_viton, viton_sample
 
@@ -134,13 +140,41 @@ def test_channels_are_person_mask_parts_and_garment(model, sample) -> None:
     assert torch.equal(seen[:, 4:5], keep_mask(sample.mask, (16, 12)))
 
 
-def test_the_mask_is_one_where_the_person_is_kept_and_soft_at_the_rim() -> None:
-    mask = torch.zeros(1, 8, 8, 1)
-    mask[:, :, 3:] = 1.0
-    kept = keep_mask(mask, (4, 4))[0, 0, 1]
-    assert float(kept[0]) > 0.9
-    assert 0.0 < float(kept[1]) < 1.0
-    assert float(kept[3]) == 0.0
+def test_the_mask_is_one_where_the_person_is_kept_and_read_at_the_middle_of_cells() -> None:
+    """The release resizes a tensor with torchvision 0.15, whose default is no antialiasing: a cell
+    of 8 pixels is the mean of the four at its middle, whatever the others are."""
+    mask = (torch.rand(1, 64, 48, 1, generator=generators()[0]) > 0.5).float()
+    kept = keep_mask(mask, (8, 6))[0, 0]
+    cells = 1.0 - mask[0, ..., 0].unflatten(0, (8, 8)).unflatten(2, (6, 8))
+    middles = cells[:, 3:5, :, 3:5].mean(dim=(1, 3))
+    assert torch.allclose(kept, middles, atol=1e-6)
+    straight = torch.zeros(1, 64, 48, 1)
+    straight[:, :, 19:] = 1.0  # the rim lies off the middle of a cell, which is soft nowhere
+    assert keep_mask(straight, (8, 6))[0, 0, 0].tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_clip_sees_the_product_without_antialiasing(model) -> None:
+    """Only pixels between which a sample lies are seen: here columns 3 and 4 of each 8."""
+    clip = model.parts.clip
+    side = clip.side
+    picture = torch.rand(1, 8 * side, 8 * side, 3, generator=generators()[0])
+    other = torch.rand(1, 8 * side, 8 * side, 3, generator=generators()[1])
+    seen = torch.zeros(8, dtype=torch.bool)
+    seen[3:5] = True
+    seen = seen.repeat(side)
+    inside = (seen[:, None] & seen)[None, ..., None]
+    token = class_token(clip, picture)
+    assert torch.equal(token, class_token(clip, torch.where(inside, picture, other)))
+    assert not torch.allclose(token, class_token(clip, other), atol=1e-3)
+
+
+def test_warping_blocks_have_the_epsilons_of_the_original_code() -> None:
+    """1e-6 in GroupNorm and torch's 1e-5 in LayerNorm, as in latent diffusion's transformer."""
+    (block,) = WarpBlocks(WarpSettings((64,), (64,), 8)).blocks
+    layers = [m for m in block.modules() if isinstance(m, torch.nn.LayerNorm)]
+    assert block.norm.eps == 1e-6
+    assert len(layers) == 3
+    assert {layer.eps for layer in layers} == {1e-5}
 
 
 def test_the_context_is_one_token_and_nothing_is_another(model, sample) -> None:
@@ -187,6 +221,23 @@ def test_only_parity_lets_the_picture_leak(model, sample) -> None:
 
     assert torch.equal(drawn(sample, "noise"), drawn(other, "noise"))
     assert not torch.equal(drawn(sample, "person"), drawn(other, "person"))
+
+
+def test_parity_begins_with_the_person_at_the_last_timestep_of_all(model, sample) -> None:
+    """The release calls q_sample(z, 999), wherever its sampler's steps begin."""
+    denoiser = model.denoiser
+    seen = []
+    hook = denoiser.unet.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0][:, :4])
+    )
+    config = DdimConfig(steps=3, guidance_scale=1.0)
+    model.dress(sample, generators=generators(), config=config, start="person")
+    hook.remove()
+    own = denoiser.encode_images(sample.person)
+    noise = unit_noise(tuple(own.shape[1:]), generators(), CPU)
+    last = denoiser.alphas_cumprod[-1]
+    assert ddim_steps(denoiser, 3)[0].t < denoiser.num_train_timesteps - 1
+    assert torch.allclose(seen[0], last.sqrt() * own + (1.0 - last).sqrt() * noise, atol=1e-5)
 
 
 def test_unguided_sampling_asks_the_denoiser_once_a_step(model, sample) -> None:

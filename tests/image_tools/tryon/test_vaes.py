@@ -35,6 +35,13 @@ def test_a_folders_vae_takes_the_place_of_the_priors(tiny_pipelines, tmp_path) -
         read_stock_vae(tmp_path / "vae", prior.vae)
 
 
+def test_the_one_variant_of_a_folder_is_read(tiny_pipelines, tmp_path) -> None:
+    prior = load_folder(tiny_pipelines["sd1"], CPU)
+    prior.vae.save_pretrained(tmp_path, variant="fp16")
+    read = read_stock_vae(tmp_path, prior.vae).state_dict()
+    assert all(torch.equal(tensor, read[name]) for name, tensor in prior.vae.state_dict().items())
+
+
 def test_memory_switches_pass_to_what_takes_a_priors_place(tiny_pipelines) -> None:
     memory = PriorMemoryConfig(
         vae_slicing=True, vae_tiling=True, vae_checkpointing=True, text_encoder="drop"

@@ -73,6 +73,7 @@ def write_idm(tool: IdmVtonPrior, folder: Path, garment_net: nn.Module | None = 
     write_safetensors(folder / f"unet_encoder/{STEM}.safetensors", dict(net.state_dict()), {})
     tool.clip.model.save_pretrained(folder / "image_encoder")
     (folder / "scheduler").mkdir()
-    schedule = {**tool.denoiser.scheduler_config, "rescale_betas_zero_snr": True}
+    zero_terminal = {"rescale_betas_zero_snr": True, "set_alpha_to_one": False}
+    schedule = {**tool.denoiser.scheduler_config, **zero_terminal}
     (folder / "scheduler/scheduler_config.json").write_text(json.dumps(schedule))
     return folder

@@ -107,6 +107,6 @@ def test_none_is_the_same_object():
 def test_a_missing_package_is_told_before_any_work(kind, package, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     config = ExportConfig(remesh=kind)
-    with pytest.raises(BackendMissing, match=rf"'{package}'.*text-to-3d-studio\[geometry\]"):
+    with pytest.raises(BackendMissing, match=rf"'{package}'.*pip install .*\[geometry\]"):
         export_field(robot(), config, tmp_path / "asset")
     assert not (tmp_path / "asset").exists()

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from image_tools.configs import PocketPriorConfig, PriorMemoryConfig
+from image_tools.diffusion.loading import load_prior
+from image_tools.editing.editing_configs import EditedPromptConfig
+from image_tools.errors import UnsupportedModel
+from studio.images.configs import EditImageConfig
+from studio.images.edits import make_editor
+from studio.images.method_configs import NullTextMethodConfig
 from tests.image_tools.control.test_planners import Server
 from tests.image_tools.control.tiny_controls import tiny_controlnet
 from tests.studio.images.conftest import SIZE, write_picture
@@ -202,3 +211,13 @@ def test_options_and_verbs_of_assets(studio, scene):
     assert "made pictures, which are not continued" in done.error
     for verb in ("export", "render", "eval"):
         assert studio(verb, str(run)).code == 2
+
+
+def test_half_precision_is_refused_before_anything_is_drawn(tiny_prior):
+    memory = PriorMemoryConfig(dtype="bfloat16")
+    prior = load_prior(PocketPriorConfig(path=str(tiny_prior), memory=memory), torch.device("cpu"))
+    inverted = NullTextMethodConfig((EditedPromptConfig("a purple duck"),))
+    config = EditImageConfig(prompt="a red duck", method=inverted)
+    with pytest.raises(UnsupportedModel, match=r"computes in bfloat16, .*memory.dtype"):
+        make_editor(prior, config)
+    make_editor(prior, replace(config, method=replace(inverted, inversion="negative_prompt")))

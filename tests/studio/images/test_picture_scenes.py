@@ -122,6 +122,12 @@ def test_prompts_of_a_run_are_those_of_its_pictures(tmp_path):
     assert load(tmp_path, task="edit_image", method=method).prompts == ("a red duck",)
 
 
+def test_an_instruction_may_count_less_than_the_picture(tmp_path):
+    method = {"kind": "instruct_pix2pix", "instructions": ["make it blue"]}
+    config = load(tmp_path, task="edit_image", method=method, sampler={"guidance_scale": 0.5})
+    assert config.sampler.guidance_scale == 0.5
+
+
 REFUSED = {
     "no edit": ({"method": EDIT | {"edits": []}}, "method.edits is empty - expected at least one"),
     "empty instruction": (
@@ -150,6 +156,11 @@ REFUSED = {
         "sampler.eta: is 1.0 - expected 0 for null_text",
     ),
     "no pictures": ({"method": EDIT, "count": 0}, "count: is 0 - expected at least 1 picture"),
+    "guidance of Turbo models elsewhere": (
+        {"method": EDIT, "sampler": {"guidance_scale": 0.0}},
+        "sampler.guidance_scale: is 0, which leaves the prompt out or leads away from it - "
+        "expected at least 1, and 1 for Turbo models",
+    ),
     "no prompt": ({"method": EDIT, "prompt": " "}, "prompt: is empty"),
     "views": (
         {"method": EDIT, "prior": {"kind": "pocket_mv"}},

@@ -86,10 +86,6 @@ REFUSED = {
     "garments.0.category: is 'bag', which idm_vton does not know": {
         "garments": [{**GARMENT, "category": "bag"}]
     },
-    "garments.0.category: is 'lower', which BootComp does not know": {
-        "garments": [{**GARMENT, "category": "lower"}],
-        "method": BOOTCOMP,
-    },
     "person: is empty - expected a picture for idm_vton": {"person": None},
     "mask: is empty, and so is body.parse": {"mask": None},
     "body.keypoints: is empty - expected a file for masks of idm_vton": {
@@ -211,6 +207,65 @@ def test_pictures_of_other_sizes_are_refused_by_their_keys(load, tmp_path):
     (tmp_path / "keypoints.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"body\.keypoints: Keypoints .* cannot be read \(KeyE"):
         read_sample(load(body=body))
+
+
+def test_bootcomp_takes_lower_garments(load):
+    """The authors' example has one, and pants and skirts are told apart where that is known."""
+    for category in ("lower", "pants", "skirt", "bag"):
+        config = load(garments=[{**GARMENT, "category": category}], method=BOOTCOMP)
+        assert config.garments[0].category == category
+
+
+# The colours that public label maps (SCHP, VITON-HD) show numbers in: those of Pascal VOC.
+VOC = {0: (0, 0, 0), 5: (255, 85, 0), 9: (0, 85, 85), 13: (0, 0, 255)}
+
+
+def lip_labels() -> np.ndarray:
+    """A face, a top and pants."""
+    labels = np.zeros(SIZE, dtype=np.uint8)
+    labels[8:30, 38:58], labels[30:72, 34:62], labels[72:120, 36:60] = 13, 5, 9
+    return labels
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "I", "I;16"])
+def test_labels_are_read_by_their_numbers(mode, load, tmp_path):
+    """Of pictures with a palette, too, whatever it shows."""
+    body = write_person(tmp_path)
+    labels = lip_labels()
+    picture = Image.fromarray(labels)
+    if mode == "P":
+        picture.putpalette([byte for k in range(20) for byte in VOC.get(k, (k, k, k))])
+    elif mode != "L":
+        picture = Image.fromarray(labels.astype(np.int32 if mode == "I" else np.uint16))
+    body |= {"parse": "labels.tif" if mode == "I" else "labels.png", "layout": "lip"}
+    picture.save(tmp_path / body["parse"])
+    assert Image.open(tmp_path / body["parse"]).mode == mode
+    masking = {"algorithm": "viton_hd", "mode": "tight", "arm_width": 45.0}
+    sample = read_sample(load(mask=None, body=body, masking=masking))
+    assert np.array_equal(sample.parse[0].numpy(), labels)
+    mask = sample.mask[0, ..., 0].numpy() > 0
+    assert mask[labels == 5].all()
+    assert not mask[labels == 13].any()
+
+
+def test_colours_and_grey_levels_are_no_labels(load, tmp_path):
+    """As greys the colours of a top and a face would be other numbers, and a wrong mask."""
+    body = {**write_person(tmp_path), "layout": "lip"}
+    colors = np.zeros((*SIZE, 3), dtype=np.uint8)
+    for number, color in VOC.items():
+        colors[lip_labels() == number] = color
+    for mode in ("RGB", "RGBA"):
+        Image.fromarray(colors).convert(mode).save(tmp_path / "parse.png")
+        with pytest.raises(
+            ConfigError, match=r"body\.parse: 'parse\.png' has colours - expected a"
+        ):
+            read_sample(load(mask=None, body=body))
+    Image.fromarray(colors).convert("L").save(tmp_path / "parse.png")
+    with pytest.raises(ConfigError, match=r"has a pixel of 126 - expected labels from 0 to 19"):
+        read_sample(load(mask=None, body=body))
+    Image.fromarray(np.full(SIZE, 19, dtype=np.uint8)).save(tmp_path / "parse.png")
+    with pytest.raises(ConfigError, match=r"from 0 to 18, body\.layout being atr"):
+        read_sample(load(mask=None, body={**body, "layout": "atr"}))
 
 
 def test_body_25_lacks_the_middle_of_the_hips(tmp_path):
