@@ -32,15 +32,13 @@ from studio.folder_lock import only_one
 from studio.progress import say
 from studio.resuming import find_run, is_resumable, scene_of
 from studio.run_folder import RunFolder
+from studio.waiting import THREADS, listed_cores
 
 __all__ = ["BatchConfig", "Job", "Outcome", "only_one", "run_jobs", "settled"]
 
 INTERRUPTED = 130
 # Windows sends Ctrl-C to whole consoles only: there a child ends at once, and has checkpoints.
 STOP = signal.SIGTERM if os.name == "nt" else signal.SIGINT
-THREAD_VARIABLES = (
-    *("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS"),
-)
 
 
 @dataclass(frozen=True)
@@ -143,7 +141,7 @@ class _Pool:
     """A few child processes, each on cores of its own."""
 
     def __init__(self, config: BatchConfig, lock: int | None) -> None:
-        cores = _cores()
+        cores = listed_cores()
         self.config, self.held = config, () if lock is None else (lock,)
         self.threads = config.threads or max(1, len(cores) // config.workers)
         if self.threads * config.workers > len(cores):
@@ -212,7 +210,7 @@ class _Pool:
 
     def _environment(self) -> dict[str, str]:
         """What a run is told of threads; runs beside each other must not spin."""
-        told = dict.fromkeys(THREAD_VARIABLES, str(self.threads))
+        told = dict.fromkeys(THREADS, str(self.threads))
         waiting = {} if self.config.workers == 1 else {"OMP_WAIT_POLICY": "PASSIVE"}
         return {**waiting, **os.environ, **told}
 
@@ -256,13 +254,6 @@ def _command(job: Job, config: BatchConfig) -> list[str]:
     if config.evaluate:
         command += ["--eval"]
     return command
-
-
-def _cores() -> list[int]:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return sorted(os.sched_getaffinity(0))
-    return list(range(os.cpu_count() or 1))
 
 
 def _share(cores: Sequence[int], worker: int, threads: int) -> list[int]:

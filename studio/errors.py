@@ -8,15 +8,13 @@ what was expected - what to do next.
 from __future__ import annotations
 
 import importlib
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 from image_tools.errors import WeightsMissing
 from renderers.errors import BackendMissing, EmptyGeometry, ShapeError, StudioError
+from studio.suggestions import shell_words
 
 __all__ = [
     "BackendMissing",
@@ -72,8 +70,7 @@ def install_command(extra: str) -> str:
     root = Path(__file__).resolve().parent.parent
     pinned = ["-c", str(root / "constraints.txt")] if (root / "constraints.txt").is_file() else []
     where = ["-e", f"{root}[{extra}]"] if pinned else [f"text-to-3d-studio[{extra}]"]
-    parts = [sys.executable, "-m", "pip", "install", *pinned, *where]
-    return subprocess.list2cmdline(parts) if os.name == "nt" else shlex.join(parts)
+    return shell_words([sys.executable, "-m", "pip", "install", *pinned, *where])
 
 
 def require(module: str, *, extra: str, why: str) -> ModuleType:

@@ -10,15 +10,20 @@ from __future__ import annotations
 import os
 import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
-__all__ = ["command", "quoted"]
+__all__ = ["command", "quoted", "shell_words"]
 
 
 def command(*words: str | Path) -> str:
     """``studio`` with these words, each quoted where a shell would take it apart."""
-    parts = ["studio", *map(str, words)]
-    return subprocess.list2cmdline(parts) if os.name == "nt" else shlex.join(parts)
+    return shell_words(["studio", *map(str, words)])
+
+
+def shell_words(words: Sequence[str]) -> str:
+    """Any command as the shell of this system reads it."""
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def quoted(prompt: str) -> str:

@@ -24,7 +24,7 @@ import time
 from collections.abc import MutableMapping
 from pathlib import Path
 
-__all__ = ["granted_cores", "idle_share", "settle_waiting"]
+__all__ = ["THREADS", "granted_cores", "idle_share", "listed_cores", "settle_waiting"]
 
 POLICY, SPINS = "OMP_WAIT_POLICY", "GOMP_SPINCOUNT"
 FEW_SPINS = "10000"
@@ -36,14 +36,16 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 OLD_QUOTA = Path("/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 OLD_PERIOD = Path("/sys/fs/cgroup/cpu/cpu.cfs_period_us")
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
+"""Variables that tell libraries how many threads to start."""
 
 
 def settle_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set how threads of this process will wait, unless the user has."""
-    has_less = granted_cores() < _listed_cores()
+    granted = granted_cores()
+    has_less = granted < len(listed_cores())
     if has_less:
         for name in THREADS:
-            environment.setdefault(name, str(granted_cores()))
+            environment.setdefault(name, str(granted))
     if POLICY in environment or SPINS in environment:
         return
     environment[POLICY] = "PASSIVE"
@@ -53,7 +55,7 @@ def settle_waiting(environment: MutableMapping[str, str] = os.environ) -> None:
 
 def granted_cores() -> int:
     """Cores that this process may use: those listed for it, or fewer if its time has a quota."""
-    listed = _listed_cores()
+    listed = len(listed_cores())
     try:
         if QUOTA.is_file():
             quota, period = QUOTA.read_text().split()
@@ -65,9 +67,11 @@ def granted_cores() -> int:
     return min(listed, granted) if granted > 0 else listed  # -1: none, in the older form
 
 
-def _listed_cores() -> int:
-    listed = getattr(os, "sched_getaffinity", None)  # not every system tells
-    return len(listed(0)) if listed else os.cpu_count() or 1
+def listed_cores() -> list[int]:
+    """Numbers of the cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):  # not every system tells
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def idle_share(before: str, after: str) -> float:

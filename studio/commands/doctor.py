@@ -169,7 +169,6 @@ def _devices() -> Iterator[Check]:
 
 def _backends() -> Iterator[Check]:
     """What runs the kernels, and why."""
-
     from renderers.backends import resolve, status
     from studio.device import resolve_device
 

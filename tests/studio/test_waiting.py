@@ -9,7 +9,16 @@ import pytest
 from studio import waiting
 from studio.waiting import idle_share, settle_waiting
 
+QUOTA_FILES = ("QUOTA", "OLD_QUOTA", "OLD_PERIOD")
 EARLIER = "cpu  100 0 50 800 50 0 0 0 0 0\ncpu0 1 2 3\n"
+
+
+@pytest.fixture(autouse=True)
+def quota(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Where the files of a container's quota are looked for; none is there, whatever runs this."""
+    for name in QUOTA_FILES:
+        monkeypatch.setattr(waiting, name, tmp_path / name)
+    return tmp_path
 
 
 def later(busy: int, idle: int, disk: int = 0) -> str:
@@ -64,12 +73,9 @@ def test_where_nothing_can_be_told_threads_sleep(monkeypatch: pytest.MonkeyPatch
         ({}, 8),
     ],
 )
-def test_a_container_s_quota_of_time_counts_as_cores(monkeypatch, tmp_path, files, cores):
-    for name in ("QUOTA", "OLD_QUOTA", "OLD_PERIOD"):
-        path = tmp_path / name
-        monkeypatch.setattr(waiting, name, path)
-        if name in files:
-            path.write_text(files[name])
+def test_a_container_s_quota_of_time_counts_as_cores(monkeypatch, quota, files, cores):
+    for name, text in files.items():
+        (quota / name).write_text(text)
     monkeypatch.setattr(waiting.os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert waiting.granted_cores() == cores
     environment = {"OMP_NUM_THREADS": "5"}

@@ -20,29 +20,11 @@ from image_tools.control.control_weights import (
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
 from tests.image_tools.control.tiny_controls import tiny_controlnet
 from tests.image_tools.personalization.subjects import load_tiny
+from tests.image_tools.published_unets import SETTINGS
 
 LAYOUTS = ("ldm", "ldm_bare", "stock")
-SD15 = {
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-SD21 = {
-    "attention_head_dim": (5, 10, 20, 20),
-    "cross_attention_dim": 1024,
-    "use_linear_projection": True,
-}
-SDXL = {
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
-FAMILIES = {"SD15": SD15, "SD21": SD21, "SDXL": SDXL}
+FAMILIES = {"SD15": "SD1.5", "SD21": "SD2.1-768", "SDXL": "SDXL"}
+DENOISER_ALONE = ("sample_size", "up_block_types")
 
 
 @cache
@@ -50,8 +32,9 @@ def full_size(family: str):
     """A full-size ControlNet without storage."""
     from diffusers import ControlNetModel
 
+    settings = SETTINGS[FAMILIES[family]].items()
     with torch.device("meta"):
-        return ControlNetModel(**FAMILIES[family])
+        return ControlNetModel(**{k: v for k, v in settings if k not in DENOISER_ALONE})
 
 
 @pytest.fixture(scope="module")

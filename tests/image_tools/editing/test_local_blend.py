@@ -26,7 +26,7 @@ from image_tools.editing.local_blend import WordMapRecorder, blend_latents, word
 from image_tools.editing.prompt_to_prompt import PromptToPromptPrior, edit_images
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
-from tests.image_tools.editing.published_unets import SIDES, published_unet
+from tests.image_tools.published_unets import SIDES, published_unet
 
 STEPS = 4
 EDIT = EditedPromptConfig("a red mushroom", self_steps=(0.0, 0.0))

@@ -43,7 +43,7 @@ from image_tools.editing.prompt_to_prompt import (
 from image_tools.errors import UnsupportedModel
 from renderers.errors import ShapeError, StudioError
 from tests.image_tools.editing.prompts import bert_tokenizer
-from tests.image_tools.editing.published_unets import SIDES, published_unet
+from tests.image_tools.published_unets import SIDES, published_unet
 from tests.image_tools.tiny_unets import tiny_unet
 
 STEPS = 4

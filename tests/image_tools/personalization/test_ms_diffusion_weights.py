@@ -16,20 +16,8 @@ from image_tools.personalization.ms_diffusion_weights import (
 )
 from tests.image_tools.personalization.subjects import load_tiny
 from tests.image_tools.personalization.tiny_subjects import tiny_adapter
+from tests.image_tools.published_unets import SETTINGS
 
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 10, 20),
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 RESAMPLER = {
     "grounding_latents": (1, 16, 1280),
     "latent_proj.0.weight": (1664, 832),
@@ -76,7 +64,7 @@ def test_names_and_shapes_at_full_size_are_those_of_the_published_file():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL)
+        unet = UNet2DConditionModel(**SETTINGS["SDXL"])
         adapter = MSAdapter(unet, MSShape())
     found = {name: tuple(t.shape) for name, t in adapter.state_dict().items()}
     expected = {f"image_proj.{name}": shape for name, shape in RESAMPLER.items()}

@@ -18,22 +18,10 @@ from image_tools.tryon.idm_vton_weights import (
 )
 from image_tools.tryon.refbank import check_bank_fits
 from image_tools.tryon.tryon_weights import STEM, read_component, read_unet
+from tests.image_tools.published_unets import SETTINGS
 from tests.image_tools.tryon.tiny_idm import tiny_idm, write_idm
 
 CPU = torch.device("cpu")
-SDXL = {
-    "sample_size": 128,
-    "block_out_channels": (320, 640, 1280),
-    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
-}
 RESAMPLER = PerceiverSettings(image_width=1280, width=1280, text_width=2048, heads=20)
 
 
@@ -51,7 +39,7 @@ def test_names_and_shapes_are_those_of_the_public_denoiser():
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**SDXL, in_channels=13)
+        unet = UNet2DConditionModel(**SETTINGS["SDXL"], in_channels=13)
         adapter = IPAdapter(PlusProjector(RESAMPLER), layer_widths(unet))
     tensors = join_tryon_net(unet, adapter)
     own, projector, keys = split_tryon_net(tensors)

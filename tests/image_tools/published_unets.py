@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-__all__ = ["SIDES", "published_unet"]
+__all__ = ["SETTINGS", "SIDES", "published_unet"]
 
 SETTINGS = {
     "SD1.5": {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768},
