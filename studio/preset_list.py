@@ -20,6 +20,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "pocket-regional": "two objects in boxes, each told by its own prompt",
     },
     "Pictures, run as installed": {
+        "text-to-image": "prompts drawn, also with what was taught",
         "edit-prompt-to-prompt": "edits by a changed prompt (Prompt-to-Prompt)",
         "edit-null-text": "the same for a picture of your own (null-text inversion)",
         "edit-dds": "edits by the difference of two prompts (delta denoising score)",

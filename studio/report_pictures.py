@@ -10,7 +10,7 @@ from studio.run_folder import RunFolder
 __all__ = ["picture_section"]
 
 SHEETS = {
-    "sheet": "Before and after, a row for each seed",
+    "sheet": "All pictures, by seed",
     "word_maps": "Where the prior sees words in the finished pictures",
 }
 

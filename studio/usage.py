@@ -20,7 +20,7 @@ import typer
 from typer.core import TyperGroup
 
 from renderers.errors import is_out_of_memory
-from studio.errors import ConfigError, StudioError
+from studio.errors import ConfigError, Interrupted, StudioError
 from studio.suggestions import quoted
 
 __all__ = ["START", "VerbGroup", "print_version", "run_app", "usage_problem"]
@@ -125,7 +125,7 @@ def run_app(app: typer.Typer) -> NoReturn:
             raise
         _end(_memory_full(error))
     if code == INTERRUPTED:  # new versions of typer return it in the place of KeyboardInterrupt
-        sys.stderr.write("error: interrupted\n")
+        _end(Interrupted("interrupted"))
     sys.exit(code or 0)
 
 

@@ -175,16 +175,26 @@ def _optimise(prepared: Prepared) -> str:
 
 
 def _load(prepared: Prepared) -> Runner:
-    """The runner with its prior; a run that cannot begin is marked as failed."""
+    """The runner with its prior; a run that cannot begin is marked as failed.
+
+    Raises:
+        Interrupted: after Ctrl-C, or what the runner raises.
+    """
     from studio.runner import Runner
 
+    run = prepared.run
     try:
-        return Runner(prepared.scene, prepared.run)
-    except (Exception, KeyboardInterrupt) as error:
-        is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
-        status = "interrupted" if is_stop else "failed"
+        try:
+            return Runner(prepared.scene, run)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                "Stopped before the first step of this call. Go on with: "
+                f"{command('run', '--resume', run.path)}"
+            ) from None
+    except Exception as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
         with contextlib.suppress(StorageError):
-            prepared.run.update_info({"status": status, "error": str(error)})
+            run.update_info({"status": status, "error": str(error)})
         raise
 
 

@@ -15,6 +15,7 @@ from studio.images.configs import (
     ImageTaskConfig,
     ReferenceImageConfig,
     RegionalImageConfig,
+    TextImageConfig,
     TryOnConfig,
 )
 from studio.images.method_configs import (
@@ -30,7 +31,7 @@ __all__ = ["named_adapters"]
 
 def named_adapters(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
     """Every adapter that a scene names, with its key."""
-    if isinstance(config, RegionalImageConfig):
+    if isinstance(config, TextImageConfig | RegionalImageConfig):
         return
     if isinstance(config, ReferenceImageConfig):
         yield from ((f"tool.{key}", name) for key, name in config.tool.models())

@@ -1,8 +1,8 @@
 """Scene files that make pictures, as frozen dataclasses without torch.
 
-``task: edit_image`` changes a picture, ``control_image`` draws along a condition,
-``regional_image`` draws what each part is told, ``reference_image`` by reference pictures, and
-``try_on`` dresses people. ``studio run`` takes them like any other scene.
+``task: text_to_image`` draws prompts, ``edit_image`` changes a picture, ``control_image`` draws
+along a condition, ``regional_image`` draws what each part is told, ``reference_image`` by reference
+pictures, and ``try_on`` dresses people. ``studio run`` takes them like any other scene.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ __all__ = [
     "ImageTaskConfig",
     "ReferenceImageConfig",
     "RegionalImageConfig",
+    "TextImageConfig",
     "TryOnConfig",
 ]
 
@@ -120,6 +121,33 @@ class _PicturesConfig:
                 f"sampler.guidance_scale: is {self.sampler.guidance_scale:g}, which leaves the "
                 "prompt out or leads away from it - expected at least 1, and 1 for Turbo models."
             )
+        return problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextImageConfig(_PicturesConfig):
+    """Draw what the prompt says with a prior, as it is or as it was taught."""
+
+    task: Literal["text_to_image"] = "text_to_image"
+    """What the scene is for: here, to draw prompts."""
+    more_prompts: tuple[str, ...] = ()
+    """Other prompts, each drawn from the same noise as the first."""
+
+    @property
+    def means(self) -> str:
+        """What does it, in a word."""
+        return "prompt"
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The scene's prompt and the others."""
+        return (self.prompt, *self.more_prompts)
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        for k, prompt in enumerate(self.more_prompts):
+            own = prompt_problems(prompt, "")
+            problems += [problem.replace("prompt", f"more_prompts.{k}", 1) for problem in own]
         return problems
 
 
@@ -329,5 +357,10 @@ def _is_told(problem: str, problems: list[str]) -> bool:
 
 
 ImageTaskConfig = (
-    EditImageConfig | ControlImageConfig | RegionalImageConfig | ReferenceImageConfig | TryOnConfig
+    TextImageConfig
+    | EditImageConfig
+    | ControlImageConfig
+    | RegionalImageConfig
+    | ReferenceImageConfig
+    | TryOnConfig
 )

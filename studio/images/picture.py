@@ -11,9 +11,9 @@ from torch import Tensor
 
 from image_tools.diffusion.protocol import NoisePrior
 from image_tools.diffusion.sampling import sample_images
-from studio.images.configs import ImageTaskConfig
+from studio.images.configs import ImageTaskConfig, TextImageConfig
 
-__all__ = ["Draw", "Picture", "draw_plainly", "noise_of"]
+__all__ = ["Draw", "Picture", "draw_plainly", "make_drawn", "noise_of"]
 
 
 @dataclass(frozen=True)
@@ -54,3 +54,15 @@ def draw_plainly(
         negative_prompt=config.negative_prompt,
     )
     return images[0]
+
+
+def make_drawn(prior: NoisePrior, config: TextImageConfig) -> Draw:
+    """What draws the scene's prompts, all of a seed from the same noise."""
+
+    def draw(seed: int) -> list[Picture]:
+        return [
+            Picture(f"picture{k}", prompt, draw_plainly(prior, config, seed, prompt), prompt)
+            for k, prompt in enumerate(config.prompts, start=1)
+        ]
+
+    return draw

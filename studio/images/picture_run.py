@@ -3,7 +3,7 @@
     runs/a-red-duck/edit-prompt-to-prompt-s0-20261123-031500/
       run.json  scene.yaml  resolved.yaml  log.txt
       images/source-s0.png  images/edit1-s0.png  …
-      sheet.png       one row for each seed
+      sheet.png       one row for each seed; one for all, if each has a single picture
       word_maps.png   if the scene names words
       plan.yaml       of a planner
       results.json    files, prompts, seeds, and how far each picture is from the first of its row
@@ -25,24 +25,27 @@ from image_tools.diffusion.prior import DiffusionPrior
 from studio.config import dump
 from studio.contact_sheet import contact_sheet, shown_at
 from studio.device import configure, peak_memory_bytes, resolve_device
+from studio.errors import Interrupted
 from studio.images.configs import (
     ControlImageConfig,
     EditImageConfig,
     ImageTaskConfig,
     ReferenceImageConfig,
     RegionalImageConfig,
+    TextImageConfig,
     TryOnConfig,
 )
 from studio.images.controls import make_controlled
 from studio.images.edits import make_editor
 from studio.images.heat import HeatRow, check_words, heat_sheet
-from studio.images.picture import Draw, Picture
+from studio.images.picture import Draw, Picture, make_drawn
 from studio.images.references import make_referenced
 from studio.images.regions import make_regional, plan_of, plan_text
 from studio.images.try_on import make_try_on
 from studio.previews import save_png
 from studio.progress import format_seconds, logged_to, say
 from studio.run_folder import RunFolder, storage_errors, write_atomic
+from studio.suggestions import command
 
 __all__ = ["make_pictures"]
 
@@ -53,21 +56,33 @@ def make_pictures(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
     """Draw, and write everything into a run folder; returns the results by name.
 
     Raises:
+        Interrupted: after Ctrl-C; what was drawn is kept.
         StudioError: anything that a user can cause or cure.
     """
     run.update_info({"status": "running"})
     started = time.monotonic()
     try:
         with logged_to(run.log_path):
-            files = _make(config, run)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+            files = _make_or_stop(config, run)
+    except Exception as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
         run.update_info({"status": status, "error": str(error)})
         raise
     names = {name: str(path.relative_to(run.path)) for name, path in files.items()}
     seconds = {"pictures": round(time.monotonic() - started, 2)}
     run.update_info({"status": "done", "seconds": seconds, "files": names})
     return files
+
+
+def _make_or_stop(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
+    try:
+        return _make(config, run)
+    except KeyboardInterrupt:
+        kept = len(list(run.images_dir.glob("*.png")))
+        raise Interrupted(
+            f"Stopped; {kept} pictures are kept in {run.images_dir}. Draw anew, for pictures are "
+            f"not continued, with: {command('run', run.resolved_path)}"
+        ) from None
 
 
 def _make(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
@@ -101,6 +116,8 @@ def _make(config: ImageTaskConfig, run: RunFolder) -> dict[str, Path]:
 
 def _drawing(prior: DiffusionPrior, config: ImageTaskConfig, plan: RegionalConfig | None) -> Draw:
     """What the scene's task draws with."""
+    if isinstance(config, TextImageConfig):
+        return make_drawn(prior, config)
     if isinstance(config, EditImageConfig):
         return make_editor(prior, config)
     if isinstance(config, ControlImageConfig):
@@ -168,17 +185,21 @@ def _settings(config: ImageTaskConfig, seed: int) -> dict[str, Any]:
 
 
 def _write_sheet(path: Path, drawn: dict[int, list[Picture]], config: ImageTaskConfig) -> None:
-    """Pictures beside each other, a row for each seed."""
+    """Pictures beside each other, a row for each seed; single ones in one row."""
     side = _side(drawn)
-    rows = [
+    grid = [
         [shown_at(picture.image[None].cpu(), side)[0] for picture in pictures]
         for pictures in drawn.values()
     ]
+    rows = [f"seed {seed}" for seed in drawn]
+    columns = [picture.caption for picture in next(iter(drawn.values()))]
+    if len(columns) == 1:
+        grid, rows, columns = [[line[0] for line in grid]], [""], rows
     sampler = config.sampler
     sheet = contact_sheet(
-        rows,
-        rows=[f"seed {seed}" for seed in drawn],
-        columns=[picture.caption for picture in next(iter(drawn.values()))],
+        grid,
+        rows=rows,
+        columns=columns,
         title=config.prompt,
         subtitle=f"{config.means.replace('_', ' ')}, {config.prior.kind}, "
         f"{sampler.steps} steps, guidance {sampler.guidance_scale:g}",

@@ -18,6 +18,7 @@ from studio.images.configs import (
     EditImageConfig,
     ImageTaskConfig,
     ReferenceImageConfig,
+    RegionalImageConfig,
     TryOnConfig,
 )
 from studio.images.detectors import DETECT_SIZE, detected_edges, detected_pose, read_poses
@@ -137,7 +138,7 @@ def picture_paths(config: ImageTaskConfig) -> Iterator[tuple[str, str]]:
         yield from _worn(config)
     elif isinstance(config, ReferenceImageConfig):
         yield from ((f"tool.{key}", path) for key, path in config.tool.pictures())
-    else:
+    elif isinstance(config, RegionalImageConfig):
         yield from ((f"regions.masks.{k}", path) for k, path in enumerate(config.masks))
 
 

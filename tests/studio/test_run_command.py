@@ -164,18 +164,40 @@ def test_a_signal_while_the_asset_is_written_lists_the_run_and_says_how_to_go_on
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_a_signal_before_the_first_step_marks_the_run_as_interrupted(
+def test_a_signal_before_the_first_step_marks_the_run_as_interrupted_and_says_how_to_go_on(
     tiny_scene, tmp_path, monkeypatch, capsys
 ):
     def stopped(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr("studio.runner.Runner", stopped)
-    monkeypatch.setattr(sys, "argv", ["studio", "run", str(tiny_scene), "--out", str(tmp_path)])
+    words = ["studio", "run", str(tiny_scene), "steps=2", "--out", str(tmp_path), "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    with monkeypatch.context() as patched:
+        patched.setattr("studio.runner.Runner", stopped)
+        with pytest.raises(SystemExit) as stop:
+            main()
+    assert stop.value.code == 130
+    (run,) = tmp_path.glob("*/*/run.json")
+    told = json.loads(capsys.readouterr().out)
+    assert (told["error"], told["exit_code"]) == ("Interrupted", 130)
+    assert told["message"].endswith(f"studio run --resume {run.parent}")
+    (line,) = (tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(line)["status"] == "interrupted"
+    studio(monkeypatch, "run", "--resume", str(run.parent))
+    assert json.loads(run.read_text(encoding="utf-8"))["status"] == "done"
+
+
+def test_a_signal_while_nothing_can_be_resumed_is_one_line_and_one_object(
+    tiny_scene, tmp_path, monkeypatch, capsys, heard_ctrl_c
+):
+    monkeypatch.setattr(
+        "studio.commands.run.load_task", lambda *_: os.kill(os.getpid(), signal.SIGINT)
+    )
+    monkeypatch.setattr(sys, "argv", ["studio", "run", str(tiny_scene), "--json"])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 130
-    assert capsys.readouterr().err.endswith("error: interrupted\n")
-    (line,) = (tmp_path / "index.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(line)["status"] == "interrupted"
+    heard = capsys.readouterr()
+    assert heard.err == "error: interrupted\n"
+    assert json.loads(heard.out)["exit_code"] == 130

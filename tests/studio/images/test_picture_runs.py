@@ -11,7 +11,10 @@ import torch
 import yaml
 from PIL import Image
 
+from image_tools.configs import PocketPriorConfig
 from image_tools.control.uni_weights import write_uni
+from image_tools.diffusion.loading import load_prior
+from image_tools.diffusion.lora_files import write_lora
 from studio.images.heat import overlay
 from studio.images.regions import plan_picture
 from tests.image_tools.control.tiny_controls import (
@@ -20,6 +23,7 @@ from tests.image_tools.control.tiny_controls import (
     tiny_local_adapter,
 )
 from tests.image_tools.editing.tiny_editors import tiny_edit_unet
+from tests.image_tools.random_loras import random_lora
 from tests.studio.images.conftest import SIZE, read, write_picture
 
 SWAP = {"prompt": "a purple duck", "align": "replace"}
@@ -72,7 +76,7 @@ def test_every_edit_ends_in_files(kind, given, is_own, studio, scene, tmp_path):
     assert info["files"]["sheet"] == "sheet.png"
     assert yaml.safe_load((run / "resolved.yaml").read_text())["method"]["kind"] == kind
     page = (run / "report.html").read_text()
-    assert "Before and after" in page
+    assert "All pictures, by seed" in page
     assert "No asset" not in page
     pictures = json.loads((run / "results.json").read_text())["pictures"]
     assert [one["name"] for one in pictures] == names
@@ -277,3 +281,54 @@ def test_a_plans_colours_fill_its_places():
     corners = [picture[2, 2], picture[2, width - 3], picture[height - 3, width // 2]]
     assert len({tuple(color.tolist()) for color in corners}) == 3
     assert torch.equal(picture[height - 3, 2], picture[height - 3, width - 3])
+
+
+def test_prompts_are_drawn_from_the_same_noise(studio, scene):
+    run = make(studio, scene, task="text_to_image", more_prompts=["a green house"], count=2)
+    alone = make(studio, scene, task="text_to_image", prompt="a green house", count=2)
+    pictures = json.loads((run / "results.json").read_text())["pictures"]
+    drawn = [(one["name"], one["prompt"], one["seed"]) for one in pictures]
+    both = (("picture1", "a red duck"), ("picture2", "a green house"))
+    assert drawn == [(*one, seed) for seed in (0, 1) for one in both]
+    for seed in (0, 1):
+        second = read(run, f"picture2-s{seed}")
+        assert np.array_equal(second, read(alone, f"picture1-s{seed}"))
+        assert not np.array_equal(second, read(run, f"picture1-s{seed}"))
+    tall, wide = (Image.open(one / "sheet.png").size for one in (run, alone))
+    assert tall[1] > wide[1]  # seeds are rows, but of single pictures columns
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0])
+def test_what_was_taught_is_drawn_with(weight, studio, scene, tiny_prior, tmp_path):
+    plain = make(studio, scene, task="text_to_image")
+    unet = load_prior(PocketPriorConfig(path=str(tiny_prior)), torch.device("cpu")).unet
+    write_lora(
+        tmp_path / "lora.safetensors",
+        random_lora({"unet": unet}, ending="to_q"),
+        layout="diffusers",
+    )
+    subject = {"loras": [{"path": str(tmp_path / "lora.safetensors"), "weight": weight}]}
+    base = {"kind": "pocket", "path": str(tiny_prior)}
+    prior = {"kind": "personalized", "base": base, "subjects": [subject]}
+    taught = make(studio, scene, task="text_to_image", prior=prior)
+    is_same = np.array_equal(read(plain, "picture1-s0"), read(taught, "picture1-s0"))
+    assert is_same == (weight == 0.0)
+
+
+def test_pictures_stopped_on_the_way_are_kept_and_the_command_is_told(studio, scene, monkeypatch):
+    """Ctrl-C in the second picture: the first stays, and JSON says what happened."""
+    drawn = []
+
+    def draw(*_: object) -> torch.Tensor:
+        drawn.append(None)
+        if len(drawn) == 2:
+            raise KeyboardInterrupt
+        return torch.zeros(SIZE, SIZE, 3)
+
+    monkeypatch.setattr("studio.images.picture.draw_plainly", draw)
+    stopped = studio("run", scene(task="text_to_image", count=3), "--out", "runs", "--json")
+    (run,) = Path("runs").glob("*/*/run.json")
+    assert (stopped.code, stopped.result["error"]) == (130, "Interrupted")
+    assert f"studio run {run.parent / 'resolved.yaml'}" in stopped.error
+    assert [path.name for path in (run.parent / "images").iterdir()] == ["picture1-s0.png"]
+    assert json.loads(run.read_text())["status"] == "interrupted"

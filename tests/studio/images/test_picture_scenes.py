@@ -17,6 +17,7 @@ from studio.scene_file import preset_names
 from studio.task_configs import TaskConfig
 
 PRESETS = {
+    "text-to-image": ("text_to_image", "prompt"),
     "edit-prompt-to-prompt": ("edit_image", "prompt_to_prompt"),
     "edit-null-text": ("edit_image", "null_text"),
     "edit-dds": ("edit_image", "dds"),
@@ -68,7 +69,8 @@ def test_new_lists_and_prints_them(capsys):
 
 def test_explain_says_which_tasks_have_a_key(capsys):
     (words,) = explain.find("word_maps")
-    assert words.tasks[:3] == ("edit_image", "control_image", "regional_image")
+    first = ("text_to_image", "edit_image", "control_image", "regional_image")
+    assert words.tasks[:4] == first
     assert {entry.tasks for entry in explain.find("method")} == {
         ("edit_image",),
         ("control_image",),
@@ -87,7 +89,7 @@ def test_the_schema_tells_tasks_apart():
     schema = json_schema(TaskConfig)
     assert set(schema["discriminator"]["mapping"]) == {
         *("text_to_3d", "dreambooth3d", "edit_image", "control_image", "regional_image"),
-        *("reference_image", "try_on"),
+        *("reference_image", "text_to_image", "try_on"),
     }
     assert schema["$defs"]["EditImageConfig"]["additionalProperties"] is False
 
@@ -118,6 +120,10 @@ def test_prompts_of_a_run_are_those_of_its_pictures(tmp_path):
     assert load(tmp_path, task="edit_image", method=EDIT).prompts == ("a red duck", "a blue duck")
     method = {"kind": "dds", "prompts": ["x", "y"]}
     assert load(tmp_path, task="edit_image", method=method).prompts == ("a red duck", "x", "y")
+    both = load(tmp_path, task="text_to_image", more_prompts=["x"])
+    assert both.prompts == ("a red duck", "x")
+    with pytest.raises(ConfigError, match="more_prompts.0: "):
+        load(tmp_path, task="text_to_image", more_prompts=[""])
     method = {"kind": "instruct_pix2pix", "instructions": ["make it blue"]}
     assert load(tmp_path, task="edit_image", method=method).prompts == ("a red duck",)
 
