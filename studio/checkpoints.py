@@ -28,9 +28,10 @@ from typing import Any
 import psutil
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from image_tools.diffusion.weight_writing import save_tensors
 from studio.errors import CheckpointError
 from studio.run_folder import storage_errors, write_atomic
 from studio.suggestions import command
@@ -96,23 +97,12 @@ def _write_files(folder: Path, checkpoint: Checkpoint) -> None:
     digests = {}
     for part, file in _FILES.items():
         tensors = getattr(checkpoint, part)
-        plain = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        try:
-            save_file(plain, folder / file)
-        except SafetensorError as error:
-            raise _as_os_error(error) from error
+        save_tensors(folder / file, tensors)
         digests[file] = _digest(folder / file)
     state = {"format": FORMAT, "step": checkpoint.step, "sha256": digests, **checkpoint.state}
     (folder / "state.json").write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
     for path in (*folder.iterdir(), folder):
         _flush(path)
-
-
-def _as_os_error(error: SafetensorError) -> OSError:
-    """safetensors hides the system's error in its message: "… (os error 28)"."""
-    found = re.search(r"os error (\d+)", str(error))
-    number = int(found[1]) if found else 5
-    return OSError(number, os.strerror(number))
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

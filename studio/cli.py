@@ -332,8 +332,8 @@ def render(
         str, typer.Option(help="field (as trained) or asset (as exported, fast).")
     ] = "field",
     camera: Annotated[str, typer.Option(help="turntable, or a camera path (JSON).")] = "turntable",
-    frames: Annotated[int, typer.Option(help="Views of the turntable.")] = 60,
-    size: Annotated[int, typer.Option(help="Height of the images, pixels.")] = 256,
+    frames: Annotated[int | None, typer.Option(help="Views of the turntable; 60.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height, pixels; 256 or the path's.")] = None,
     outputs: Annotated[
         str, typer.Option(help="Side by side: comp_rgb, normal, depth, opacity.")
     ] = "comp_rgb",

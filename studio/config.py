@@ -38,7 +38,7 @@ from studio.scene_file import (
     with_bases,
 )
 from studio.suggestions import command, quoted
-from studio.task_configs import TaskConfig, task_class
+from studio.task_configs import DEFAULT_TASK, TaskConfig, task_class, tasks_of
 from studio.total_steps import set_total_steps
 
 __all__ = [
@@ -98,7 +98,17 @@ def split_arguments(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
             f"{len(scenes)} scenes given ({', '.join(map(repr, scenes[:3]))}) - expected one file, "
             f"preset or prompt. Put a prompt in quotes: studio run {quoted(joined[:80])}"
         )
+    _check_once(overrides)
     return (scenes[0] if scenes else None), overrides
+
+
+def _check_once(overrides: Sequence[str]) -> None:
+    """Refuse a key that is given twice, of which one value would be lost."""
+    keys = [text.partition("=")[0] for text in overrides]
+    twice = [key for key in keys if keys.count(key) > 1]
+    if twice:
+        given = ", ".join(text for text in overrides if text.partition("=")[0] == twice[0])
+        raise ConfigError(f"{twice[0]} is given more than once ({given}) - expected it once.")
 
 
 def _check_argument(text: str) -> None:
@@ -139,7 +149,8 @@ def load_task(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene
     tree, base = with_bases(raw, path)
     shown = path.stem if preset_path(path.stem) == path else str(path)
     config = validate(task_class(tree, shown), tree, overrides, where=shown)
-    changes = tuple(_changes(config, base, tree))
+    # What a preset changes of its own base is not the user's doing.
+    changes = tuple(_changes(config, None if preset_path(path.stem) == path else base, tree))
     if isinstance(config, SceneConfig):
         config = open_edit(config, _read_resolved)
     name = path.stem
@@ -149,8 +160,18 @@ def load_task(source: str | Path | None, overrides: Sequence[str] = ()) -> Scene
 
 
 def _read_resolved(path: Path) -> SceneConfig:
-    """The scene of a run's ``resolved.yaml``."""
-    return validate(SceneConfig, read_yaml(path)[0], where=str(path))
+    """The scene of a run's ``resolved.yaml``.
+
+    Raises:
+        ConfigError: the run made no asset, or its record is damaged.
+    """
+    tree = read_yaml(path)[0]
+    if (task := tree.get("task", DEFAULT_TASK)) not in tasks_of(SceneConfig):
+        raise ConfigError(
+            f"edit.run: {path.parent} is a run of task {task}, which makes no asset - expected a "
+            "finished run that made one."
+        )
+    return validate(SceneConfig, tree, where=str(path))
 
 
 def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[str]]:
@@ -181,6 +202,8 @@ def _find(source: str | Path | None, overrides: list[str]) -> tuple[Path, list[s
     near = did_you_mean(text, preset_names()) if " " not in text.strip() else ""
     if near:
         raise ConfigError(f"No preset or file {text!r}.{near} For a prompt write prompt={text}")
+    if any(override.startswith("prompt=") for override in overrides):
+        raise ConfigError(f"prompt is given twice, as {text!r} and as prompt=… - expected it once.")
     return default, [f"prompt={text}", *overrides]
 
 

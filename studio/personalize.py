@@ -13,7 +13,9 @@ The run folder is the handle for going on, as of every run; the photos' own fold
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,8 +46,8 @@ from image_tools.personalization.pipeline_folder import write_pipeline
 from image_tools.personalization.sample_grid import grid_writer
 from image_tools.personalization.textual_inversion import train_textual_inversion
 from image_tools.personalization.textual_inversion_configs import TextualInversionConfig
-from studio.device import resolve_device
-from studio.errors import Interrupted
+from studio.device import peak_memory_bytes, resolve_device
+from studio.errors import Interrupted, StorageError
 from studio.personalize_configs import PersonalizeConfig
 from studio.progress import logged_to, say
 from studio.run_folder import RunFolder, slug, storage_errors
@@ -67,6 +69,7 @@ def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
         StudioError: anything that a user can cause or cure.
     """
     run.update_info({"status": "running", "error": None})
+    started, before = time.monotonic(), float(_seconds(run).get("personalize", 0.0))
     try:
         with logged_to(run.log_path), StopRequest() as stop:
             device = resolve_device(config.device)
@@ -75,21 +78,40 @@ def personalize(config: PersonalizeConfig, run: RunFolder) -> dict[str, Path]:
                 check_name(prior, config.token, word=config.subject.word)
             photos = _photos(config, run, size=prior.image_size)
             run.update_info(_facts(prior, run, device))
-            result = _train(config, run, prior, photos, stop)
-            if not result.finished:
-                raise Interrupted(
-                    f"Stopped after step {result.step} of {config.method.loop.steps}, saved. "
-                    f"Continue with: {command('personalize', '--resume', run.path)}"
-                )
-            files = _results(config, run, prior, result)
+            with storage_errors(run.path, "write"):
+                result = _train(config, run, prior, photos, stop)
+                _check_finished(config, run, result)
+                files = _results(config, run, prior, result)
     except BaseException as error:
         is_stop = isinstance(error, Interrupted | KeyboardInterrupt)
         status = "interrupted" if is_stop else "failed"
-        run.update_info({"status": status, "error": str(error)})
+        with contextlib.suppress(StorageError):  # whatever ended the run is the error to show
+            run.update_info({"status": status, "error": str(error)})
         raise
+    finally:
+        spent = before + time.monotonic() - started
+        with contextlib.suppress(StorageError):
+            run.update_info({"seconds": {"personalize": round(spent, 2)}})
     names = {name: str(path.relative_to(run.path)) for name, path in files.items()}
-    run.update_info({"status": "done", "steps": result.step, "files": names})
+    peak = peak_memory_bytes(device)
+    run.update_info(
+        {"status": "done", "steps": result.step, "files": names, "peak_memory_bytes": peak}
+    )
     return files
+
+
+def _seconds(run: RunFolder) -> dict[str, float]:
+    """What earlier calls of the run took."""
+    return run.read_info().get("seconds") or {}
+
+
+def _check_finished(config: PersonalizeConfig, run: RunFolder, result: TrainingResult) -> None:
+    """Tell how a stopped training goes on."""
+    if not result.finished:
+        raise Interrupted(
+            f"Stopped after step {result.step} of {config.method.loop.steps}, saved. "
+            f"Continue with: {command('personalize', '--resume', run.path)}"
+        )
 
 
 def _photos(config: PersonalizeConfig, run: RunFolder, *, size: int) -> Float[Tensor, "n h w 3"]:
@@ -140,7 +162,7 @@ def _train(
         return train_dco(prior, photos, captions, method, folder, hooks=hooks)
     caption = config.subject.template.replace("{}", config.token)
     subject = CaptionedImages(photos, (caption,) * len(photos))
-    class_set = _class_set(config, method.class_images, run, prior)
+    class_set = _class_set(config, method.class_images, run, prior, stop)
     if isinstance(method, DreamBoothConfig):
         return train_dreambooth(prior, subject, class_set, method, folder, hooks=hooks)
     return train_dreambooth_lora(prior, subject, class_set, method, folder, hooks=hooks)
@@ -161,11 +183,23 @@ def _captions(config: PersonalizeConfig, run: RunFolder, *, count: int) -> Subje
 
 
 def _class_set(
-    config: PersonalizeConfig, settings: ClassImagesConfig, run: RunFolder, prior: DiffusionPrior
+    config: PersonalizeConfig,
+    settings: ClassImagesConfig,
+    run: RunFolder,
+    prior: DiffusionPrior,
+    stop: StopRequest,
 ) -> CaptionedImages | None:
     """Class images, where prior preservation is on."""
     if settings.count == 0:
         return None
+
+    def check_stop() -> None:
+        if stop.asked:
+            raise Interrupted(
+                "Stopped while class images were made; those that are made are kept. "
+                f"Continue with: {command('personalize', '--resume', run.path)}"
+            )
+
     prompt = config.subject.template.replace("{}", config.class_phrase)
     return make_class_images(
         prior,
@@ -174,6 +208,7 @@ def _class_set(
         config=settings,
         seed=config.method.loop.seed,
         log=say,
+        check_stop=check_stop,
     )
 
 

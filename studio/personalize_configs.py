@@ -37,7 +37,8 @@ class SubjectPhotosConfig:
     """How prompts name the subject. Empty for a new word, <my-dog>, where one is learned
     (textual_inversion, dco), and for sks dog with DreamBooth."""
     template: str = "a photo of {}"
-    """Caption of each photo, with {} where the subject goes."""
+    """Caption of each photo, with {} where the subject goes; textual_inversion has method.templates
+    in its place."""
     captions: str | None = None
     """JSON file with a full description of each photo (images, prompts, base_prompts,
     inserting_tokens, initializer_tokens), for dco; empty for the template."""
@@ -90,12 +91,25 @@ class PersonalizeConfig:
     """auto, cpu, cuda, cuda:1 or mps."""
 
     def __post_init__(self) -> None:
-        """Refuse captions that would not be read."""
+        """Refuse captions and words that would not be read."""
+        if isinstance(self.method, TextualInversionConfig):
+            self._check_word(self.method)
         if self.subject.captions and not isinstance(self.method, DcoConfig):
             raise ValueError(
                 f"subject.captions is {self.subject.captions!r} with method.kind="
                 f"{self.method.kind} - expected none, or method.kind=dco."
             )
+
+    def _check_word(self, method: TextualInversionConfig) -> None:
+        """A new word's names are the subject's, whatever trains it."""
+        given = {"token": ("token", self.token), "init_word": ("word", self.subject.word)}
+        for name, (key, value) in given.items():
+            told = getattr(method, name)
+            if told not in (getattr(TextualInversionConfig(), name), value):
+                raise ValueError(
+                    f"method.{name} is {told!r}, which subject.{key} says here - expected it there "
+                    f"alone: subject.{key}={told!r}."
+                )
 
     @property
     def token(self) -> str:

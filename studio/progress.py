@@ -81,6 +81,9 @@ class Progress(Protocol):
     def update(self, done: int, stage: str, values: Mapping[str, float]) -> None:
         """``done`` steps are done, the last one in ``stage``; ``values`` are worth showing."""
 
+    def leave_out(self, seconds: float) -> None:
+        """So many seconds in all went into something else than steps."""
+
     def close(self) -> None:
         """Stop showing."""
 
@@ -90,10 +93,12 @@ class _Clock:
 
     def __init__(self, total: int, done: int) -> None:
         self.total, self.first, self.start = total, done, time.monotonic()
+        self.left_out = 0.0
 
     def rate(self, done: int) -> float:
         """Steps a second since the start."""
-        return (done - self.first) / max(time.monotonic() - self.start, 1e-9)
+        seconds = time.monotonic() - self.start - self.left_out
+        return (done - self.first) / max(seconds, 1e-9)
 
     def eta(self, done: int) -> str:
         """Time that is left."""
@@ -123,6 +128,10 @@ class LineProgress:
             f"{stage} {done}/{self.clock.total} ({10 * tenth} %)  "
             f"{self.clock.rate(done):.2f} it/s  ETA {self.clock.eta(done)}  {_shown(values)}"
         )
+
+    def leave_out(self, seconds: float) -> None:
+        """Rate and time left are those of steps."""
+        self.clock.left_out = seconds
 
     def close(self) -> None:
         """Nothing to clean up."""
@@ -155,6 +164,10 @@ class BarProgress:
         self.bar.update(
             self.task, description=stage, completed=done, rate=rate, values=_shown(values)
         )
+
+    def leave_out(self, seconds: float) -> None:
+        """Rate and time left are those of steps."""
+        self.clock.left_out = seconds
 
     def close(self) -> None:
         """Leave the finished bar on the screen."""

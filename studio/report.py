@@ -15,6 +15,7 @@ from typing import Any
 from studio.config_types import members
 from studio.images.configs import ImageTaskConfig
 from studio.metrics_log import read_metrics
+from studio.personalize_configs import PersonalizeConfig
 from studio.progress import format_seconds
 from studio.report_charts import line_chart
 from studio.report_evaluation import evaluation_section
@@ -33,7 +34,9 @@ VIEWER_SCRIPT = _HERE / "vendor" / "model-viewer" / "model-viewer-umd.min.js"
 MAX_PREVIEWS = 8
 # Columns of the metrics that are no curves.
 NO_CURVES = {"step", "stage", "seconds"}
-PICTURE_TASKS = tuple(task for cls in members(ImageTaskConfig) for task in tasks_of(cls))
+TASKS_WITHOUT_ASSET = tuple(
+    task for cls in (*members(ImageTaskConfig), PersonalizeConfig) for task in tasks_of(cls)
+)
 COLOURS = {"charts": "texture", "patches": "texture", "vertex": "per vertex"}
 
 
@@ -115,8 +118,7 @@ def _hero(run: RunFolder, info: dict[str, Any], glb: Path | None, home: Path) ->
         f"<h1>{prompt}</h1>{_chips(info)}{_facts(info)}{_files(run, info, home)}</div>"
     )
     if glb is None:
-        # Runs that make pictures have no asset, and need none.
-        is_whole = info.get("task") in PICTURE_TASKS and info.get("status") == "done"
+        is_whole = info.get("task") in TASKS_WITHOUT_ASSET and info.get("status") == "done"
         missing = "" if is_whole else _error(info)
         return f"{missing}<section>{about}</section>"
     buttons = "".join(
@@ -324,10 +326,14 @@ def _card(run: RunFolder, home: Path) -> str:
     """A run in the gallery."""
     info = run.read_info()
     film, sheet = run.renders_dir / "turntable.mp4", run.renders_dir / "contact_sheet.png"
+    if not sheet.is_file():  # of pictures
+        sheet = run.path / "sheet.png"
     if film.is_file():
         picture = f'<video src="{data_uri(film)}" autoplay loop muted playsinline></video>'
     elif sheet.is_file():
         picture = f'<img src="{data_uri(sheet)}" alt="" loading="lazy">'
+    elif previews := sorted(run.previews_dir.glob("*.png")):  # of what was trained
+        picture = f'<img src="{data_uri(previews[-1])}" alt="" loading="lazy">'
     else:
         picture = f"<span>{html.escape(str(info.get('status', 'no pictures')))}</span>"
     prompt = html.escape(str(info.get("prompt") or run.path.name))

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from studio.errors import ConfigError, StorageError
+from studio.suggestions import command
 
 __all__ = ["RunFolder", "create_run", "open_run", "slug", "storage_errors", "write_atomic"]
 
@@ -56,7 +57,7 @@ def storage_errors(path: Path, doing: str) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error)
-        todo = "Choose a folder you can write with --out."
+        todo = "Make the folder writable for you, or choose another one (--out of a new run)."
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             todo = "Free some space, then continue with studio run --resume."
         raise StorageError(f"Cannot {doing} {path}: {reason}. {todo}") from error
@@ -191,6 +192,13 @@ class RunFolder:
             f.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
+def glb_command(run: RunFolder) -> str:
+    """The export that adds a GLB to the files that are there; an export replaces the one before."""
+    files = run.read_info().get("export", {}).get("files", {})
+    formats = ["glb", *(name for name in ("obj", "ply") if name in files)]
+    return command("export", run.path, "--format", ",".join(formats))
+
+
 def create_run(
     out: str | Path,
     *,
@@ -207,7 +215,7 @@ def create_run(
     """
     stamp = datetime.now(timezone.utc).strftime("%Y%m%d-%H%M%S")
     parent = Path(out) / slug(prompt)
-    name = f"{slug(method, limit=24)}-s{seed}-{stamp}"
+    name = f"{slug(method, limit=40)}-s{seed}-{stamp}"
     with storage_errors(Path(out), "create a run folder in"):
         started_in = os.getcwd()  # relative paths of its scene count from here
         parent.mkdir(parents=True, exist_ok=True)

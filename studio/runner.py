@@ -132,6 +132,7 @@ class Runner:
                 while self.has_next():
                     metrics = self.step()
                     self._after_step(metrics, log, time.perf_counter() - started)
+                    progress.leave_out(self._preparing() - before)
                     shown = {name: metrics[name] for name in SHOWN}
                     progress.update(self.steps_done, self.stage.config.name, shown)
                     if stop.asked:

@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], str]:
     """
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MB - expected a scene file, a page of YAML.")
+            raise ConfigError("larger than 1 MB - expected a scene file, a page of YAML.")
         text = path.read_text(encoding=_encoding(path))
         raw = yaml.load(text, Loader=_SceneLoader)  # a SafeLoader: builds no objects
     except ConfigError as error:

@@ -1,4 +1,7 @@
-"""Every task of ``studio run`` that a scene file may name, told apart by ``task``."""
+"""Every task of a scene file that makes an asset or pictures, told apart by ``task``.
+
+Files with ``task: personalize`` are read by ``studio.commands.personalize``.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from studio.config_types import hints_of, members
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
 from studio.images.configs import ImageTaskConfig
+from studio.personalize_configs import PersonalizeConfig
 from studio.scene_file import did_you_mean
+from studio.suggestions import command
 
 __all__ = ["DEFAULT_TASK", "TaskConfig", "task_class", "tasks_of"]
 
@@ -26,11 +31,17 @@ def task_class(tree: Mapping[str, Any], where: str) -> type:
     """The class of a scene file's mapping.
 
     Raises:
-        ConfigError: no such task.
+        ConfigError: no such task, or one that makes neither an asset nor pictures.
     """
     classes = {task: cls for cls in members(TaskConfig) for task in tasks_of(cls)}
-    task = tree.get("task", DEFAULT_TASK)
+    task, teaching = tree.get("task", DEFAULT_TASK), tasks_of(PersonalizeConfig)
+    if task in teaching:
+        raise ConfigError(
+            f"{where}: task {task} teaches a prior and makes neither an asset nor pictures - "
+            f"expected a scene that does. Such a file is for: {command('run', 'FILE')}"
+        )
     if task not in classes:
-        hint = did_you_mean(task, classes)
-        raise ConfigError(f"{where}: task: unknown {task!r}.{hint} Tasks: {', '.join(classes)}.")
+        known = (*classes, *teaching)
+        hint = did_you_mean(task, known)
+        raise ConfigError(f"{where}: task: unknown {task!r}.{hint} Tasks: {', '.join(known)}.")
     return classes[task]

@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--set",
         nargs="*",
+        action="extend",
         default=[],
         metavar="[SYSTEM:]KEY=VALUE",
         dest="overrides",
@@ -77,6 +78,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--evaluations",
         nargs="*",
+        action="extend",
         default=[],
         metavar="[SYSTEM:]N",
         help="scale the steps to about N denoiser evaluations, of all systems or of one",

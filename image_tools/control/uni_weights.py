@@ -25,6 +25,7 @@ from image_tools.control.uni_configs import GlobalAdapterSettings, LocalAdapterS
 from image_tools.diffusion.ldm_names import translate
 from image_tools.diffusion.loading import readable_weights
 from image_tools.diffusion.protocol import NoisePrior
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.diffusion.weights import check_safetensors_file
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.tensor_files import PICKLED, read_flat
@@ -121,8 +122,6 @@ def read_wanted(
 
 def write_uni(path: Path, local: LocalAdapter | None, content: GlobalAdapter | None) -> None:
     """Write adapters by the authors' names, with their settings."""
-    from safetensors.torch import save_file
-
     tensors: dict[str, Tensor] = {}
     metadata = {"format": "pt"}
     if local is not None:
@@ -131,7 +130,7 @@ def write_uni(path: Path, local: LocalAdapter | None, content: GlobalAdapter | N
     if content is not None:
         tensors |= {f"{GLOBAL_PREFIX}{k}": t for k, t in content.state_dict().items()}
         metadata["global_adapter"] = json.dumps(dataclasses.asdict(content.settings))
-    save_file({k: t.contiguous() for k, t in tensors.items()}, path, metadata=metadata)
+    write_safetensors(path, tensors, metadata)
 
 
 def _read(

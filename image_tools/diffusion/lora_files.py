@@ -23,6 +23,7 @@ from image_tools.diffusion.lora_layouts import (
     lora_from_tensors,
     lora_to_tensors,
 )
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.diffusion.weights import check_safetensors_file, read_json
 from image_tools.errors import WeightsMissing
 from renderers.errors import StudioError
@@ -94,18 +95,9 @@ def write_lora(path: Path, lora: LoraFile, *, layout: LoraLayout) -> None:
         lora: what to write, in the number format that its tensors have.
         layout: ``diffusers``, ``peft`` or ``kohya``.
     """
-    from safetensors.torch import save_file
-
     tensors, metadata = lora_to_tensors(lora, layout=layout)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.tmp")
-    try:
-        # Copies, because layers may share a tensor, which the format cannot store.
-        copies = {key: value.detach().cpu().clone() for key, value in tensors.items()}
-        save_file({key: value.contiguous() for key, value in copies.items()}, beside, metadata)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Copies, because layers may share a tensor, which the format cannot store.
+    write_safetensors(path, {key: value.clone() for key, value in tensors.items()}, metadata)
 
 
 def _find_file(path: Path) -> tuple[Path, dict[str, Any] | None]:

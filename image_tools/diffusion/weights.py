@@ -177,16 +177,20 @@ def _from_hub(
     return Path(path), "the hub"
 
 
+PUBLIC = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+
+
 def _missing_message(model: str, role: str, looked: list[str]) -> str:
     advice = "Set the prior to a local diffusers folder"
     if model in MOVED:
         advice = f"These weights moved: try '{MOVED[model]}', or a local diffusers folder"
     elif "stable-diffusion-2" in model:
         advice += " (Stable Diffusion 2.x left the hub in 2025; mirrors: sd2-community/*)"
+    if model != PUBLIC:
+        advice += f", to another model such as {PUBLIC}"
     return (
         f"Weights for the {role} are missing: '{model}'. Looked in {', '.join(looked)}. {advice}, "
-        "to another model such as stable-diffusion-v1-5/stable-diffusion-v1-5, or to kind: pocket, "
-        "which comes with this package."
+        "or to kind: pocket, which comes with this package."
     )
 
 

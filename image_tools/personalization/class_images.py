@@ -41,6 +41,7 @@ def make_class_images(
     config: ClassImagesConfig,
     seed: int,
     log: Callable[[str], None],
+    check_stop: Callable[[], None] = lambda: None,
 ) -> CaptionedImages:
     """Class images with the prompt as their caption.
 
@@ -51,6 +52,8 @@ def make_class_images(
         config: how many and how.
         seed: image k depends on the seed and k alone.
         log: told about progress.
+        check_stop: called before a few images are made; what it raises ends the making, and those
+            that are made are kept.
 
     Raises:
         StudioError: the folder holds images made in another way.
@@ -61,6 +64,7 @@ def make_class_images(
     missing = [index for index, path in enumerate(paths) if not path.is_file()]
     for start in range(0, len(missing), MADE_AT_ONCE):
         chosen = missing[start : start + MADE_AT_ONCE]
+        check_stop()
         log(f"class images: {len(missing) - start} to make of '{prompt}'")
         images = sample_images(
             prior,

@@ -31,6 +31,7 @@ from image_tools.diffusion.conditions import TextEmbedding, cat_embeddings
 from image_tools.diffusion.lora_apply import prior_modules
 from image_tools.diffusion.prior import DiffusionPrior
 from image_tools.diffusion.stock_modules import gradient_checkpointing
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.personalization.captioned import (
     CaptionedImages,
     cache_latents,
@@ -49,7 +50,6 @@ from image_tools.personalization.loop import (
     LoopHooks,
     ParameterGroup,
     TuningLoop,
-    write_safetensors,
 )
 from image_tools.personalization.loop_configs import TuningConfig
 

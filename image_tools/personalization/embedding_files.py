@@ -41,8 +41,8 @@ from image_tools.diffusion.lora_bundles import (
     bundle_key,
     bundled_part,
 )
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing, first_line
-from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.tokens import FIX_EOS, TokenEmbedding
 
 __all__ = [

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor
 
 from image_tools.diffusion.loading import readable_weights
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.kosmos_g_aligner import AlignerNet
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
@@ -45,7 +46,6 @@ from image_tools.personalization.kosmos_g_weights import (
     fill_part,
     write_aligner,
 )
-from image_tools.personalization.loop import write_safetensors
 from renderers.errors import StudioError
 
 if TYPE_CHECKING:

@@ -28,13 +28,13 @@ from image_tools.diffusion.loading import (
     readable_weights,
 )
 from image_tools.diffusion.stock_modules import write_module
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.diffusion.weights import find_weights, fingerprint_files, read_json
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.personalization.kosmos_g import KosmosGModel
 from image_tools.personalization.kosmos_g_aligner import AlignerNet
 from image_tools.personalization.kosmos_g_configs import AlignerSettings
 from image_tools.personalization.kosmos_g_prompt import PromptTokens
-from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.tensor_files import fill
 
 if TYPE_CHECKING:

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.personalization.loop_configs import TuningConfig
 from renderers.errors import StudioError
 
@@ -42,7 +42,6 @@ __all__ = [
     "TuningLoop",
     "batch_generator",
     "rate_share",
-    "write_safetensors",
 ]
 
 LOG_HEADER = "step,loss,gradient_norm,learning_rate,seconds\n"
@@ -261,6 +260,7 @@ class TuningLoop:
         log(f"step {self.step}/{self.config.steps} loss {loss:.4f} {self.seconds:.0f} s")
 
     def _load(self) -> None:
+        self._check_readable()
         try:
             with safe_open(self.state_path, "pt") as file:
                 header = file.metadata() or {}
@@ -278,6 +278,17 @@ class TuningLoop:
             )
         self._restore(tensors, progress)
         self._cut_log()
+
+    def _check_readable(self) -> None:
+        """Refuse a state that is there and whole, but not ours to read; safetensors tells it as
+        one that is absent, and to start again would lose it."""
+        try:
+            self.state_path.open("rb").close()
+        except OSError as error:
+            raise StudioError(
+                f"The training state '{self.state_path}' cannot be opened ({error.strerror}) - "
+                "expected a file that you may read. Change its permissions, then go on."
+            ) from error
 
     def _restore(self, tensors: Mapping[str, Tensor], progress: Mapping[str, Any]) -> None:
         self.step, self.seconds = progress["step"], progress["seconds"]
@@ -334,17 +345,6 @@ def rate_share(step: int, config: TuningConfig) -> float:
     if config.schedule == "linear":
         return max(0.0, 1.0 - done)
     return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
-
-
-def write_safetensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors to a file that appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    content = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(content, partial, dict(metadata) if metadata else None)
-    partial.replace(path)
 
 
 def _make_optimizer(

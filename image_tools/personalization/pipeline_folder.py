@@ -16,7 +16,7 @@ import torch
 
 from image_tools.diffusion.lora_names import add_text_model
 from image_tools.diffusion.prior import DiffusionPrior
-from image_tools.personalization.loop import write_safetensors
+from image_tools.diffusion.weight_writing import write_safetensors
 from renderers.errors import StudioError
 
 __all__ = ["write_pipeline"]

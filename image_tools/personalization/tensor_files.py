@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from image_tools.diffusion.loading import read_tensors, readable_weights
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.errors import UnsafeWeights, UnsupportedModel, WeightsMissing
-from image_tools.personalization.loop import write_safetensors
 
 __all__ = ["PICKLED", "fill", "read_flat", "tensors_under", "write_flat"]
 

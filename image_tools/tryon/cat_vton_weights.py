@@ -19,8 +19,8 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from image_tools.diffusion.attention import AttentionHub
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.errors import UnsupportedModel
-from image_tools.personalization.loop import write_safetensors
 
 __all__ = ["FILE_NAME", "load_attention", "self_attention", "write_attention"]
 

@@ -26,11 +26,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.diffusion.weights import read_json
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.ip_adapter import IPAdapter, layer_numbers, layer_widths
 from image_tools.personalization.ip_adapter_files import projector_of
-from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.tensor_files import fill
 from image_tools.tryon.sampling import ddpm_schedule
 from image_tools.tryon.tryon_weights import STEM, fill_unet, read_component

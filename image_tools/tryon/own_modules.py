@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.diffusion.weights import read_json
 from image_tools.errors import UnsupportedModel
 from image_tools.personalization.tensor_files import fill
@@ -41,8 +41,7 @@ class OwnModule(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         settings = {"_class_name": type(self).__name__, **dataclasses.asdict(self.settings)}
         (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
-        save_file(tensors, folder / f"{STEM}.safetensors", {"format": "pt"})
+        write_safetensors(folder / f"{STEM}.safetensors", self.state_dict(), {"format": "pt"})
 
 
 Own = TypeVar("Own", bound=OwnModule)

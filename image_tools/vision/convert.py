@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.vision.lowering import lower
 from image_tools.vision.paths import VISION_FOLDER
 from image_tools.vision.tfjs import read_tfjs
@@ -128,10 +128,10 @@ def convert_network(source: NetworkSource, models: Path, folder: Path) -> None:
     (folder / f"{source.name}.json").write_text(_text(content, operations), encoding="utf-8")
     stored = _in_bytes(tensors) if source.stored == "bytes" else tensors
     halves = {
-        name: (tensor if tensor.dtype == torch.int8 else tensor.half()).contiguous()
+        name: tensor if tensor.dtype == torch.int8 else tensor.half()
         for name, tensor in stored.items()
     }
-    save_file(halves, folder / f"{source.name}.safetensors", {"origin": source.origin})
+    write_safetensors(folder / f"{source.name}.safetensors", halves, {"origin": source.origin})
 
 
 def _in_bytes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.errors import UnsupportedModel, WeightsMissing
 from image_tools.vision.hed import DEPTHS, load_hed
 
@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if not given.weights.is_file():
         raise WeightsMissing(f"There is no file '{given.weights}' - expected HED's weights.")
-    tensors = {name: tensor.half().contiguous() for name, tensor in _read(given.weights).items()}
-    save_file(tensors, given.output, {"origin": "HED, arXiv 1504.06375"})
+    tensors = {name: tensor.half() for name, tensor in _read(given.weights).items()}
+    write_safetensors(given.output, tensors, {"origin": "HED, arXiv 1504.06375"})
     load_hed(given.output)
 
 

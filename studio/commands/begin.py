@@ -15,7 +15,7 @@ from studio.config import Scene, dump_yaml
 from studio.progress import say
 from studio.run_folder import SUBFOLDERS, RunFolder, create_run, storage_errors, write_atomic
 
-__all__ = ["begin_run", "short", "tell_changes"]
+__all__ = ["begin_run", "made_with", "short", "tell_changes"]
 
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "numba", "trimesh")
 
@@ -29,11 +29,7 @@ def begin_run(scene: Scene, out: Path, *, folders: Sequence[str] = SUBFOLDERS) -
     config = scene.config
     info = {
         "task": config.task,
-        "argv": sys.argv[1:],
-        "version": _version("text-to-3d-studio"),
-        "git": _git_commit(),
-        "python": sys.version.split()[0],
-        "packages": {name: _version(name) for name in PACKAGES},
+        **made_with(PACKAGES),
     }
     run = create_run(
         out, prompt=config.prompt, method=scene.name, seed=config.seed, info=info, folders=folders
@@ -44,6 +40,17 @@ def begin_run(scene: Scene, out: Path, *, folders: Sequence[str] = SUBFOLDERS) -
     say(f"{config.prompt!r}, preset {scene.name}, seed {config.seed} -> {run.path}")
     tell_changes(scene)
     return run
+
+
+def made_with(packages: Sequence[str]) -> dict[str, Any]:
+    """What `run.json` says of the command and the programs behind a run."""
+    return {
+        "argv": sys.argv[1:],
+        "version": _version("text-to-3d-studio"),
+        "git": _git_commit(),
+        "python": sys.version.split()[0],
+        "packages": {name: _version(name) for name in packages},
+    }
 
 
 def tell_changes(scene: Scene) -> None:

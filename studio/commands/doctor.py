@@ -22,10 +22,12 @@ from image_tools.configs import (
     PriorConfig,
     ReferencedPriorConfig,
 )
+from studio.commands import personalize
 from studio.config import load_task, split_arguments
 from studio.configs import SceneConfig
 from studio.edit_configs import check_edit
 from studio.errors import StudioError, install_command
+from studio.personalize_configs import PersonalizeConfig
 from studio.task_configs import TaskConfig
 
 __all__ = ["Check", "checks", "run"]
@@ -84,7 +86,10 @@ def run(arguments: Sequence[str] = (), *, as_json: bool = False) -> None:
 def checks(arguments: Sequence[str] = ()) -> Iterator[Check]:
     """All findings, grouped."""
     source, overrides = split_arguments(arguments)
-    config = load_task(source or "demo", overrides).config
+    if personalize.is_personalization(source, None):
+        config, _ = personalize.load(source, overrides)
+    else:
+        config = load_task(source or "demo", overrides).config
     yield from _system()
     yield from _packages()
     yield from _devices()
@@ -181,7 +186,7 @@ def _backends() -> Iterator[Check]:
     yield Check("backends", "chosen", "ok", f"{resolve(device)} on {device}")
 
 
-def _weights(config: TaskConfig) -> Iterator[Check]:
+def _weights(config: TaskConfig | PersonalizeConfig) -> Iterator[Check]:
     """The models of the scene, without loading any."""
     from guidance.debiasing import find_masked_language_model
     from image_tools.pocket.paths import adapter_files
@@ -189,11 +194,12 @@ def _weights(config: TaskConfig) -> Iterator[Check]:
     from studio.scene_inputs import named_models
     from studio.stage_priors import priors_of
 
-    for key, prior in priors_of(config):
-        yield from _prior(key, prior)
     is_scene = isinstance(config, SceneConfig)
-    for key, name in named_models(config) if is_scene else named_adapters(config):
-        yield _model(key, "adapter", partial(adapter_files, name, role=key))
+    for key, prior in priors_of(config) if is_scene else [("prior", config.prior)]:
+        yield from _prior(key, prior)
+    if not isinstance(config, PersonalizeConfig):
+        for key, name in named_models(config) if is_scene else named_adapters(config):
+            yield _model(key, "adapter", partial(adapter_files, name, role=key))
     if is_scene and config.debias is not None:
         find = partial(find_masked_language_model, config.debias.model)
         yield _model("debias", "masked language model", find)
@@ -245,25 +251,34 @@ def _model(key: str, kind: str, find: Callable[[], list[Path]]) -> Check:
     return Check("weights", key, "ok", f"{kind}, {len(files)} files, {size:.0f} MB: {places}")
 
 
-def _files(config: TaskConfig) -> Iterator[Check]:
+def _files(config: TaskConfig | PersonalizeConfig) -> Iterator[Check]:
     """Pictures, photos, meshes and runs that the scene starts from."""
-    from studio.images.reading import check_pictures
-    from studio.scene_inputs import check_files
-    from studio.subject.photos import check_subject
-
     try:
-        if not isinstance(config, SceneConfig):
-            check_pictures(config)
-        else:
-            if config.edit is not None:
-                check_edit(config.edit)
-            if config.subject is not None:
-                check_subject(config.subject)
-            check_files(config)
+        _check_files(config)
     except StudioError as error:
         yield Check("files", "of the scene", "problem", str(error))
     else:
         yield Check("files", "of the scene", "ok", "whatever it starts from can be read")
+
+
+def _check_files(config: TaskConfig | PersonalizeConfig) -> None:
+    """Refuse a scene whose files a run would refuse."""
+    from studio.images.reading import check_pictures
+    from studio.scene_inputs import check_files
+    from studio.subject.photos import check_photos, check_subject
+
+    if isinstance(config, PersonalizeConfig):
+        personalize.check(config)
+        check_photos(config.subject)
+        return
+    if not isinstance(config, SceneConfig):
+        check_pictures(config)
+        return
+    if config.edit is not None:
+        check_edit(config.edit)
+    if config.subject is not None:
+        check_subject(config.subject)
+    check_files(config)
 
 
 def _check_header(file: Path) -> None:

@@ -16,8 +16,7 @@ from studio.errors import ConfigError
 from studio.evaluation.comparison import result_of
 from studio.evaluation.tables import runs_table
 from studio.progress import say
-from studio.run_folder import RunFolder, open_run
-from studio.suggestions import command
+from studio.run_folder import RunFolder, glb_command, open_run
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +120,7 @@ def _without_asset(run: RunFolder) -> str:
     """Why figures of the shape are absent, and how they are had."""
     return (
         f"no iou, no chamfer: {run.path} has no GLB, whose surface they compare; write it with: "
-        f"{command('export', run.path, '--format', 'glb')}\n"
+        f"{glb_command(run)}\n"
     )
 
 

@@ -39,10 +39,17 @@ class Entry:
     """The Python type, to descend."""
     tasks: tuple[str, ...] = dataclasses.field(compare=False, default=())
     """Tasks whose scene files have the key."""
+    held: Any = dataclasses.field(repr=False, compare=False, default=None)
+    """The default as a config, whose values are the defaults of the keys below."""
 
 
-def entries(tp: Any = AnyTask, path: str = "", tasks: tuple[str, ...] = ()) -> Iterator[Entry]:
-    """Every key below a config type, depth first; tasks that share a key each give it."""
+def entries(
+    tp: Any = AnyTask, path: str = "", tasks: tuple[str, ...] = (), owner: Any = None
+) -> Iterator[Entry]:
+    """Every key below a config type, depth first; tasks that share a key each give it.
+
+    ``owner`` is what holds the type's value by default: its values are the keys' defaults there.
+    """
     for cls in members(tp):
         own = tasks or tasks_of(cls)
         kind = kind_of(cls) if len(members(tp)) > 1 else None
@@ -52,17 +59,20 @@ def entries(tp: Any = AnyTask, path: str = "", tasks: tuple[str, ...] = ()) -> I
             hint = hints_of(cls)[field.name]
             below = f"{path}.{field.name}" if path else field.name
             doc = field_docs(cls).get(field.name, "")
-            yield Entry(below, kind, describe(hint), _default(field), doc, hint, own)
-            yield from entries(item_type(hint) or hint, below, own)
+            held = getattr(owner, field.name) if type(owner) is cls else _value(field)
+            yield Entry(below, kind, describe(hint), _plain(held), doc, hint, own, held)
+            yield from entries(item_type(hint) or hint, below, own, held)
 
 
-def _default(field: dataclasses.Field) -> Any:
-    """The default in plain values; "required" when there is none."""
-    if field.default is not dataclasses.MISSING:
-        return dump(field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return dump(field.default_factory())
-    return "required"
+def _value(field: dataclasses.Field) -> Any:
+    """The default; MISSING when there is none."""
+    has_factory = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if has_factory else field.default
+
+
+def _plain(value: Any) -> Any:
+    """A default in plain values; "required" when there is none."""
+    return "required" if value is dataclasses.MISSING else dump(value)
 
 
 def run(key: str | None, *, schema: bool = False, as_json: bool = False) -> None:
@@ -89,15 +99,21 @@ def run(key: str | None, *, schema: bool = False, as_json: bool = False) -> None
 
 
 def find(key: str) -> list[Entry]:
-    """Entries whose path is ``key`` or ends with it; list indices in ``key`` are skipped.
+    """Entries whose path is ``key`` or ends with it.
+
+    Indices and names of list entries in ``key`` are skipped, and a ``kind`` is explained by what
+    has it.
 
     Raises:
         ConfigError: none, with the nearest known names.
     """
     wanted = ".".join(part for part in key.split(".") if not part.isdigit())
+    wanted = wanted.removesuffix(".kind")
     everything = list(entries())
-    exact = [entry for entry in everything if entry.path == wanted]
-    found = exact or [entry for entry in everything if entry.path.endswith(f".{wanted}")]
+    found = _at(everything, wanted)
+    if not found and wanted.startswith("stages."):  # stages.shape.steps
+        _, _, name_and_rest = wanted.partition(".")
+        found = _at(everything, f"stages.{name_and_rest.partition('.')[2]}".rstrip("."))
     if not found:
         names = {entry.path for entry in everything} | {
             entry.path.rpartition(".")[2] for entry in everything
@@ -105,6 +121,12 @@ def find(key: str) -> list[Entry]:
         hint = did_you_mean(wanted, names) or " List the top level with: studio explain"
         raise ConfigError(f"explain: no key {key!r}.{hint}")
     return _joined(found)
+
+
+def _at(everything: list[Entry], wanted: str) -> list[Entry]:
+    """Entries of exactly this path, else those that end with it."""
+    exact = [entry for entry in everything if entry.path == wanted]
+    return exact or [entry for entry in everything if entry.path.endswith(f".{wanted}")]
 
 
 def _joined(found: Iterable[Entry]) -> list[Entry]:
@@ -147,7 +169,8 @@ def _members_text(entry: Entry) -> str:
             if name == "kind":
                 continue
             field = cls.__dataclass_fields__[name]
-            default = "" if members(tp) else f" = {_short(_default(field))}"
+            value = getattr(entry.held, name) if type(entry.held) is cls else _value(field)
+            default = "" if members(tp) else f" = {_short(_plain(value))}"
             doc = field_docs(cls).get(name, "")
             text = f"{name}{default}  {doc}" if get_args(tp) or doc else name
             lines.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from studio.config import dump, load_scene, validate
 from studio.export.configs import ExportConfig
@@ -50,17 +51,17 @@ def run(
         StudioError: a wrong value, no checkpoint, no surface, no space.
     """
     folder = open_run(path)
+    tree = dump(load_scene(str(folder.resolved_path)).config.export)
     asked = {
         "threshold": threshold,
         "max_faces": faces,
         "texture_size": texture or None,
-        "appearance": "vertex" if texture == 0 else None,
+        "appearance": _appearance(tree, texture),
         "remesh": remesh,
         "up": up,
         "height_m": height_m,
         "particle": particle,
     }
-    tree = dump(load_scene(str(folder.resolved_path)).config.export)
     if formats is not None:
         tree["formats"] = [name.strip() for name in formats.split(",") if name.strip()]
     overrides = [f"{key}={value}" for key, value in asked.items() if value is not None]
@@ -71,7 +72,13 @@ def run(
     from studio.report import write_report
 
     chosen = str(resolve_device(device))
+    before = folder.read_info().get("export", {}).get("files", {})
     result = write_asset(folder, config, device=chosen, progress=lambda step: say(f"  {step}"))
+    gone = sorted(set(before.values()) - set(result.files.values()))
+    if gone:
+        say(f"Gone with the export before: {', '.join(gone)} (--format names all that is wanted).")
+    folder.update_info({"status": "done", "error": None})
+    folder.add_to_index()
     files = {kind: str(folder.asset_dir / name) for kind, name in result.files.items()}
     files["report"] = str(write_report(folder))
     if result.silhouette_iou is not None:
@@ -84,3 +91,12 @@ def run(
         return
     for kind, file in files.items():
         sys.stdout.write(f"{kind:<10} {file}\n")
+
+
+def _appearance(tree: dict[str, Any], texture: int | None) -> str | None:
+    """What the size of a texture says of how colours are kept: nothing if it is not given."""
+    if texture is None:
+        return None
+    if texture == 0:
+        return "vertex"
+    return ExportConfig().appearance if tree["appearance"] == "vertex" else None

@@ -246,10 +246,10 @@ def _write(
 
 def _write_embedding(path: Path, token: str, vectors: Mapping[str, Tensor]) -> None:
     """A Textual Inversion file as diffusers reads it, or the pair of SDXL."""
-    from safetensors.torch import save_file
+    from image_tools.diffusion.weight_writing import write_safetensors
 
     named = {token if encoder == "*" else encoder: value for encoder, value in vectors.items()}
-    save_file({name: value.contiguous() for name, value in named.items()}, path)
+    write_safetensors(path, named)
 
 
 def _facts(lora: LoraFile) -> dict[str, Any]:

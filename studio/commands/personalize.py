@@ -11,28 +11,31 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from image_tools.configs import PocketPriorConfig
+from image_tools.personalization.textual_inversion_configs import TextualInversionConfig
+from studio.commands.begin import made_with
 from studio.config import dump, dump_yaml, split_arguments, validate
 from studio.errors import ConfigError, StorageError
 from studio.folder_lock import hold_run
-from studio.personalize_configs import PersonalizeConfig
+from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
 from studio.progress import say
 from studio.run_folder import RunFolder, create_run, open_run, storage_errors, write_atomic
 from studio.scene_file import POCKET_METHODS, merge, read_yaml, with_bases
 from studio.suggestions import command
 from studio.waiting import settle_waiting
 
-__all__ = ["TASK", "is_personalization", "run"]
+__all__ = ["TASK", "check", "is_personalization", "load", "run"]
 
 TASK = "personalize"
+PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "peft")
 OF_CUTOUTS = "subject.photos."
 
 
 def is_personalization(source: str | None, resume: Path | None) -> bool:
-    """Whether a scene file or a run folder is a personalization."""
+    """Whether a run folder, or a file with what it builds on, is a personalization."""
     if resume is not None:
         return (resume / "run.json").is_file() and open_run(resume).read_info().get("task") == TASK
     if source is None or not source.endswith((".yaml", ".yml")):
@@ -41,7 +44,10 @@ def is_personalization(source: str | None, resume: Path | None) -> bool:
         is_there = Path(source).is_file()
     except (OSError, ValueError):  # too long for a path, or a NUL in it: a prompt
         return False
-    return is_there and read_yaml(Path(source))[0].get("task") == TASK
+    if not is_there:
+        return False
+    tree, _ = with_bases(read_yaml(Path(source))[0], Path(source))
+    return tree.get("task") == TASK
 
 
 def run(
@@ -64,12 +70,13 @@ def run(
     Raises:
         StudioError: anything a user can cause or cure.
     """
+    _check_photos(arguments)
     source, overrides = split_arguments(arguments)
-    config, text = _resumed(resume, source, overrides) if resume else _load(source, overrides)
+    config, text = _resumed(resume, source, overrides) if resume else load(source, overrides)
     if dry_run:
         sys.stdout.write(json.dumps(dump(config)) + "\n" if as_json else dump_yaml(config))
         return
-    _check(config)
+    check(config)
     settle_waiting()
     from studio.device import resolve_device
 
@@ -92,27 +99,74 @@ def run(
     _print(config, folder, files, as_json)
 
 
-def _load(source: str | None, overrides: list[str]) -> tuple[PersonalizeConfig, str]:
-    """Settings from a file or for a folder of photos, and the text they came from."""
+def load(source: str | None, overrides: list[str]) -> tuple[PersonalizeConfig, str]:
+    """Settings from a file or for a folder of photos, and the text they came from.
+
+    Raises:
+        ConfigError: there is neither, or a setting is wrong.
+    """
     path = Path(source) if source else None
-    if path is not None and path.is_file():
+    if path is None or path.is_dir():
+        where, text = "personalize", None
+        tree = {"subject": {"images": source}} if source else {}
+    else:
+        _check_file(path)
+        where = str(path)
         raw, text = read_yaml(path)
         tree, _ = with_bases(raw, path)
-        return _absolute(validate(PersonalizeConfig, tree, overrides, where=str(path))), text
-    if path is not None and not path.is_dir():
+    tree = _with_pocket_settings(tree, overrides, where)
+    config = _absolute(validate(PersonalizeConfig, tree, overrides, where=where))
+    _check_template(config, where)
+    return config, text or dump_yaml(config)
+
+
+def _check_photos(arguments: Sequence[str]) -> None:
+    """Refuse the photos themselves where their folder belongs, as a shell's `photos/*` gives."""
+    files = [text for text in arguments if "=" not in text]
+    if len(files) > 1 and all(Path(text).is_file() for text in files):
         raise ConfigError(
-            f"{source}: no such file or folder - expected a folder with photos of the subject, or "
+            f"{len(files)} files are given ({files[0]}, …) - expected the folder that holds the "
+            f"photos. Put them in one of their own: {command('personalize', 'PHOTOS')}"
+        )
+
+
+def _check_file(path: Path) -> None:
+    """Refuse what is neither photos in a folder nor settings in a file."""
+    if not path.is_file():
+        raise ConfigError(
+            f"{path}: no such file or folder - expected a folder with photos of the subject, or "
             "a file with task: personalize."
         )
-    tree = {"subject": {"images": source}} if source else {}
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        raise ConfigError(
+            f"{path} is a file - expected the folder that holds the photos, or a .yaml file with "
+            "task: personalize. Put the photos in a folder of their own, and give that."
+        )
+
+
+def _check_template(config: PersonalizeConfig, where: str) -> None:
+    """Refuse a caption that would not be read: those of a new word are the method's own."""
+    template = config.subject.template
+    is_own = template != SubjectPhotosConfig.template
+    if is_own and isinstance(config.method, TextualInversionConfig):
+        raise ConfigError(
+            f"{where}: subject.template is {template!r}, which method.kind=textual_inversion does "
+            f"not read - expected it as a caption of the method: method.templates=['{template}']."
+        )
+
+
+def _with_pocket_settings(tree: dict[str, Any], overrides: list[str], where: str) -> dict[str, Any]:
+    """The settings, with pocket's own below them where pocket learns."""
     # Pocket's own settings depend on the others, and these on keys that only pocket's have.
     deciding = [text for text in overrides if not text.startswith(OF_CUTOUTS)]
-    config = validate(PersonalizeConfig, tree, deciding, where="personalize")
-    if isinstance(config.prior, PocketPriorConfig):
-        pocket, _ = read_yaml(POCKET_METHODS / f"{config.method.kind}.yaml")
-        tree = merge(pocket, tree)
-    config = _absolute(validate(PersonalizeConfig, tree, overrides, where="personalize"))
-    return config, dump_yaml(config)
+    config = validate(PersonalizeConfig, tree, deciding, where=where)
+    if not isinstance(config.prior, PocketPriorConfig):
+        return tree
+    kind = config.method.kind
+    pocket, _ = read_yaml(POCKET_METHODS / f"{kind}.yaml")
+    if tree.get("method", {}).get("kind", kind) != kind:  # an override takes another method
+        tree = {key: value for key, value in tree.items() if key != "method"}
+    return merge(pocket, tree)
 
 
 def _absolute(config: PersonalizeConfig) -> PersonalizeConfig:
@@ -138,7 +192,8 @@ def _resumed(
     if folder.read_info().get("task") != TASK:
         raise ConfigError(
             f"{resume} is no personalization - expected a folder that studio personalize made. "
-            f"Continue it with: {command('run', '--resume', resume)}"
+            "Runs that make an asset go on with studio run --resume; those of pictures are made "
+            "again."
         )
     tree, text = read_yaml(folder.resolved_path)
     if source is not None or any(not text.startswith("device=") for text in overrides):
@@ -150,8 +205,12 @@ def _resumed(
     return config, text
 
 
-def _check(config: PersonalizeConfig) -> None:
-    """Refuse what is missing, before anything is loaded."""
+def check(config: PersonalizeConfig) -> None:
+    """Refuse what is missing, before anything is loaded.
+
+    Raises:
+        ConfigError: photos or their word are not given.
+    """
     subject = config.subject
     if not subject.images:
         raise ConfigError(
@@ -169,12 +228,7 @@ def _start(config: PersonalizeConfig, text: str, out: Path) -> RunFolder:
     """Make the run folder and record what is about to happen in it."""
     info = {
         "task": TASK,
-        "argv": sys.argv[1:],
-        "python": sys.version.split()[0],
-        "packages": {
-            name: metadata.version(name)
-            for name in ("torch", "diffusers", "transformers", "accelerate", "peft")
-        },
+        **made_with(PACKAGES),
         "prompt": config.subject.word,
         "method": config.method.kind,
         "seed": config.method.loop.seed,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from studio.errors import ConfigError
 from studio.progress import make_progress
-from studio.run_folder import RunFolder, open_run
+from studio.run_folder import RunFolder, glb_command, open_run
 
 if TYPE_CHECKING:
     from renderers.cameras import Cameras
@@ -21,6 +21,7 @@ __all__ = ["run"]
 FILMS = ("mp4", "gif")
 """What --video accepts."""
 MAX_SIZE, MAX_FRAMES = 4096, 10_000
+TURNTABLE, FRAMES, SIZE = "turntable", 60, 256
 
 
 def run(
@@ -28,8 +29,8 @@ def run(
     *,
     source: str = "field",
     camera: str = "turntable",
-    frames: int = 60,
-    size: int = 256,
+    frames: int | None = None,
+    size: int | None = None,
     outputs: str = "comp_rgb",
     video: str = "mp4",
     stills: bool = False,
@@ -42,8 +43,8 @@ def run(
         path: the run folder.
         source: the trained field, or the exported asset (much faster).
         camera: ``turntable``, or a camera path as JSON.
-        frames: views of the turntable.
-        size: image height in pixels.
+        frames: views of the turntable; 60 when None.
+        size: image height in pixels; when None 256, or the camera path's own.
         outputs: comma-separated, of comp_rgb, normal, depth, opacity; side by side.
         video: comma-separated, of mp4, gif; empty for none.
         stills: also write every view as PNG.
@@ -57,6 +58,11 @@ def run(
     films = _choices("--video", video, FILMS)
     _check("--size", size, MAX_SIZE)
     _check("--frames", frames, MAX_FRAMES)
+    if frames is not None and camera != TURNTABLE:
+        raise ConfigError(
+            f"--frames is {frames} with a camera path, which has views of its own - expected it "
+            "with the turntable alone. Leave it out."
+        )
     if not films and not stills:
         raise ConfigError("Nothing to write: --video is empty. Name mp4 or gif, or add --stills.")
 
@@ -76,9 +82,9 @@ def run(
         sys.stdout.write(f"{kind:<10} {file}\n")
 
 
-def _check(name: str, value: int, most: int) -> None:
+def _check(name: str, value: int | None, most: int) -> None:
     """Refuse counts that make no sense."""
-    if not 1 <= value <= most:
+    if value is not None and not 1 <= value <= most:
         raise ConfigError(f"{name} is {value} - expected 1 to {most}.")
 
 
@@ -92,18 +98,20 @@ def _choices(name: str, text: str, allowed: tuple[str, ...]) -> list[str]:
 
 
 def _cameras(
-    camera: str, stage: LoadedStage, source: str, *, frames: int, size: int
+    camera: str, stage: LoadedStage, source: str, *, frames: int | None, size: int | None
 ) -> tuple[Cameras, int, str]:
     """The views, the film's speed, and the name of the files."""
     from studio.camera_path import read_camera_path
     from studio.turntable import orbit_of
 
-    if camera == "turntable":
-        # A run's own film shows its asset; the field's lies beside it.
-        name = "turntable" if source == "asset" else "turntable_field"
-        return orbit_of(stage, frames, size=size), max(1, round(frames / 4)), name
+    # A run's own film shows its asset; those of the field lie beside it.
+    ending = "" if source == "asset" else "_field"
+    if camera == TURNTABLE:
+        count = frames or FRAMES
+        fps = max(1, round(count / 4))
+        return orbit_of(stage, count, size=size or SIZE), fps, TURNTABLE + ending
     cameras, fps = read_camera_path(Path(camera), height=size)
-    return cameras, fps, Path(camera).stem
+    return cameras, fps, Path(camera).stem + ending
 
 
 def _renderer(source: str, folder: RunFolder, stage: LoadedStage) -> Render:
@@ -119,7 +127,7 @@ def _renderer(source: str, folder: RunFolder, stage: LoadedStage) -> Render:
         if glb is None:
             raise ConfigError(
                 f"{folder.path} has no GLB - expected one to render. Make it with: "
-                "studio export RUN --format glb"
+                f"{glb_command(folder)}"
             )
         return asset_render(load_asset(glb))
     raise ConfigError(f"--source: unknown {source!r} - expected field or asset.")
@@ -161,7 +169,9 @@ def _write(
     if stills:
         info = folder.read_info()
         settings = {key: info.get(key) for key in ("prompt", "seed", "method")}
-        files["stills"] = folder.renders_dir / "views"
+        files["stills"] = folder.renders_dir / f"{name}_views"
+        for outdated in files["stills"].glob("*.png"):
+            outdated.unlink()
         for index, frame in enumerate(frames):
             image = torch.from_numpy(frame).float() / 255.0
             save_png(files["stills"] / f"{index:03d}.png", image, {**settings, "view": index})

@@ -88,6 +88,7 @@ def run(
     """
     source, overrides = split_arguments(arguments)
     if is_personalization(source, resume):
+        _refuse_for_pictures(personalize.TASK, evaluate=evaluate, log=log, view=view)
         personalize.run(arguments, out=out, resume=resume, dry_run=dry_run, as_json=as_json)
         return
     given = None if resume is not None else load_task(source, overrides)
@@ -120,7 +121,7 @@ def _refuse_for_pictures(task: str, *, evaluate: bool, log: str, view: bool) -> 
     given = [option for option, is_given in wanted.items() if is_given]
     if given:
         raise ConfigError(
-            f"{given[0]}: is for runs that make an asset, and task {task} makes pictures - "
+            f"{given[0]}: is for runs that make an asset, and task {task} makes none - "
             "expected the scene alone. Leave the option out."
         )
 

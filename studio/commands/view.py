@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from studio.errors import ConfigError, require
 from studio.progress import say
-from studio.run_folder import open_run
-from studio.suggestions import command
+from studio.run_folder import glb_command, open_run
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -71,8 +70,7 @@ def find_asset(path: Path) -> Path:
     asset = asset_glb(run)
     if asset is None:
         raise ConfigError(
-            f"{path} has no GLB - expected an exported asset. "
-            f"Make it with: {command('export', run.path, '--format', 'glb')}"
+            f"{path} has no GLB - expected an exported asset. Make it with: {glb_command(run)}"
         )
     return asset
 

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.pocket.paths import pocket_folder
 from renderers.errors import check_shape
 from studio.errors import WeightsMissing
@@ -159,11 +160,8 @@ def training_command(path: Path = IMAGE_TEXT_WEIGHTS) -> str:
 
 def save_image_text(net: ImageTextNet, text: TextSide, path: Path) -> None:
     """Write the weights in half precision, and which text encoder they belong to."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.half().contiguous() for name, tensor in net.state_dict().items()}
-    save_file(tensors, path, {TEXT_KEY: text.digest})
+    tensors = {name: tensor.half() for name, tensor in net.state_dict().items()}
+    write_safetensors(path, tensors, {TEXT_KEY: text.digest})
 
 
 def load_image_text(

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from renderers.errors import check_shape
 from scenes.toybox.catalog import COLOR_NAMES, KIND_NAMES, PATTERNS
 from studio.errors import WeightsMissing
@@ -175,13 +176,8 @@ class Judge:
 
 def save_judge(net: JudgeNet, path: Path) -> None:
     """Write the weights in half precision."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        n: t.half().contiguous() for n, t in net.state_dict().items() if t.is_floating_point()
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, path)
+    tensors = {n: t.half() for n, t in net.state_dict().items() if t.is_floating_point()}
+    write_safetensors(path, tensors)
 
 
 def load_judge(path: Path = JUDGE_WEIGHTS, device: torch.device | str = "cpu") -> Judge:

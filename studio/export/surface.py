@@ -141,7 +141,8 @@ def _no_density_surface(density: Tensor, threshold: float) -> str:
     return (
         f"No surface at threshold {threshold:.4g} ({describe_range(density)}). Expected a "
         "threshold inside that range. "
-        f"Try --threshold auto, or a value between {low:.3g} and {high:.3g}."
+        f"Try threshold=auto, or a value between {low:.3g} and {high:.3g}: studio export RUN "
+        "--threshold auto writes the asset of a run that is optimised."
     )
 
 

@@ -46,7 +46,10 @@ def check_words(prior: DiffusionPrior, prompts: Sequence[str], words: Sequence[s
     for word in words:
         if not any(_has(prior, prompt, word) for prompt in prompts):
             tokens = tokenize_prompt(prior.text.tokenizers[0], prompts[0])
-            word_tokens(tokens, word)
+            try:
+                word_tokens(tokens, word)
+            except WordsError as error:
+                raise WordsError(f"word_maps: {error}") from None
 
 
 @torch.no_grad()

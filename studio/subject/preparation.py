@@ -123,9 +123,8 @@ class SubjectPreparation:
         check_given(self.subject)
         prior = worded_prior(self.scene, self.device, self.folder, with_word=False)
         check_words(prior, self.subject)
-        with storage_errors(self.folder.path, "write"):
-            keep_photos(self.subject, self.folder.photos, size=prior.image_size)
-            write_photo_sheet(self.folder)
+        keep_photos(self.subject, self.folder.photos, size=prior.image_size)
+        write_photo_sheet(self.folder)
         return 0
 
     def _word(self) -> int:
@@ -252,7 +251,8 @@ class SubjectPreparation:
             say(f"Subject: {title} …")
             started, before = time.perf_counter(), record.get("seconds", 0.0)
             try:
-                rows = action()
+                with storage_errors(self.folder.path, "write"):
+                    rows = action()
             except BaseException:
                 seconds = before + time.perf_counter() - started
                 with contextlib.suppress(StorageError):  # what ended it is the error to show
@@ -312,6 +312,7 @@ class SubjectPreparation:
             config=training.class_images,
             seed=self.scene.seed,
             log=self._tell,
+            check_stop=lambda: self._finish(not self.should_stop()),
         )
 
     def _prior(self) -> DiffusionPrior:

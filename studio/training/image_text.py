@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from scenes.objects.pack import ObjectPack, default_pack
 from scenes.objects.samples import ObjectSampleConfig, ObjectSampler
 from scenes.toybox.catalog import KINDS
@@ -140,7 +141,7 @@ def _features(
     net: ImageTextNet, config: ImageTextConfig, folder: Path, log: Callable[[str], None]
 ) -> tuple[Tensor, list[str], list[str]]:
     """Features, captions and nouns of all examples; parts on disk are not made again."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     examples = _Examples(config)
     _note_views(config, folder)
@@ -154,9 +155,7 @@ def _features(
             images = worn(images, config.worn, np.random.default_rng([config.seed, 2, start]))
             told = json.dumps([[one.caption, one.noun] for one in part])
             path.with_suffix(".json").write_text(told)
-            partial = path.with_suffix(".tmp")
-            save_file({"features": net.features(images)}, partial)
-            partial.replace(path)
+            write_safetensors(path, {"features": net.features(images)})
             log(f"views {numbers.stop}/{len(examples)}")
         features.append(load_file(path)["features"])
         told = json.loads(path.with_suffix(".json").read_text())

@@ -18,9 +18,10 @@ from typing import Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.personalization.loop import MAX_SKIPPED, TrainingDiverged
 
 __all__ = ["LoopConfig", "TrainingLoop", "cosine_rate", "on_device"]
@@ -165,9 +166,7 @@ class TrainingLoop:
             for key, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{name}.{key}"] = value
         progress = json.dumps({"step": self.step, "seconds": self.seconds})
-        partial = self.folder / "state.safetensors.tmp"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, partial, {"progress": progress})
-        partial.replace(self.state_path)
+        write_safetensors(self.state_path, tensors, {"progress": progress})
         partial = self.folder / "state.json.tmp"
         partial.write_text(progress)
         partial.replace(self.folder / "state.json")

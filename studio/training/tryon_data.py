@@ -21,9 +21,10 @@ from pathlib import Path
 import torch
 from jaxtyping import Float
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.tryon.garment_configs import GarmentCategory
 from image_tools.tryon.pose_maps import part_colors
 from image_tools.tryon.samples import Garment, TryOnSample
@@ -185,10 +186,7 @@ def draw_store(
         tuple(caption for part in parts for caption in part.captions_other),
     )
     words = {"captions": store.captions, "captions_other": store.captions_other}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = path.with_name(path.name + ".tmp")
-    save_file(store.tensors, partial_path, {"key": key, "words": json.dumps(words)})
-    partial_path.replace(path)
+    write_safetensors(path, store.tensors, {"key": key, "words": json.dumps(words)})
     return store
 
 

@@ -23,7 +23,7 @@ from studio.commands import export, render, report, view
 from studio.errors import BackendMissing, CheckpointError, ConfigError, EmptyGeometry
 from studio.export.read import load_asset
 from studio.finish import finish_run
-from studio.run_folder import RunFolder
+from studio.run_folder import RunFolder, glb_command
 from studio.stages import build_stage, load_stage
 from studio.turntable import asset_render, field_render, orbit_of
 from tests.studio.conftest import start
@@ -221,7 +221,8 @@ WRONG_RENDERS = {
     "size": ({"size": 0}, "--size is 0"),
     "frames": ({"frames": -4}, "--frames is -4"),
     "nothing": ({"video": ""}, "Nothing to write"),
-    "camera": ({"camera": "none.json"}, "cannot be read"),
+    "camera": ({"camera": "none.json", "frames": None}, "cannot be read"),
+    "views of a path": ({"camera": "none.json"}, "--frames is 1 with a camera path"),
 }
 
 
@@ -233,7 +234,7 @@ def test_wrong_render_options_are_named(run, options, words):
 
 
 def test_asset_that_is_not_there_names_the_command(run):
-    with pytest.raises(ConfigError, match="studio export RUN"):
+    with pytest.raises(ConfigError, match=f"studio export {run.path} --format glb"):
         render.run(run.path, source="asset", frames=1, size=8)
 
 
@@ -336,3 +337,24 @@ def test_verbs_load_no_viewer_and_start_no_thread(finished):
     report.run([finished.path])
     assert "viser" not in sys.modules or find_spec("viser") is not None
     assert threading.active_count() == before
+
+
+def test_a_good_export_heals_a_run_whose_own_one_failed(run, capsys):
+    run.update_info({"status": "failed", "error": "No surface at threshold 9"})
+    export.run(run.path, formats="glb,ply", texture=0)
+    info = run.read_info()
+    assert (info["status"], info["error"]) == ("done", None)
+    index = (run.path.parents[1] / "index.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(index[-1])["status"] == "done"
+    assert "Gone" not in capsys.readouterr().err
+    export.run(run.path, formats="ply", texture=0)
+    assert "Gone with the export before: asset.glb" in capsys.readouterr().err
+    assert glb_command(run).endswith("--format glb,ply")
+
+
+def test_stills_are_those_of_one_film(run, capsys):
+    for frames in (2, 1):
+        render.run(run.path, frames=frames, size=8, video="", stills=True)
+    views = run.renders_dir / "turntable_field_views"
+    assert [path.name for path in views.iterdir()] == ["000.png"]
+    capsys.readouterr()

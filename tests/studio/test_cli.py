@@ -14,11 +14,13 @@ import pytest
 import torch
 import yaml
 
+from image_tools.configs import DdimConfig
 from studio.cli import main
 from studio.commands import explain
 from studio.config import load_scene
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
+from studio.personalize_configs import SamplesConfig
 from studio.scene_file import preset_names
 
 ROOT = Path(__file__).parents[2]
@@ -246,3 +248,22 @@ def test_a_full_memory_is_one_line_and_names_the_switches(error, monkeypatch, ca
     assert told.startswith("error: The memory is full: ")
     assert "prior.memory" in told
     assert told.count("\n") == 1
+
+
+def test_explain_tells_the_defaults_that_the_owner_gives():
+    """One sampler's class serves many; its steps are 20 where the samples of a training are."""
+    (samples,) = {
+        entry.default
+        for entry in explain.entries()
+        if entry.path == "samples.sampler.steps" and entry.tasks == ("personalize",)
+    }
+    assert samples == SamplesConfig().sampler.steps != DdimConfig().steps
+
+
+@pytest.mark.parametrize(
+    ("key", "path"),
+    [("prior.kind", "prior"), ("stages.shape.steps", "stages.steps"),
+     ("stages.shape.guidance.kind", "stages.guidance")],
+)  # fmt: skip
+def test_explain_takes_kinds_and_names_of_stages(key, path):
+    assert explain.find(key)[0].path == path

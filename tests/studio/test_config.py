@@ -24,7 +24,7 @@ from studio.config import (
 )
 from studio.configs import SceneConfig
 from studio.errors import ConfigError
-from studio.scene_file import merge, preset_names
+from studio.scene_file import merge, preset_names, preset_path, read_yaml
 
 
 @dataclass(frozen=True)
@@ -255,3 +255,20 @@ def test_scene_files_as_windows_writes_them_are_read(encoding, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("base: demo\nprompt: a caf\u00e9\n", encoding=encoding)
     assert load_scene(path).config.prompt == "a caf\u00e9"
+
+
+def test_a_value_given_twice_is_refused_and_not_lost():
+    with pytest.raises(ConfigError, match="seed is given more than once"):
+        split_arguments(["demo", "seed=1", "steps=2", "seed=3"])
+    with pytest.raises(ConfigError, match="prompt is given twice"):
+        load_task("a red duck", ["prompt=a blue duck"])
+
+
+def test_what_a_preset_changes_of_its_own_base_is_not_told_as_the_users_change():
+    presets = {name: read_yaml(preset_path(name))[0] for name in preset_names()}
+    built = [name for name, tree in presets.items() if "base" in tree]
+    assert built
+    for name in built:
+        assert load_task(name).changes == ()
+        seed = load_task(name, ["seed=9"]).changes
+        assert [change.key for change in seed] == ["seed"]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from studio.commands import doctor
@@ -159,3 +160,19 @@ def test_a_hub_model_does_not_hide_what_is_missing_beside_it(tmp_path, monkeypat
 def test_overrides_are_those_of_run(tiny_scene, tmp_path, capsys):
     check = weights_of(tiny_scene, capsys, f"prior.path={tmp_path / 'none'}")["prior"]
     assert check["state"] == "problem"
+
+
+def test_a_personalization_has_a_prior_and_photos(tiny_prior, tmp_path, capsys):
+    scene, photos = tmp_path / "mine.yaml", tmp_path / "photos"
+    subject = f"subject: {{images: {photos}, word: duck}}\n"
+    prior = f"prior: {{kind: pocket, path: {tiny_prior}}}\n"
+    scene.write_text("task: personalize\n" + subject + prior, encoding="utf-8")
+    assert weights_of(scene, capsys)["prior"]["state"] == "ok"
+    (said,) = checks_of(scene, capsys, "files").values()
+    assert (said["state"], "photos' is not there" in said["detail"]) == ("problem", True)
+    photos.mkdir()
+    Image.linear_gradient("L").save(photos / "a.png")
+    (said,) = checks_of(scene, capsys, "files").values()
+    assert said["state"] == "ok"
+    (said,) = checks_of(scene, capsys, "files", "subject.word=").values()
+    assert said["detail"].startswith("subject.word is empty")

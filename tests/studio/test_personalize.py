@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import logging
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
+import yaml
 from PIL import Image
 
+from image_tools.personalization import class_images
 from image_tools.personalization.captions import CaptionsError
 from image_tools.personalization.photos import PhotosError
-from studio.commands import personalize
+from studio.commands import export, personalize, sweep
 from studio.commands import run as run_command
-from studio.errors import ConfigError, StorageError, StudioError
+from studio.errors import ConfigError, Interrupted, StorageError, StudioError
 from studio.folder_lock import hold_run
 from studio.personalize_configs import PersonalizeConfig, SubjectPhotosConfig
+from studio.report import write_report
 from studio.run_folder import RunFolder
 from studio.subject.photos import keep_photos, kept_captions
 from tests.file_bits import bits_of
+from tests.studio.conftest import disk_full_at
 
 QUICK = [
     *("method.loop.steps=3", "method.loop.save_every=1", "method.loop.sample_every=2"),
@@ -40,7 +47,8 @@ def photos(tmp_path) -> Path:
 
 
 def _run(photos, model, tmp_path, capsys, *arguments, **settings) -> dict:
-    given = [str(photos), "subject.word=duck", *arguments]
+    has_word = any(text.startswith("subject.word=") for text in arguments)
+    given = [str(photos), *([] if has_word else ["subject.word=duck"]), *arguments]
     given += ["prior.kind=diffusers", f"prior.model={model}", *QUICK]
     personalize.run(given, out=tmp_path / "runs", as_json=True, **settings)
     return json.loads(capsys.readouterr().out)
@@ -79,12 +87,22 @@ def test_every_method_ends_in_files(
 
 
 class CtrlC(logging.Handler):
-    """Presses Ctrl-C when the first step is reported."""
+    """Presses Ctrl-C when something is reported."""
+
+    def __init__(self, beginning: str) -> None:
+        super().__init__()
+        self.beginning = beginning
 
     def emit(self, record: logging.LogRecord) -> None:
         """Once, so that the run stops after the step instead of at once."""
-        if record.getMessage().startswith("step 1/"):
+        if record.getMessage().startswith(self.beginning):
             signal.raise_signal(signal.SIGINT)
+
+    def __enter__(self) -> None:
+        logging.getLogger("studio.progress").addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        logging.getLogger("studio.progress").removeHandler(self)
 
 
 def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsys):
@@ -95,13 +113,9 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
     given = [str(photos), "subject.word=duck", *model, *QUICK, *more]
     personalize.run(given, out=tmp_path, dry_run=True)
     scene.write_text(capsys.readouterr().out)
-    handler = CtrlC()
-    logging.getLogger("studio.progress").addHandler(handler)
-    try:
-        with pytest.raises(StudioError, match=r"after step 1 of 3, saved\. .* --resume") as caught:
-            run_command.run([str(scene)], out=tmp_path / "b")
-    finally:
-        logging.getLogger("studio.progress").removeHandler(handler)
+    stopped = pytest.raises(StudioError, match=r"after step 1 of 3, saved\. .* --resume")
+    with CtrlC("step 1/"), stopped as caught:
+        run_command.run([str(scene)], out=tmp_path / "b")
     assert caught.value.exit_code == 130
     (folder,) = (path.parent for path in (tmp_path / "b").glob("*/*/run.json"))
     assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
@@ -118,6 +132,111 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
     assert files[0] == files[1]
 
 
+CLASSES = ["method.class_images.count=9", "method.class_images.sampler.steps=2"]
+
+
+def test_ctrl_c_waits_for_a_few_class_images_and_keeps_them(photos, tiny_prior, tmp_path, capsys):
+    more = ["method.kind=dreambooth", *CLASSES]
+    stopped = pytest.raises(Interrupted, match=r"class images were made.* personalize --resume ")
+    with CtrlC("class images: 9 to make"), stopped:
+        _run(photos, tiny_prior, tmp_path, capsys, *more)
+    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/*/run.json"))
+    made = {path: path.stat().st_mtime_ns for path in (folder / "class_images").glob("*.png")}
+    assert len(made) == 8  # those of one pass through the prior
+    assert not (folder / "training" / "state.safetensors").exists()
+    assert json.loads((folder / "run.json").read_text())["status"] == "interrupted"
+    personalize.run([], out=tmp_path / "runs", resume=folder)
+    assert len(list((folder / "class_images").glob("*.png"))) == 9
+    assert {path: path.stat().st_mtime_ns for path in made} == made
+
+
+def _no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("full_at", ["class images", "training"])
+def test_a_full_disk_is_told_in_a_line_and_the_run_goes_on(
+    photos, tiny_prior, tmp_path, monkeypatch, full_at
+):
+    given = [str(photos), "subject.word=duck", "method.kind=dreambooth", *CLASSES, *QUICK]
+    given += ["prior.kind=diffusers", f"prior.model={tiny_prior}"]
+    told = pytest.raises(StorageError, match=r"write .*Free some")
+    with monkeypatch.context() as patch, contextlib.ExitStack() as disk, told:
+        if full_at == "class images":
+            patch.setattr(class_images, "write_image", _no_space)
+        else:  # the state of a training is larger, and all before it is smaller
+            disk.enter_context(disk_full_at(50_000))
+        personalize.run(given, out=tmp_path / "runs")
+    (folder,) = (path.parent for path in (tmp_path / "runs").glob("*/*/run.json"))
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+    assert not list(folder.rglob("*.tmp"))
+    personalize.run([], out=tmp_path / "runs", resume=folder)
+    info = json.loads((folder / "run.json").read_text())
+    assert (info["status"], info["error"]) == ("done", None)
+
+
+def test_a_run_says_what_made_it_and_what_it_cost(photos, tiny_prior, tmp_path, capsys):
+    run = Path(_run(photos, tiny_prior, tmp_path, capsys)["run"])
+    info = json.loads((run / "run.json").read_text())
+    assert {"argv", "version", "git", "python", "packages"} <= set(info)
+    assert info["seconds"]["personalize"] > 0.0
+    assert info["peak_memory_bytes"] > 0
+    page = write_report(RunFolder(run)).read_text(encoding="utf-8")
+    assert "No asset" not in page
+    assert f"studio {info['version']}" in page
+    assert "peak memory" in page
+
+
+def test_verbs_of_assets_say_what_a_personalization_is_for(photos, tiny_prior, tmp_path, capsys):
+    words = r"task personalize .* neither an asset nor pictures .* studio run FILE"
+    scene = _file(tmp_path, photos)
+    with pytest.raises(ConfigError, match=words):
+        sweep.run([str(scene), "method.loop.seed=0,1"], out=tmp_path / "runs")
+    run = Path(_run(photos, tiny_prior, tmp_path, capsys)["run"])
+    with pytest.raises(ConfigError, match=words):
+        export.run(run)
+
+
+def _file(folder: Path, photos: Path, **settings) -> Path:
+    """A short file with `task: personalize`."""
+    tree = {"task": "personalize", "subject": {"images": str(photos), "word": "duck"}, **settings}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(tree))
+    return folder / "mine.yaml"
+
+
+def test_a_file_that_builds_on_a_personalization_is_one(photos, tmp_path, capsys):
+    _file(tmp_path, photos, method={"kind": "dco", "beta": 7.0})
+    child = tmp_path / "child.yaml"
+    child.write_text("base: mine.yaml\nmethod: {lora: {rank: 2}}\n")
+    run_command.run([str(child)], out=tmp_path / "runs", dry_run=True, as_json=True)
+    made = json.loads(capsys.readouterr().out)
+    assert made["task"] == "personalize"
+    assert (made["method"]["beta"], made["method"]["lora"]["rank"]) == (7.0, 2)
+
+
+@pytest.mark.parametrize("option", [{"evaluate": True}, {"view": True}, {"log": "csv,tensorboard"}])
+def test_options_of_assets_are_refused(photos, tmp_path, option):
+    scene = _file(tmp_path, photos)
+    with pytest.raises(ConfigError, match=r"personalize makes none .* Leave the option out"):
+        run_command.run([str(scene)], out=tmp_path / "runs", **option)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("task", [None, "edit_image"])
+def test_only_personalizations_are_resumed(tmp_path, task):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text(json.dumps({} if task is None else {"task": task}))
+    with pytest.raises(ConfigError, match="is no personalization - expected a folder") as caught:
+        personalize.run([], out=tmp_path, resume=run)
+    assert "those of pictures are made again" in str(caught.value)
+
+
+def _given(photos: Path, text: str) -> str:
+    """An argument with the test's own paths."""
+    return re.sub("PHOTOS", str(photos), text)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -126,11 +245,14 @@ def test_a_stopped_run_goes_on_by_its_folder(photos, tiny_prior, tmp_path, capsy
         (["PHOTOS", "subject.word=dog", "method.kind=lora"], "Known kinds: textual_inversion"),
         (["PHOTOS", "subject.word=dog", "subject.template=a dog"], "template is 'a dog'"),
         (["nowhere", "subject.word=dog"], "nowhere: no such file or folder"),
+        (["PHOTOS/a.jpg", "subject.word=dog"], "a.jpg is a file - expected the folder that holds"),
+        (["PHOTOS/a.jpg", "PHOTOS/b.png", "subject.word=dog"], "2 files are given .* the folder"),
+        (["subject.images=PHOTOS/a.jpg", "subject.word=dog"], "expected a folder"),
     ],
 )
 def test_what_is_missing_is_told_before_anything_is_made(photos, tmp_path, arguments, words):
-    given = [str(photos) if text == "PHOTOS" else text for text in arguments]
-    with pytest.raises(ConfigError, match=words):
+    given = [_given(photos, text) for text in arguments]
+    with pytest.raises((ConfigError, PhotosError), match=words):
         personalize.run(given, out=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
@@ -228,6 +350,23 @@ def test_prompts_name_the_subject_as_the_method_does():
     assert (learned.token, learned.init_word) == ("<my-teddy-bear>", "teddy bear")
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("method.token=<ted>", r"method\.token is '<ted>', .* subject\.token='<ted>'"),
+        ("method.init_word=bear", r"method\.init_word is 'bear', .* subject\.word='bear'"),
+        ("subject.template=a toy {}", r"method\.templates=\['a toy \{\}'\]"),
+    ],
+)
+@pytest.mark.parametrize("prior", [[], ["prior.kind=diffusers", "prior.model=nowhere"]])
+def test_a_new_word_is_told_once(photos, setting, words, prior):
+    given = [str(photos), "subject.word=duck", "method.kind=textual_inversion", *prior]
+    with pytest.raises(ConfigError, match=words):
+        personalize.run([*given, setting], out=Path("runs"), dry_run=True)
+    same = ["method.token=<my-duck>", "method.init_word=duck"]
+    personalize.run([*given, *same], out=Path("runs"), dry_run=True)
+
+
 def _configs():
     from studio.config import validate
 
@@ -254,3 +393,22 @@ def test_pocket_has_settings_of_its_own_and_other_priors_the_papers(photos, caps
     assert other["subject"]["photos"]["cutout"] is None
     rates = [each["method"]["loop"]["learning_rate"] for each in (pocket, other)]
     assert rates[0] != rates[1]
+
+
+@pytest.mark.parametrize("method", ["textual_inversion", "dreambooth", "dreambooth_lora", "dco"])
+def test_pocket_has_them_in_a_file_too_below_the_file_s_own(photos, tmp_path, capsys, method):
+    def settings(*given: str) -> dict:
+        personalize.run(given, out=Path("runs"), dry_run=True, as_json=True)
+        return json.loads(capsys.readouterr().out)
+
+    loop = {"save_every": 7, "learning_rate": 0.25}
+    scene = _file(tmp_path, photos, method={"kind": method, "loop": loop})
+    own = [f"method.loop.{key}={value}" for key, value in loop.items()]
+    from_folder = settings(str(photos), "subject.word=duck", f"method.kind={method}", *own)
+    assert settings(str(scene)) == from_folder
+    assert from_folder["method"]["loop"]["steps"] == 400
+    assert from_folder["method"]["loop"]["learning_rate"] == 0.25
+    other = "dco" if method != "dco" else "dreambooth"
+    assert settings(str(scene), f"method.kind={other}") == settings(
+        str(photos), "subject.word=duck", f"method.kind={other}"
+    )

@@ -201,6 +201,24 @@ def test_half_precision_weights_are_refused(tiny_pipelines, tmp_path):
         train_dreambooth(prior, photos(), None, CONFIG, tmp_path)
 
 
+def test_class_images_can_be_stopped_and_those_made_are_kept(tiny_pipelines, tmp_path):
+    prior, made = load_tiny(tiny_pipelines), []
+    settings = {"config": ClassImagesConfig(count=20, sampler=DdimConfig(steps=1)), "seed": 0}
+
+    def check_stop() -> None:
+        made.append(len(list(tmp_path.glob("*.png"))))
+        if len(made) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make_class_images(
+            prior, "a duck", tmp_path, log=lambda _: None, check_stop=check_stop, **settings
+        )
+    assert made == [0, 8, 16]
+    images = make_class_images(prior, "a duck", tmp_path, log=lambda _: None, **settings)
+    assert len(images.images) == 20
+
+
 def test_class_images_are_made_once_and_the_same_after_a_kill(tiny_pipelines, tmp_path):
     prior = load_tiny(tiny_pipelines)
     config = ClassImagesConfig(count=3, sampler=DdimConfig(steps=2))

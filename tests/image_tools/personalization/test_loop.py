@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -218,6 +219,18 @@ def test_another_training_in_the_folder_is_refused_by_name(tmp_path):
     wide = nn.Linear(5, 5)
     with pytest.raises(StudioError, match=r"'weight' in .* is absent .* another model"):
         TuningLoop([ParameterGroup(_named(wide))], CONFIG, tmp_path, device=CPU, identity="a")
+
+
+def test_a_state_that_may_not_be_read_is_not_to_be_thrown_away(tmp_path, monkeypatch):
+    _train(tmp_path)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(StudioError, match=r"cannot be opened \(Permission denied\)") as caught:
+        _train(tmp_path)
+    assert "start again" not in str(caught.value)
 
 
 def test_damaged_state_is_refused_by_name(tmp_path):

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from image_tools.diffusion.prior import DiffusionPrior
+from image_tools.diffusion.weight_writing import write_safetensors
 from image_tools.personalization.ip_adapter import IPAdapter, PlusProjector, layer_widths
-from image_tools.personalization.loop import write_safetensors
 from image_tools.personalization.perceiver import PerceiverSettings
 from image_tools.tryon.extend import TryOnDenoiser, widen_conv_in
 from image_tools.tryon.idm_vton import IDM_CHANNELS, IdmVtonPrior

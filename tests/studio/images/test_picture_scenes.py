@@ -122,7 +122,7 @@ def test_prompts_of_a_run_are_those_of_its_pictures(tmp_path):
     assert load(tmp_path, task="edit_image", method=method).prompts == ("a red duck", "x", "y")
     both = load(tmp_path, task="text_to_image", more_prompts=["x"])
     assert both.prompts == ("a red duck", "x")
-    with pytest.raises(ConfigError, match="more_prompts.0: "):
+    with pytest.raises(ConfigError, match=r"more_prompts\.0: "):
         load(tmp_path, task="text_to_image", more_prompts=[""])
     method = {"kind": "instruct_pix2pix", "instructions": ["make it blue"]}
     assert load(tmp_path, task="edit_image", method=method).prompts == ("a red duck",)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -15,14 +16,16 @@ import torch
 from safetensors.torch import load_file
 
 from image_tools.diffusion.loading import load_folder
+from image_tools.personalization import class_images
 from studio.checkpoints import list_checkpoints
-from studio.errors import Interrupted
+from studio.errors import Interrupted, StorageError
 from studio.metrics_log import read_metrics
 from studio.report_subject import subject_section
 from studio.resuming import is_resumable
 from studio.run_folder import RunFolder
 from studio.runner import Runner
 from studio.subject.folder import SubjectFolder, read_images
+from studio.subject.preparation import SubjectPreparation
 from studio.subject.training import EXTRACTED_RANK
 from studio.subject.views import view_cameras
 from tests.file_bits import bits_of
@@ -170,6 +173,29 @@ def test_a_stopped_preparation_goes_on_bit_for_bit(
     last = run_to_the_end(scene, run)
     assert_equal_bits(list_checkpoints(whole.checkpoints_dir)[-1], last)
     assert results(run) == results(whole)
+
+
+NINE = "subject.training.class_images.count=9"
+
+
+def test_class_images_can_be_stopped(subject_scene, tmp_path):
+    scene, run = start(subject_scene, tmp_path, NINE)
+    preparation = SubjectPreparation(scene, run, torch.device("cpu"))
+    with pytest.raises(Interrupted, match="studio run --resume"):
+        preparation.before(0, None, should_stop=StopAfter(4))  # before the second few
+    assert len(list(folder_of(run).class_images.glob("*.png"))) == 8
+    assert not preparation._record("class_images")["finished"]
+
+
+def test_a_full_disk_is_told_in_a_line(subject_scene, tmp_path, monkeypatch):
+    def write(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(class_images, "write_image", write)
+    scene, run = start(subject_scene, tmp_path)
+    preparation = SubjectPreparation(scene, run, torch.device("cpu"))
+    with pytest.raises(StorageError, match="Free some space, then continue with studio run"):
+        preparation.before(0, None, should_stop=lambda: False)
 
 
 def test_stopped_between_the_stages_it_goes_on_bit_for_bit(
