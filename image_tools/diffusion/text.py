@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from torch import Tensor
 from image_tools.diffusion.conditions import TextEmbedding, cat_embeddings
 from image_tools.diffusion.precision import full_precision
 
-__all__ = ["TextLayout", "TextStack", "TextTower"]
+__all__ = ["TextLayout", "TextStack", "TextTower", "unknown_id"]
 
 logger = logging.getLogger(__name__)
 
@@ -124,5 +124,26 @@ def _tokenize(tower: TextTower, prompt: str) -> tuple[Tensor, Tensor]:
             "The prompt '%.60s...' has %d tokens; the text encoder reads the first %d of them.",
             prompt, used, length,
         )  # fmt: skip
+    _tell_unknown(tower.tokenizer, prompt, encoded.input_ids[0].tolist())
     device = next(tower.encoder.parameters()).device
     return encoded.input_ids.to(device), encoded.attention_mask.to(device)
+
+
+def unknown_id(tokenizer: Any) -> int | None:
+    """Id of unknown words; byte-level tokenizers, which know all, name one for something else."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # wrappers and slow ones have none
+    has_unknown = backend is not None and getattr(backend.model, "unk_token", None) == "[UNK]"
+    return tokenizer.unk_token_id if has_unknown else None
+
+
+def _tell_unknown(tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
+    """Warn of words that small vocabularies lack: a picture is made without them."""
+    unknown = unknown_id(tokenizer)
+    if unknown is None or unknown not in ids:
+        return
+    words = dict.fromkeys(prompt.split())
+    lost = [w for w in words if unknown in tokenizer(w).input_ids]
+    logger.warning(
+        "The text encoder does not know %s of the prompt '%.60s', and reads nothing in its place.",
+        ", ".join(map(repr, lost)), prompt,
+    )  # fmt: skip

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from image_tools.diffusion.text import unknown_id
 from renderers.errors import StudioError
 
 if TYPE_CHECKING:
@@ -44,6 +45,8 @@ class PlaceholderTokenizer:
         """Wrap ``tokenizer``, which is only read."""
         self.plain = tokenizer
         self.model_max_length = tokenizer.model_max_length
+        self.backend_tokenizer = getattr(tokenizer, "backend_tokenizer", None)
+        self.unk_token_id = getattr(tokenizer, "unk_token_id", None)
         self._rows: dict[str, range] = {}
         self._copy, self._expansions = tokenizer, {}
         self._end_tokens = len(tokenizer("").input_ids) - 1
@@ -159,7 +162,7 @@ def check_placeholder(tokenizer: Any, token: str, others: Iterable[str] = ()) ->
             f"The placeholder '{token}' is in use already - expected a new word. {advice}"
         )
     ids = tokenizer(token, add_special_tokens=False).input_ids
-    is_known = token in tokenizer.get_vocab() or (len(ids) == 1 and ids[0] != _unknown(tokenizer))
+    is_known = token in tokenizer.get_vocab() or (len(ids) == 1 and ids[0] != unknown_id(tokenizer))
     if is_known:
         raise PlaceholderError(
             f"The placeholder '{token}' is a token of the text encoder's vocabulary already - "
@@ -179,16 +182,10 @@ def word_ids(tokenizer: Any, word: str) -> list[int]:
             "instance 'dog' or 'teddy bear'. The new token starts from its meaning."
         )
     ids = tokenizer(word, add_special_tokens=False).input_ids
-    known = [number for number in ids if number != _unknown(tokenizer)]
+    known = [number for number in ids if number != unknown_id(tokenizer)]
     if not known:
         raise PlaceholderError(
             f"The class word '{word}' has no token in the text encoder's vocabulary - expected a "
             "word it knows. Use a simpler or English one, for instance 'dog'."
         )
     return known
-
-
-def _unknown(tokenizer: Any) -> int | None:
-    """Id of unknown words; byte-level tokenizers name one that stands for something else."""
-    has_unknown = getattr(tokenizer.backend_tokenizer.model, "unk_token", None) == "[UNK]"
-    return tokenizer.unk_token_id if has_unknown else None

@@ -86,6 +86,17 @@ def test_overlong_prompt_is_truncated_with_a_warning(tiny_pipelines, tmp_path, c
     assert "has 102 tokens; the text encoder reads the first 24" in caplog.text
 
 
+def test_words_that_cannot_be_spelled_are_told_once_and_others_not(
+    tiny_pipelines, tmp_path, caplog
+):
+    prior = _prior(tiny_pipelines, tmp_path, "pocket")
+    with caplog.at_level(logging.WARNING):
+        prior.encode_prompt(["a duck"])
+        assert caplog.text == ""
+        prior.encode_prompt(["a гриб and гриб"])
+    assert "does not know 'гриб' of the prompt 'a гриб and гриб'" in caplog.text
+
+
 def test_no_prompts_is_an_error(tiny_pipelines, tmp_path):
     with pytest.raises(ValueError, match="no prompts"):
         _prior(tiny_pipelines, tmp_path).encode_prompt([])
