@@ -47,7 +47,7 @@ def test_a_run_shows_references_and_pictures_without_and_with_them(studio, scene
     assert not np.array_equal(read(run, "plain-s0"), read(run, "referenced-s0"))
     rows = json.loads((run / "results.json").read_text())["pictures"]
     assert [row["difference"] is None for row in rows] == [False, True, True, False]
-    assert "Before and after" in (run / "report.html").read_text()
+    assert "All pictures, by seed" in (run / "report.html").read_text()
 
     off = studio("run", scene(**settings), "tool.scale=0", "--out", "runs", "--json").result["run"]
     assert np.array_equal(read(Path(off), "plain-s0"), read(run, "plain-s0"))
