@@ -97,15 +97,8 @@ def write_asset(
         StorageError: the run folder cannot be written.
     """
     result = export_run(run, config, device=device, progress=progress)
-    stage = load_stage(run, device, particle=None if config is None else config.particle)
-    wanted = config or stage.config.export
-    if result.appearance == "vertex" and wanted.appearance != "vertex":
-        progress(
-            f"warning: {result.n_faces} triangles do not fit a texture of {wanted.texture_size} "
-            "pixels, so the colours lie in the vertices. A larger texture_size helps, or a smaller "
-            "max_faces."
-        )
     if "glb" in result.files:
+        stage = load_stage(run, device, particle=None if config is None else config.particle)
         progress("turntable")
         write_turntable(run, stage)
         progress("contact sheet")

@@ -131,19 +131,19 @@ def _tokenize(tower: TextTower, prompt: str) -> tuple[Tensor, Tensor]:
 
 def unknown_id(tokenizer: Any) -> int | None:
     """Id of unknown words; byte-level tokenizers, which know all, name one for something else."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)  # wrappers and slow ones have none
+    backend = getattr(tokenizer, "backend_tokenizer", None)  # slow ones have none
     has_unknown = backend is not None and getattr(backend.model, "unk_token", None) == "[UNK]"
     return tokenizer.unk_token_id if has_unknown else None
 
 
 def _tell_unknown(tokenizer: Any, prompt: str, ids: Sequence[int]) -> None:
-    """Warn of words that small vocabularies lack: a picture is made without them."""
+    """Warn of words that small vocabularies cannot spell: what they mean is lost."""
     unknown = unknown_id(tokenizer)
     if unknown is None or unknown not in ids:
         return
     words = dict.fromkeys(prompt.split())
     lost = [w for w in words if unknown in tokenizer(w).input_ids]
     logger.warning(
-        "The text encoder does not know %s of the prompt '%.60s', and reads nothing in its place.",
+        "The text encoder does not know %s of the prompt '%.60s'; it reads [UNK] there.",
         ", ".join(map(repr, lost)), prompt,
     )  # fmt: skip

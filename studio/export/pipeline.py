@@ -362,6 +362,11 @@ def _textured(
     with clock.step("unwrapping"):
         atlas = unwrap(mesh, texture_size=config.texture_size, budget_s=config.unwrap_budget_s)
     if atlas is None:
+        clock.progress(
+            f"warning: {len(mesh.t_pos_idx)} triangles do not fit a texture of "
+            f"{config.texture_size} pixels, so the colours lie in the vertices. A larger "
+            "texture_size helps, or a smaller max_faces."
+        )
         return None, None
     with clock.step("texture"):
         texture = bake_texture(

@@ -37,6 +37,18 @@ def test_plain_progress_writes_ten_lines():
     assert "ETA" in lines[0]
 
 
+def test_time_left_counts_steps_alone(monkeypatch):
+    """90 of 100 seconds were preparations: nine steps like the first one take 90 more."""
+    now = [1000.0]
+    monkeypatch.setattr("studio.progress.time.monotonic", lambda: now[0])
+    lines: list[str] = []
+    progress = LineProgress(total=10, done=0, write=lines.append)
+    now[0] += 100.0
+    progress.leave_out(90.0)
+    progress.update(1, "shape", {})
+    assert "0.10 it/s  ETA 1:30" in lines[0]
+
+
 def test_resumed_progress_does_not_repeat_lines():
     lines: list[str] = []
     progress = LineProgress(total=100, done=55, write=lines.append)

@@ -295,6 +295,17 @@ def test_gallery_shows_every_run_and_links_to_reports(full_run, tmp_path):
     assert "a red duck" in page.words
 
 
+def test_gallery_shows_sheets_of_pictures_and_samples_of_trainings(tmp_path):
+    pictures, training = (
+        create_run(tmp_path / "runs", prompt="a duck", method=name, seed=0, info={})
+        for name in ("text-to-image", "dco")
+    )
+    save_png(pictures.path / "sheet.png", torch.zeros(4, 4, 3), {})
+    save_png(training.previews_dir / "step-000009.png", torch.ones(4, 4, 3), {})
+    page = page_of(write_gallery([pictures, training], tmp_path / "gallery.html"))
+    assert len({attrs["src"] for attrs in page.all("img")}) == 2
+
+
 def test_chart_reaches_from_first_to_last_step():
     svg = line_chart([10, 20, 30], [1.0, 5.0, 3.0], title="a <b>")
     assert "a &lt;b&gt;" in svg

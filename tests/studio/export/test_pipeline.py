@@ -160,6 +160,18 @@ def test_spent_budget_makes_patches_and_many_faces_make_vertex_colours(tmp_path)
     assert export_field(Ball(0.5), config, tmp_path).appearance == "vertex"
 
 
+def test_a_texture_that_the_triangles_do_not_fit_is_told(tmp_path):
+    told: list[str] = []
+    config = ExportConfig(**{**SMALL, "texture_size": 64}, unwrap_budget_s=0.0, formats=("glb",))
+    export_field(Ball(0.5), config, tmp_path, progress=told.append)
+    (warning,) = (text for text in told if text.startswith("warning"))
+    assert "do not fit a texture of 64 pixels" in warning
+    told.clear()
+    plain = ExportConfig(**{**SMALL, "appearance": "vertex"}, formats=("glb",))
+    export_field(Ball(0.5), plain, tmp_path, progress=told.append)
+    assert not [text for text in told if text.startswith("warning")]
+
+
 def test_distance_field_is_exported_too(tmp_path):
     result = export_field(DistanceBall(0.4), ExportConfig(**BARE, formats=("glb",)), tmp_path)
     assert result.threshold == 0.0
