@@ -61,7 +61,7 @@ def write_report(run: RunFolder, out: Path | None = None) -> Path:
         evaluation_section(info.get("evaluation") or {}),
         _pictures(run),
         subject_section(run, info),
-        _previews(run),
+        _previews(run, info),
         _curves(run),
         _settings(run, info),
     ]
@@ -228,8 +228,8 @@ def _pictures(run: RunFolder) -> str:
     return f'<h2>Views</h2><section class="pair{single}">{"".join(parts)}</section>'
 
 
-def _previews(run: RunFolder) -> str:
-    """How the object came to be: preview sheets, first to last."""
+def _previews(run: RunFolder, info: dict[str, Any]) -> str:
+    """How the object, or what was taught, came to be: preview sheets, first to last."""
     paths = sorted(run.previews_dir.glob("step-*.png"))
     if len(paths) > MAX_PREVIEWS:
         last = len(paths) - 1
@@ -242,6 +242,8 @@ def _previews(run: RunFolder) -> str:
     if not figures:
         return ""
     note = "Rows are four views; columns colour, normal, depth, opacity, and what the prior sees."
+    if info.get("task") in tasks_of(PersonalizeConfig):
+        note = "Rows are the prompts of samples.prompts, each drawn from several noises."
     return f'<h2>How it came to be</h2><p>{note}</p><section class="strip">{figures}</section>'
 
 

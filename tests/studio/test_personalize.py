@@ -185,6 +185,8 @@ def test_a_run_says_what_made_it_and_what_it_cost(photos, tiny_prior, tmp_path, 
     assert "No asset" not in page
     assert f"studio {info['version']}" in page
     assert "peak memory" in page
+    assert "Rows are the prompts" in page
+    assert "four views" not in page
 
 
 def test_verbs_of_assets_say_what_a_personalization_is_for(photos, tiny_prior, tmp_path, capsys):
